@@ -1,0 +1,346 @@
+"""Prepared clips and the training samples made of them.
+
+A prepared clip is two files: `NAME.npy` (N, 256, 256, 3) uint8 RGB frames of one fixed square crop, and `NAME.npz` with
+`points` (N, 478, 3), `blendshapes` (N, 52), `identity` and `source`.
+
+A sample holds a source S and a driving frame D of one clip, and what the paper has no target for: the intermediate image
+T (expression of D in the pose of S). T is D's face warped over S by the landmarks; inside one clip that is the same person
+in the same light, so T also shows the driving frame's own mouth interior. From the same landmarks come dense flows S <- T
+and T <- D (inverse warps) that teach the generators' flow fields directly.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.spatial import Delaunay
+
+from dpe_cli.errors import InputError
+from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER, LIPS_OUTER, Landmarker
+from dpe_cli.motion_space import MotionSpace, mean_face, mirror_blendshapes, mirror_permutation, normalise
+
+FLOW_SIZE = 64  # resolution of the dense flows
+HELD_OUT = 0.1  # share of the identities that training never sees
+CROP = 256  # side of the prepared crops, pixels
+
+
+def prepare_clip(video: Path, landmarker: Landmarker, folder: Path, name: str, identity: str, fps: float = 12.5) -> int:
+    """Decodes a square face clip, finds the landmarks, writes NAME.npy and NAME.npz; returns the number of frames kept.
+
+    Frames beyond `fps` and beyond 80 a clip are left out, evenly; so are frames without a face. Fewer than 10: nothing is
+    written and 0 is returned.
+    """
+    from dpe_cli.video import probe, read_frames
+
+    step = max(1, round(float(probe(video).fps) / fps))
+    frames = [frame.rgb for frame in read_frames(video) if frame.index % step == 0]
+    if len(frames) > 80:
+        frames = [frames[int(i)] for i in np.linspace(0, len(frames) - 1, 80)]
+    frames = [cv2.resize(f, (CROP, CROP), interpolation=cv2.INTER_AREA) for f in frames]
+    faces = [(frame, landmarker.detect(frame)) for frame in frames]
+    faces = [(frame, face) for frame, face in faces if face is not None]
+    if len(faces) < 10:
+        return 0
+    np.save(folder / f"{name}.npy", np.stack([frame for frame, _ in faces]))
+    np.savez(
+        folder / f"{name}.npz",
+        points=np.stack([face.points for _, face in faces]),
+        blendshapes=np.stack([face.blendshapes for _, face in faces]),
+        identity=identity,
+        source=str(video.name),
+    )
+    return len(faces)
+
+
+def is_held_out(identity: str) -> bool:
+    """Whether an identity belongs to the test split: a hash decides, so that every machine agrees."""
+    return zlib.crc32(identity.encode()) % 1000 < HELD_OUT * 1000
+
+
+@dataclass
+class Clip:
+    """One prepared clip with everything that is computed once."""
+
+    frames: np.ndarray  # (N, H, W, 3) uint8, memory-mapped or resized
+    points: np.ndarray  # (N, 478, 3) pixels of a 256 crop
+    shapes: np.ndarray  # (N, 478, 3) in the head's frame
+    scale: np.ndarray  # (N,)
+    rotation: np.ndarray  # (N, 3, 3)
+    translation: np.ndarray  # (N, 3)
+    expression: np.ndarray  # (N, 14)
+    mirrored: np.ndarray  # (N, 14) of the mirrored face
+    identity: str
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+def load_clips(folder: Path, space: MotionSpace | None, held_out: bool, size: int) -> tuple[list[Clip], MotionSpace]:
+    """Reads the prepared clips of one split; fits the motion space on them when none is given.
+
+    Raises:
+        InputError: no prepared clip in the folder.
+    """
+    raw = []
+    for path in sorted(Path(folder).glob("*.npz")):
+        with np.load(path) as data:
+            if is_held_out(str(data["identity"])) == held_out:
+                raw.append((path, data["points"], data["blendshapes"], str(data["identity"])))
+    if not raw:
+        raise InputError(f"{folder}: no prepared clips", "prepare clips first: dpe train --clips VIDEOS")
+    if space is None:
+        template = mean_face(np.concatenate([points[::40] for _, points, _, _ in raw]))
+        space = MotionSpace.fit([(points[::3], scores[::3]) for _, points, scores, _ in raw], template)
+    return [_clip(*item, space, size) for item in raw], space
+
+
+def _clip(path: Path, points: np.ndarray, scores: np.ndarray, identity: str, space: MotionSpace, size: int) -> Clip:
+    shapes, scale, rotation, translation = normalise(points, space.template)
+    mirrored = shapes[:, mirror_permutation(space.template)] * [-1, 1, 1]
+    frames = np.load(path.with_suffix(".npy"), mmap_mode="r")
+    if size < frames.shape[1]:
+        frames = np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in frames])
+    return Clip(
+        frames, points, shapes, scale, rotation, translation,
+        space.expression(shapes, scores), space.expression(mirrored, mirror_blendshapes(scores)), identity, path.stem,
+    )  # fmt: skip
+
+
+# --- dense warps from landmarks ------------------------------------------------------------------------------------
+
+
+def _border_anchors(size: float) -> np.ndarray:
+    """Points around the picture that never move, so that displacements fall off towards the border. (28, 2)"""
+    steps = np.linspace(-0.02, 1.02, 8) * size
+    low, high = np.full(8, steps[0]), np.full(8, steps[-1])
+    ring = [np.c_[steps, low], np.c_[steps, high], np.c_[low, steps][1:-1], np.c_[high, steps][1:-1]]
+    return np.concatenate(ring)
+
+
+class Mesh:
+    """Triangles over the landmarks and a ring of border anchors; draws which triangle each pixel of a face lies in."""
+
+    def __init__(self, template: np.ndarray):
+        side = 3.2  # the crops are about three times as wide as the outer eye corners are apart
+        nodes = np.concatenate([template[:, :2], _border_anchors(side) - side / 2])
+        self.triangles = Delaunay(nodes).simplices.astype(np.int32)
+        ring = (self.triangles >= len(template)).any(1)
+        self.triangles = np.concatenate([self.triangles[ring], self.triangles[~ring]])
+        self.ring = int(ring.sum())
+
+    def locate(self, points: np.ndarray, size: float, resolution: int = FLOW_SIZE) -> tuple[np.ndarray, np.ndarray]:
+        """Triangle and barycentric weights of each pixel's centre, nearest surface on top.
+
+        points: (478, 3) of the face in pixels of a `size` crop. Returns (R*R, 3) node indices and (R*R, 3) weights.
+        """
+        nodes = np.concatenate([points[:, :2], _border_anchors(size)])
+        depth = points[:, 2][self.triangles[self.ring :]].mean(1)
+        order = np.concatenate([np.arange(self.ring), self.ring + np.argsort(-depth)])  # far ones first
+        fixed = np.round((nodes * (resolution / size) - 0.5) * 256).astype(np.int32)
+        index = np.zeros((resolution, resolution), np.int32)
+        for number, corners in zip(order.tolist(), fixed[self.triangles[order]], strict=True):
+            cv2.fillConvexPoly(index, corners, number, shift=8)
+        triangles = self.triangles[index.ravel()]
+        centres = (np.arange(resolution) + 0.5) * size / resolution
+        grid = np.stack(np.meshgrid(centres, centres), -1).reshape(-1, 2)
+        a, b, c = (nodes[triangles[:, k]] for k in range(3))
+        one, two, rest = b - a, c - a, grid - a
+        area = one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]
+        area = np.where(np.abs(area) < 1e-6, 1e-6, area)
+        v = (rest[:, 0] * two[:, 1] - rest[:, 1] * two[:, 0]) / area
+        w = (one[:, 0] * rest[:, 1] - one[:, 1] * rest[:, 0]) / area
+        # A pixel on an edge may lie a little outside of the triangle drawn there, far outside of it if that is thin.
+        weights = np.clip(np.stack([1 - v - w, v, w], 1), 0, 1)
+        return triangles, weights / weights.sum(1, keepdims=True)
+
+
+def dense_map(
+    place: tuple[np.ndarray, np.ndarray], target: np.ndarray, origin: np.ndarray, size: float, resolution: int = FLOW_SIZE
+) -> np.ndarray:
+    """Where each pixel of the target picture comes from: piecewise linear between landmarks, still at the border.
+
+    place: what `Mesh.locate` says of the target's points; target, origin: (478, >=2) the same points in both pictures.
+    Returns (resolution, resolution, 2): x, y in the origin, pixels of a `size` crop, at the centres of the target's pixels.
+    """
+    triangles, weights = place
+    shift = np.concatenate([origin[:, :2] - target[:, :2], np.zeros((28, 2))])
+    moved = (weights[..., None] * shift[triangles]).sum(1).astype(np.float32).reshape(resolution, resolution, 2)
+    moved = cv2.medianBlur(moved, 5)  # triangles that fold over where the head turns away give single wild pixels
+    centres = (np.arange(resolution) + 0.5) * size / resolution
+    grid = np.stack(np.meshgrid(centres, centres), -1)
+    return (grid + moved).astype(np.float32)
+
+
+def warp(image: np.ndarray, where: np.ndarray, size: float) -> np.ndarray:
+    """Samples an (H, W, 3) picture by a dense map in pixels of a `size` crop."""
+    height = image.shape[0]
+    full = cv2.resize(where, (height, height), interpolation=cv2.INTER_LINEAR) * (height / size) - 0.5
+    return cv2.remap(image, full, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _polygon(points: np.ndarray, indices: list[int], size: float, resolution: int) -> np.ndarray:
+    mask = np.zeros((resolution, resolution), np.uint8)
+    cv2.fillPoly(mask, [np.round(points[indices, :2] * (resolution / size)).astype(np.int32)], 255)
+    return mask
+
+
+def region_weights(points: np.ndarray, size: float, resolution: int) -> np.ndarray:
+    """Loss weights: mouth and eyes are 3 % of the pixels and most of the message. (R, R) float32 >= 1"""
+    fine = np.zeros((resolution, resolution), np.uint8)
+    for part in (LIPS_OUTER, *EYES):
+        fine = np.maximum(fine, _polygon(points, part, size, resolution))
+    reach = max(3, resolution // 16) | 1
+    fine = cv2.blur(cv2.dilate(fine, np.ones((reach, reach), np.uint8)), (reach, reach))
+    face = cv2.blur(_polygon(points, FACE_OVAL, size, resolution), (reach, reach))
+    return (1 + 1.5 * face.astype(np.float32) / 255 + 5 * fine.astype(np.float32) / 255).astype(np.float32)
+
+
+# --- samples -------------------------------------------------------------------------------------------------------
+
+
+class Sampler:
+    """Endless training samples. Every worker needs its own seed.
+
+    Each sample is a dict of arrays (R = resolution of the pictures, F = FLOW_SIZE):
+      source, target, driving: (3, R, R) uint8: S, T and D of the module's docstring;
+      source_code, driving_code: (20,) float32 motion coordinates of S and D;
+      exp_flow, pose_flow: (2, F, F) float32 sampling positions in [-1, 1] (pixel centres): T from S, D from T;
+      exp_valid, pose_valid: (F, F) float32, where the flows are known; weight: (R, R) of T; pose_weight: (R, R) of D.
+    """
+
+    def __init__(self, clips: list[Clip], mesh: Mesh, seed: int, augment: bool = True):
+        self.mesh = mesh
+        self.random = np.random.default_rng(seed)
+        self.augment = augment
+        people: dict[str, list[Clip]] = {}
+        for clip in clips:
+            people.setdefault(clip.identity, []).append(clip)
+        self.people = list(people.values())
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        while True:
+            yield self.sample()
+
+    def pick(self) -> tuple[Clip, int, int]:
+        """A clip and two of its frames: likely far apart in expression, and not too far in pose."""
+        person = self.people[self.random.integers(len(self.people))]
+        clip = person[self.random.integers(len(person))]
+        s = int(self.random.integers(len(clip)))
+        if self.random.random() < 0.1:
+            return clip, s, s
+        others = self.random.integers(0, len(clip), 6)
+        difference = np.linalg.norm(clip.expression[others] - clip.expression[s], axis=1)
+        turn = np.degrees(np.arccos(np.clip((np.einsum("nij,ij->n", clip.rotation[others], clip.rotation[s]) - 1) / 2, -1, 1)))
+        score = difference - 0.15 * np.maximum(turn - 6, 0) + self.random.gumbel(0, 1.0, len(others))
+        return clip, s, int(others[score.argmax()])
+
+    def sample(self) -> dict[str, np.ndarray]:
+        """One sample, augmented alike in all three pictures (mirror, colour, similarity; the last differs for D)."""
+        clip, s, d = self.pick()
+        size = float(CROP)
+        source, driving = np.asarray(clip.frames[s]), np.asarray(clip.frames[d])
+        source_points, driving_points = clip.points[s], clip.points[d]
+        # L_T: the driving expression's shape, posed as the source (reference: pseudo-pairs inside one clip).
+        target_points = clip.scale[s] * clip.shapes[d] @ clip.rotation[s].T + clip.translation[s]
+        flip = self.augment and self.random.random() < 0.5
+        one = self._similarity(size)
+        two = one if self.random.random() < 0.5 else self._similarity(size)
+        source, source_points, source_pose = self._move(source, source_points, clip, s, one, flip)
+        _, target_points, _ = self._move(None, target_points, clip, s, one, flip)
+        driving, driving_points, driving_pose = self._move(driving, driving_points, clip, d, two, flip)
+        source, driving = self._colour(source, driving)
+
+        place = self.mesh.locate(target_points, size)
+        from_source = dense_map(place, target_points, source_points, size)
+        from_driving = dense_map(place, target_points, driving_points, size)
+        target = self._compose(source, driving, from_source, from_driving, target_points, size)
+        pose_flow = dense_map(self.mesh.locate(driving_points, size), driving_points, target_points, size)
+        resolution = source.shape[0]
+        codes = clip.mirrored if flip else clip.expression
+        return {
+            "source": _planes(source), "target": _planes(target), "driving": _planes(driving),
+            "source_code": np.concatenate([source_pose, codes[s]]).astype(np.float32),
+            "driving_code": np.concatenate([driving_pose, codes[d]]).astype(np.float32),
+            "exp_flow": _positions(from_source, size), "pose_flow": _positions(pose_flow, size),
+            "exp_valid": _valid(target_points, source_points, size, 0.3),
+            "pose_valid": _valid(driving_points, target_points, size, 0.0),
+            "weight": region_weights(target_points, size, resolution),
+            "pose_weight": region_weights(driving_points, size, resolution),
+        }  # fmt: skip
+
+    def _similarity(self, size: float) -> tuple[float, float, np.ndarray]:
+        """Angle (radians), scale and shift (pixels) of a random small similarity about the middle."""
+        if not self.augment:
+            return 0.0, 1.0, np.zeros(2)
+        angle = np.radians(np.clip(self.random.normal(0, 4), -10, 10))
+        scale = float(np.exp(np.clip(self.random.normal(0, 0.08), -0.2, 0.2)))
+        return angle, scale, np.clip(self.random.normal(0, 0.03, 2), -0.08, 0.08) * size
+
+    def _move(
+        self, image: np.ndarray | None, points: np.ndarray, clip: Clip, index: int, similarity: tuple, flip: bool
+    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+        """Applies mirror and similarity to a picture, its points and its pose coordinates."""
+        angle, scale, shift = similarity
+        size = float(CROP)
+        mirror = np.diag([-1.0, 1, 1]) if flip else np.eye(3)
+        turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+        middle = np.array([size / 2, size / 2, 0])
+        linear = scale * turn @ mirror
+        offset = middle + np.append(shift, 0) - linear @ middle
+        moved = points @ linear.T + offset
+        rotation = turn @ mirror @ clip.rotation[index] @ mirror
+        centre = (linear @ clip.translation[index] + offset)[:2]
+        pose = MotionSpace.pose(np.array([clip.scale[index] * scale]), rotation[None], centre[None], size)[0]
+        if image is not None and self.augment:
+            ratio = image.shape[0] / size
+            # A pixel's centre is at +0.5 in the points' coordinates, at +0 in OpenCV's.
+            half = np.array([0.5, 0.5])
+            affine = np.c_[linear[:2, :2], offset[:2] * ratio + linear[:2, :2] @ half - half]
+            image = cv2.warpAffine(
+                image, affine, image.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+            )
+        return image, moved, pose
+
+    def _colour(self, *images: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The same gain, gamma and tint for all pictures."""
+        if not self.augment or self.random.random() < 0.3:
+            return images
+        gain = np.exp(self.random.normal(0, 0.1)) * np.exp(self.random.normal(0, 0.04, 3))
+        gamma = np.exp(self.random.normal(0, 0.12))
+        levels = np.arange(256)[:, None] / 255
+        table = np.clip(levels**gamma * gain * 255, 0, 255).astype(np.uint8)[None]
+        return tuple(cv2.LUT(image, table) for image in images)
+
+    @staticmethod
+    def _compose(
+        source: np.ndarray, driving: np.ndarray, from_source: np.ndarray, from_driving: np.ndarray,
+        points: np.ndarray, size: float,
+    ) -> np.ndarray:  # fmt: skip
+        """T: the driving face warped into the source's pose, over the source bent to the new jaw line."""
+        resolution = source.shape[0]
+        under, face = warp(source, from_source, size), warp(driving, from_driving, size)
+        mask = _polygon(points, FACE_OVAL, size, resolution)
+        reach = max(3, resolution // 24) | 1
+        mask = cv2.erode(mask, np.ones((reach, reach), np.uint8))
+        mask = cv2.GaussianBlur(mask, (2 * reach + 1, 2 * reach + 1), 0).astype(np.float32)[..., None] / 255
+        return np.round(face * mask + under * (1 - mask)).astype(np.uint8)
+
+
+def _planes(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def _positions(where: np.ndarray, size: float) -> np.ndarray:
+    """Pixels of a crop to [-1, 1] with -1 and 1 at its edges (grid_sample's align_corners=False)."""
+    return np.ascontiguousarray((where / size * 2 - 1).transpose(2, 0, 1))
+
+
+def _valid(target: np.ndarray, origin: np.ndarray, size: float, outside: float) -> np.ndarray:
+    """1 on the face, `outside` elsewhere, 0 in a mouth that is open in one of the two (nothing corresponds there)."""
+    face = _polygon(target, FACE_OVAL, size, FLOW_SIZE).astype(np.float32) / 255
+    mouth = _polygon(target, LIPS_INNER, size, FLOW_SIZE) > 0
+    return np.where(mouth, 0, np.maximum(face, outside)).astype(np.float32)

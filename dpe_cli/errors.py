@@ -1,0 +1,40 @@
+"""The failures that a user can mend, each with its exit code."""
+
+
+class DPEError(Exception):
+    """A failure the user can mend. `remedy` says how, in the imperative."""
+
+    exit_code = 1
+
+    def __init__(self, problem: str, remedy: str):
+        super().__init__(f"{problem}; {remedy}")
+
+
+class InputError(DPEError):
+    """An input is missing, unreadable or unsupported."""
+
+    exit_code = 3
+
+
+class FaceError(DPEError):
+    """No usable face was found."""
+
+    exit_code = 4
+
+
+class WeightsError(DPEError):
+    """Weights are missing, damaged or of another model."""
+
+    exit_code = 5
+
+
+class DeviceError(DPEError):
+    """The device does not exist or its memory is too small."""
+
+    exit_code = 6
+
+
+class OutputError(DPEError):
+    """The output exists already or cannot be written."""
+
+    exit_code = 7

@@ -1,0 +1,164 @@
+"""What the 20 motion coordinates of our own weights mean: a supervised basis for DPE's motion code.
+
+The paper lets the 20 coordinates find their meaning from reconstruction alone, over millions of pairs. Our weights are
+trained with far less, so each coordinate is given a measured meaning: 6 of head pose, 8 of the mouth, 2 of the lids, 2 of
+gaze, 2 of the brows. The networks are the paper's; only the target of `motion_code` is ours.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dpe_cli.landmarks import BLENDSHAPES, align, eye_openings, gaze, head_angles
+
+GROUPS = {"mouth": 8, "lids": 2, "gaze": 2, "brows": 2}  # expression coordinates, in this order after the pose
+POSE_DIM = 6  # yaw, pitch, roll (degrees), log2 of the face's size over the crop's, centre x and y (crop sides)
+MOTION_DIM = POSE_DIM + sum(GROUPS.values())
+POSE_SCALE = np.array([15.0, 12.0, 10.0, 0.25, 0.06, 0.06])  # divisors that bring each to about unit spread
+LIMIT = 4.0  # standardised coordinates are clipped here: landmark failures give wild values
+
+_MOUTH_BLENDSHAPES = [i for i, name in enumerate(BLENDSHAPES) if name.startswith(("jaw", "mouth"))]
+_BROW_BLENDSHAPES = [i for i, name in enumerate(BLENDSHAPES) if name.startswith("brow")]
+
+
+def mirror_blendshapes(scores: np.ndarray) -> np.ndarray:
+    """Scores of the mirrored face. (..., 52) -> (..., 52)"""
+    swapped = [
+        BLENDSHAPES.index(
+            name.replace("Left", "#").replace("Right", "Left").replace("#", "Right")
+        )
+        for name in BLENDSHAPES
+    ]
+    return scores[..., swapped]
+
+
+def mean_face(points: np.ndarray, rounds: int = 5) -> np.ndarray:
+    """Symmetric mean shape of many faces (N, 478, 3): centred, outer eye corners one unit apart. -> (478, 3)"""
+    template = points[0] - points[0].mean(0)
+    for _ in range(rounds):
+        shapes = []
+        for face in points:
+            scale, rotation, translation = align(face, template)
+            shapes.append((face - translation) @ rotation / scale)
+        template = np.mean(shapes, axis=0)
+        mirror = mirror_permutation(template)
+        template = (template + template[mirror] * [-1, 1, 1]) / 2
+        template -= template.mean(0)
+        template /= np.linalg.norm(template[33] - template[263])
+    return template
+
+
+def mirror_permutation(template: np.ndarray) -> np.ndarray:
+    """Index of each point's mirror image, by the nearest point of the mirrored mean shape. (478,) int"""
+    centred = template - template.mean(0)
+    distance = np.linalg.norm(centred[:, None] - (centred * [-1, 1, 1])[None], axis=-1)
+    return distance.argmin(1)
+
+
+def _features(shape: np.ndarray, blendshapes: np.ndarray) -> dict[str, np.ndarray]:
+    """Raw measures on faces in the head's own frame. shape (N, 478, 3), blendshapes (N, 52) -> group -> (N, F)."""
+
+    def gap(a: int, b: int) -> np.ndarray:
+        return np.linalg.norm(shape[:, a] - shape[:, b], axis=-1)
+
+    middle = (shape[:, 61] + shape[:, 291]) / 2
+    mouth = np.stack(
+        [
+            gap(13, 14), gap(82, 87), gap(312, 317), gap(78, 308), gap(61, 291),
+            shape[:, 61, 1] - shape[:, 0, 1], shape[:, 291, 1] - shape[:, 0, 1],
+            shape[:, 13, 1] - shape[:, 2, 1], shape[:, 14, 1] - shape[:, 2, 1], shape[:, 152, 1] - shape[:, 2, 1],
+            shape[:, 13, 2] - shape[:, 2, 2], shape[:, 14, 2] - shape[:, 2, 2], middle[:, 0],
+        ],
+        -1,
+    )  # fmt: skip
+    brows = np.stack([shape[:, i, 1] - shape[:, j, 1] for i, j in ((105, 33), (334, 263), (107, 133), (336, 362))], -1)
+    blink = blendshapes[:, [BLENDSHAPES.index("eyeBlinkLeft"), BLENDSHAPES.index("eyeBlinkRight")]]
+    opening = eye_openings(shape)  # picture's left first, which is the person's right
+    return {
+        "mouth": np.concatenate([mouth, blendshapes[:, _MOUTH_BLENDSHAPES]], -1),
+        "lids": opening - 0.15 * blink[:, ::-1],
+        "gaze": gaze(shape),
+        "brows": np.concatenate([brows, blendshapes[:, _BROW_BLENDSHAPES]], -1),
+    }
+
+
+@dataclass(frozen=True)
+class MotionSpace:
+    """Landmarks to the 20 motion coordinates, and back to a posed face."""
+
+    template: np.ndarray  # (478, 3) mean face
+    mean: dict[str, np.ndarray]  # group -> (F,)
+    basis: dict[str, np.ndarray]  # group -> (F, coordinates)
+
+    @classmethod
+    def fit(cls, clips: list[tuple[np.ndarray, np.ndarray]], template: np.ndarray) -> "MotionSpace":
+        """Principal components, inside each group, of what changes within a clip (identity cancels there).
+
+        clips: (points (N, 478, 3), blendshapes (N, 52)) of each clip.
+        """
+        raw = [_features(normalise(points, template)[0], scores) for points, scores in clips]
+        mean, basis = {}, {}
+        for group, count in GROUPS.items():
+            values = np.concatenate([clip[group] for clip in raw])
+            within = np.concatenate([clip[group] - clip[group].mean(0) for clip in raw])
+            spread = within.std(0)
+            # A score that hardly ever fires would be blown up by standardising: it weighs by what it does.
+            weight = 1 / np.maximum(spread, 0.25 * np.median(spread))
+            _, _, rows = np.linalg.svd(within * weight, full_matrices=False)
+            axes = (weight[:, None] * rows[:count].T) if group in ("mouth", "brows") else np.diag(weight)
+            mean[group] = values.mean(0)
+            basis[group] = axes / ((values - mean[group]) @ axes).std(0)
+        return cls(template, mean, basis)
+
+    def expression(self, shape: np.ndarray, blendshapes: np.ndarray) -> np.ndarray:
+        """Expression coordinates of pose-normalised faces. (N, 478, 3), (N, 52) -> (N, 14)"""
+        raw = _features(shape, blendshapes)
+        parts = [(raw[group] - self.mean[group]) @ self.basis[group] for group in GROUPS]
+        return np.clip(np.concatenate(parts, -1), -LIMIT, LIMIT).astype(np.float32)
+
+    @staticmethod
+    def pose(scale: np.ndarray, rotation: np.ndarray, centre: np.ndarray, size: int) -> np.ndarray:
+        """Pose coordinates. scale (N,) in pixels, rotation (N, 3, 3), centre (N, 2) pixels of a crop -> (N, 6)"""
+        raw = np.concatenate(
+            [head_angles(rotation), np.log2(scale / size * 3)[:, None], centre / size - 0.5], -1
+        )  # the outer eye corners are about a third of our crops apart
+        return np.clip(raw / POSE_SCALE, -LIMIT, LIMIT).astype(np.float32)
+
+    def to_json(self) -> str:
+        """Everything, rounded to 6 digits."""
+
+        def plain(values: np.ndarray) -> list:
+            return np.round(values, 6).tolist()
+
+        return json.dumps(
+            {
+                "template": plain(self.template),
+                "mean": {k: plain(v) for k, v in self.mean.items()},
+                "basis": {k: plain(v) for k, v in self.basis.items()},
+            }
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "MotionSpace":
+        """Reads what `to_json` wrote."""
+        data = json.loads(Path(path).read_text())
+        return cls(
+            np.array(data["template"]),
+            {k: np.array(v) for k, v in data["mean"].items()},
+            {k: np.array(v) for k, v in data["basis"].items()},
+        )
+
+
+def normalise(points: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Takes the head pose out of faces (N, 478, 3).
+
+    Returns shapes in the head's frame (N, 478, 3), scales (N,), rotations (N, 3, 3), translations (N, 3).
+    """
+    fits = [align(face, template) for face in points]
+    scale = np.array([f[0] for f in fits])
+    rotation = np.stack([f[1] for f in fits])
+    translation = np.stack([f[2] for f in fits])
+    shapes = np.einsum("nij,nkj->nki", rotation.transpose(0, 2, 1), points - translation[:, None]) / scale[:, None, None]
+    return shapes, scale, rotation, translation

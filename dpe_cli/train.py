@@ -1,0 +1,423 @@
+"""Training of the DPE networks on prepared clips.
+
+Two kinds of step share the networks, the data and the optimiser:
+
+* guided: landmarks say what each network must do (motion codes, flows, and the intermediate image that the paper has no
+  target for). Cheap enough for a CPU; it gives the codes and the flows their meaning.
+* cycle: the paper's first stage (section 3.3): S -> S' -> S'' and D -> D' -> D'' through both generators, reconstruction of
+  the three pairs, perceptual loss, self-reconstruction, non-saturating GAN on S'' and D'', and asymmetric
+  back-propagation: the middle pair (S', D') does not update the pose generator.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from dpe_cli.dataset import FLOW_SIZE, Clip, Mesh, Sampler, load_clips
+from dpe_cli.errors import InputError
+from dpe_cli.models import DPE, Discriminator, DPEConfig, PerceptualLoss
+from dpe_cli.motion_space import POSE_DIM, MotionSpace
+from dpe_cli.weights import load, save
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a run depends on; written beside its weights."""
+
+    minutes: float = 60.0
+    batch: int = 16
+    pose_share: float = 0.34  # share of each guided batch that also trains the pose generator
+    lr: float = 2e-3
+    cycle: bool = False  # the paper's losses instead of the guided ones
+    guide: float = 1.0  # weight of the landmark terms inside a cycle step
+    flow_weight: float = 2.0
+    code_weight: float = 0.5
+    perceptual_weight: float = 0.0  # the paper's lambda_p is 20 on its own scale of VGG19 features
+    perceptual_blocks: int = 3
+    perceptual_size: int = 96  # side of the window around the face that the perceptual network sees
+    gan_weight: float = 0.0
+    ema: float = 0.998
+    threads: int = 1
+    workers: int = 1
+    seed: int = 0
+    save_every: float = 5.0  # minutes
+
+
+@dataclass
+class Losses:
+    """Named scalar terms of one step and their weighted sum."""
+
+    total: Tensor | float = 0.0
+    terms: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
+        self.total = self.total + weight * value
+        self.terms[name] = self.terms.get(name, 0.0) + float(value.detach())
+
+
+class _Stream(IterableDataset):
+    def __init__(self, clips: list[Clip], mesh: Mesh, seed: int):
+        self.clips, self.mesh, self.seed = clips, mesh, seed
+
+    def __iter__(self):
+        import cv2
+
+        cv2.setNumThreads(1)
+        info = torch.utils.data.get_worker_info()
+        return iter(Sampler(self.clips, self.mesh, self.seed * 1000 + (info.id if info else 0)))
+
+
+def to_image(batch: Tensor) -> Tensor:
+    """(B, 3, R, R) uint8 -> float32 in [-1, 1], channels last."""
+    return batch.to(memory_format=torch.channels_last).float().div_(127.5).sub_(1)
+
+
+def weighted_l1(image: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean absolute difference, pixels weighted, at three scales: coarse agreement first, detail last."""
+    difference = image.float() - target
+    loss = (difference.abs() * weight[:, None]).mean()
+    for _ in range(2):
+        difference, weight = F.avg_pool2d(difference, 2), F.avg_pool2d(weight[:, None], 2)[:, 0]
+        loss = loss + (difference.abs() * weight[:, None]).mean()
+    return loss / 3
+
+
+def flow_loss(flows: list[Tensor], where: Tensor, valid: Tensor) -> Tensor:
+    """L1 between the tanh of each level's raw flow and the landmark flow.
+
+    flows: raw (B, 3, r, r); where: (B, 2, F, F) sampling positions in [-1, 1] at pixel centres; valid: (B, F, F).
+    The generators add their flow to a grid whose ends lie ON -1 and 1 while sampling takes -1 and 1 as the picture's edges
+    (the official code's quirk): the target is measured from that very grid.
+    """
+    total, count = 0.0, 0
+    for raw in flows:
+        size = raw.shape[-1]
+        if size < 16 and len(flows) > 2:
+            continue
+        if size <= FLOW_SIZE:
+            wanted, mask = F.adaptive_avg_pool2d(where, size), F.adaptive_avg_pool2d(valid[:, None], size)
+        else:
+            wanted = F.interpolate(where, size=size, mode="bilinear", align_corners=False)
+            mask = F.interpolate(valid[:, None], size=size, mode="bilinear", align_corners=False)
+        line = torch.linspace(-1, 1, size, device=raw.device)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"))
+        error = (torch.tanh(raw[:, :2].float()) - (wanted - grid)).abs()
+        total = total + (error * mask).sum() / (mask.sum() * 2 + 1) * 10
+        count += 1
+    return total / count
+
+
+def separate(model: DPE) -> None:
+    """Makes the two heads blind to each other's coordinates: pose to the expression ones, expression to the pose ones.
+
+    The motion path is affine, so blindness is exact: the first layer of each head loses its component along the other's
+    rows of the motion basis.
+    """
+    with torch.no_grad():
+        basis = model.motion_basis.basis()  # (L, 20), orthonormal
+        for head, banned in ((model.expression_head, basis[:, :POSE_DIM]), (model.pose_head, basis[:, POSE_DIM:])):
+            weight = next(p for n, p in head.named_parameters() if n.endswith("weight"))
+            weight -= weight @ banned @ banned.T
+
+
+def initialise(model: DPE) -> None:
+    """Starts the flows near zero (the standard start throws every pixel somewhere else) and the shifts large enough."""
+    with torch.no_grad():
+        for generator in (model.expression_generator, model.pose_generator):
+            for to_flow in generator.to_flows:
+                to_flow.conv.weight.mul_(0.05)
+        for head in (model.expression_head, model.pose_head):
+            [p for n, p in head.named_parameters() if n.endswith("weight")][-1].mul_(3)
+    model.motion_basis.weight.requires_grad_(False)
+    separate(model)
+
+
+class Trainer:
+    """One training run: networks, optimisers, moving average and the two kinds of step."""
+
+    def __init__(self, model: DPE, config: TrainConfig, perceptual: nn.Module | None, device: str = "cpu"):
+        self.config, self.device = config, torch.device(device)
+        self.model = model.to(self.device)
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.perceptual = perceptual.to(self.device) if perceptual else None
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, betas=(0.5, 0.99))
+        self.discriminator = None
+        if config.gan_weight:
+            self.discriminator = Discriminator(model.config.size, model.config.channels).to(self.device)
+            self.discriminator_optimiser = torch.optim.Adam(
+                self.discriminator.parameters(), lr=config.lr * 16 / 17, betas=(0, 0.99059)
+            )
+        self.step_number = 0
+
+    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, float]:
+        """One update. `progress` in [0, 1] is the share of the run's time that is gone."""
+        warm = min(1.0, (self.step_number + 1) / 100)
+        fall = 1.0 if progress < 0.6 else 0.05 + 0.95 * (1 - (progress - 0.6) / 0.4)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.lr * warm * fall
+        with torch.autocast(self.device.type, torch.bfloat16):
+            losses, fakes, reals = self.cycle(batch) if self.config.cycle else (self.guided(batch), None, None)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()
+        losses.terms["grad"] = float(nn.utils.clip_grad_norm_(self.parameters, 5.0))
+        if np.isfinite(losses.terms["grad"]):
+            self.optimiser.step()
+        separate(self.model)
+        if fakes is not None and self.discriminator is not None:
+            losses.terms["d"] = self.update_discriminator(fakes.detach(), reals)
+        self.step_number += 1
+        decay = min(self.config.ema, (1 + self.step_number) / (10 + self.step_number))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                if value.dtype.is_floating_point:
+                    self.average[name].lerp_(value, 1 - decay)
+        return losses.terms
+
+    def guided(self, batch: dict[str, Tensor]) -> Losses:
+        """Landmark-supervised step: S -> T by the expression generator, T -> D by the pose generator."""
+        model, config, losses = self.model, self.config, Losses()
+        source, target, driving = (to_image(batch[k]) for k in ("source", "target", "driving"))
+        source_code, driving_code = batch["source_code"], batch["driving_code"]
+        count = max(1, round(len(source) * config.pose_share))
+        target_code = torch.cat([source_code[:, :POSE_DIM], driving_code[:, POSE_DIM:]], 1)
+
+        encoded = model.encode(torch.cat([source, target[:count]]).contiguous(memory_format=torch.channels_last))
+        codes = model.motion_code(encoded.latent).float()
+        losses.add("code", F.smooth_l1_loss(codes, torch.cat([source_code, target_code[:count]])), config.code_weight)
+
+        size = len(source)
+        own = encoded.latent[:size]
+        result = model.expression_generator(
+            own + model.expression_shift(driving_code), [f[:size] for f in encoded.features]
+        )
+        losses.add("exp", weighted_l1(result.image, target, batch["weight"]))
+        losses.add("exp_flow", flow_loss(result.flows, batch["exp_flow"], batch["exp_valid"]), config.flow_weight)
+        posed = model.pose_generator(
+            encoded.latent[size:] + model.pose_shift(driving_code[:count]), [f[size:] for f in encoded.features]
+        )
+        losses.add("pose", weighted_l1(posed.image, driving[:count], batch["pose_weight"][:count]), config.pose_share * 2)
+        losses.add(
+            "pose_flow",
+            flow_loss(posed.flows, batch["pose_flow"][:count], batch["pose_valid"][:count]),
+            config.flow_weight * config.pose_share * 2,
+        )
+        if self.perceptual is not None and config.perceptual_weight:
+            losses.add("vgg", self._perceptual(result.image, target, batch["weight"]), config.perceptual_weight)
+        return losses
+
+    def cycle(self, batch: dict[str, Tensor]) -> tuple[Losses, Tensor, Tensor]:
+        """The paper's stage 1 step; returns the losses, the two final images and the real ones for the discriminator."""
+        model, config, losses = self.model, self.config, Losses()
+        source, target, driving = (to_image(batch[k]) for k in ("source", "target", "driving"))
+        size = len(source)
+        first = model.encode(torch.cat([source, driving]))
+        codes = model.motion_code(first.latent)
+        known = torch.cat([batch["source_code"], batch["driving_code"]])
+        losses.add("code", F.smooth_l1_loss(codes.float(), known), config.code_weight)
+        of_source, of_driving = [f[:size] for f in first.features], [f[size:] for f in first.features]
+        source_latent, driving_latent = first.latent.split(size)
+        source_code, driving_code = codes.split(size)
+
+        expressed = model.expression_generator(source_latent + model.expression_shift(driving_code), of_source)  # S'
+        turned = model.pose_generator(driving_latent + model.pose_shift(source_code), of_driving)  # D'
+        middle = model.encode(torch.cat([expressed.image, turned.image]))
+        latents = middle.latent.split(size)
+        end_source = model.pose_generator(
+            latents[0] + model.pose_shift(driving_code), [f[:size] for f in middle.features]
+        )  # S'' = D
+        end_driving = model.expression_generator(
+            latents[1] + model.expression_shift(source_code), [f[size:] for f in middle.features]
+        )  # D'' = S
+        self_expression = model.expression_generator(source_latent + model.expression_shift(source_code), of_source)
+        self_pose = model.pose_generator(source_latent + model.pose_shift(source_code), of_source)
+
+        weight, pose_weight = batch["weight"], batch["pose_weight"]
+        losses.add("end", weighted_l1(end_source.image, driving, pose_weight))
+        losses.add("end", weighted_l1(end_driving.image, source, weight))
+        # Asymmetric back-propagation: D' is a constant here.
+        losses.add("middle", weighted_l1(expressed.image, turned.image.detach().float(), weight))
+        losses.add("self", weighted_l1(self_expression.image, source, weight), 0.5)
+        losses.add("self", weighted_l1(self_pose.image, source, weight), 0.5)
+        if config.guide:
+            losses.add("exp", weighted_l1(expressed.image, target, weight), config.guide)
+            guide = config.guide * config.flow_weight
+            losses.add("exp_flow", flow_loss(expressed.flows, batch["exp_flow"], batch["exp_valid"]), guide)
+            losses.add("pose_flow", flow_loss(end_source.flows, batch["pose_flow"], batch["pose_valid"]), guide)
+        if self.perceptual is not None and config.perceptual_weight:
+            pairs = ((end_source.image, driving, pose_weight), (end_driving.image, source, weight),
+                     (expressed.image, turned.image.detach(), weight), (self_expression.image, source, weight))  # fmt: skip
+            for image, wanted, where in pairs:
+                losses.add("vgg", self._perceptual(image, wanted.float(), where), config.perceptual_weight)
+        fakes, reals = torch.cat([end_source.image, end_driving.image]), torch.cat([driving, source])
+        if self.discriminator is not None:
+            losses.add("gan", F.softplus(-self.discriminator(fakes).float()).mean(), config.gan_weight)
+        return losses, fakes, reals
+
+    def _perceptual(self, image: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Perceptual distance on a window that is centred on what matters most (mouth and eyes)."""
+        window = min(self.config.perceptual_size, image.shape[-1])
+        line = torch.arange(image.shape[-1], device=image.device, dtype=torch.float32)
+        heavy = (weight - 2.5).clamp_min(0) + 1e-6
+        parts = []
+        for i in range(len(image)):
+            x = float((heavy[i].sum(0) * line).sum() / heavy[i].sum())
+            y = float((heavy[i].sum(1) * line).sum() / heavy[i].sum())
+            left = int(min(max(x - window / 2, 0), image.shape[-1] - window))
+            top = int(min(max(y - window / 2, 0), image.shape[-1] - window))
+            parts.append((slice(i, i + 1), slice(None), slice(top, top + window), slice(left, left + window)))
+        cut = [torch.cat([x[p] for p in parts]).contiguous(memory_format=torch.channels_last) for x in (image, target)]
+        return self.perceptual(*cut)
+
+    def update_discriminator(self, fakes: Tensor, reals: Tensor) -> float:
+        """Non-saturating loss of the discriminator on the final images."""
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = (F.softplus(self.discriminator(fakes).float()) + F.softplus(-self.discriminator(reals).float())).mean()
+        self.discriminator_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.discriminator_optimiser.step()
+        return float(loss.detach())
+
+    def averaged(self) -> DPE:
+        """A copy of the networks with the moving average of the weights."""
+        model = DPE(self.model.config)
+        model.load_state_dict(self.average)
+        separate(model)
+        return model.eval()
+
+
+def grow(small: DPE) -> DPE:
+    """The same network one level larger: 128 -> 256. New layers start random, their colour and flow outputs near zero,
+    so that the first picture of the larger network is the smaller one's, enlarged."""
+    config = small.config
+    model = DPE(DPEConfig(**{**config.to_dict(), "size": config.size * 2}))
+    initialise(model)
+    old, new = small.state_dict(), model.state_dict()
+    for name, value in old.items():
+        if name.startswith("encoder.convs."):
+            index, rest = name.removeprefix("encoder.convs.").split(".", 1)
+            name = f"encoder.convs.{int(index) + 1}.{rest}" if int(index) else None
+        if name in new and new[name].shape == value.shape:
+            new[name] = value.clone()
+    model.load_state_dict(new)
+    with torch.no_grad():
+        for generator in (model.expression_generator, model.pose_generator):
+            for part in generator.to_rgbs[-1].parameters():
+                part.mul_(0.1)
+    return model
+
+
+@torch.inference_mode()
+def evaluate(model: DPE, clips: list[Clip], mesh: Mesh, count: int = 64) -> tuple[dict[str, float], np.ndarray]:
+    """Numbers and a picture grid on people that training never saw.
+
+    Returns: L1 of the expression and the pose result against their targets, the same for copying the source, and per
+    motion coordinate the correlation of the predicted with the measured code; the grid's columns are source, driving,
+    expression, its target, pose, both.
+    """
+    sampler = Sampler(clips, mesh, seed=7, augment=False)
+    samples = [sampler.sample() for _ in range(count)]
+    rows, errors, codes = [], [], []
+    for i, sample in enumerate(samples):
+        batch = {k: torch.from_numpy(v)[None] for k, v in sample.items()}
+        source, target, driving = (to_image(batch[k]) for k in ("source", "target", "driving"))
+        of_source, of_driving = model.encode(source), model.encode(driving)
+        code = model.motion_code(of_driving.latent)
+        expressed = model.transfer_expression(of_source, code)
+        both = model.transfer_both(of_source, code, code)
+        pairs = ((expressed, target), (source, target), (both, driving), (source, driving))
+        errors.append([float(weighted_l1(a, b, batch["weight"])) for a, b in pairs])
+        codes.append(np.stack([code[0].numpy(), sample["driving_code"]]))
+        if i < 12:
+            strip = [source, driving, expressed, target, model.transfer_pose(of_source, code), both]
+            rows.append(torch.cat([x[0] for x in strip], 2))
+    codes = np.stack(codes)
+    correlation = [float(np.corrcoef(codes[:, 0, k], codes[:, 1, k])[0, 1]) for k in range(codes.shape[2])]
+    names = ("exp", "exp_copy", "both", "both_copy")
+    numbers = {name: float(v) for name, v in zip(names, np.mean(errors, 0), strict=True)}
+    numbers["code_correlation"] = [round(c, 3) for c in correlation]
+    grid = torch.cat(rows, 1).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+    return numbers, grid
+
+
+def train(
+    data: Path, output: Path, model: DPE, config: TrainConfig, space: MotionSpace | None = None,
+    perceptual: Path | None = None, device: str = "cpu", talk: Callable[[str], None] = print,
+) -> Path:  # fmt: skip
+    """Runs for `config.minutes`, saving weights, numbers and a picture grid into `output` every few minutes.
+
+    Returns the path of the weights (moving average, fp16). Raises InputError when there is nothing to train on.
+    """
+    import cv2
+
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    output.mkdir(parents=True, exist_ok=True)
+    clips, space = load_clips(data, space, held_out=False, size=model.config.size)
+    held_out, _ = load_clips(data, space, held_out=True, size=model.config.size)
+    (output / "motion-space.json").write_text(space.to_json())
+    network = None
+    if config.perceptual_weight:
+        if perceptual is None:
+            raise InputError("no perceptual network", "name VGG16 or VGG19 features with --perceptual FILE")
+        from safetensors.torch import load_file
+
+        network = PerceptualLoss(load_file(str(perceptual)), config.perceptual_blocks)
+    mesh = Mesh(space.template)
+    trainer = Trainer(model, config, network, device)
+    loader = iter(DataLoader(_Stream(clips, mesh, config.seed + 1), config.batch, num_workers=config.workers))
+    talk(f"{len(clips)} clips of {len({c.identity for c in clips})} people; {len(held_out)} clips held out")
+    weights, started, saved, terms = output / "weights.safetensors", time.monotonic(), 0.0, []
+    while (gone := (time.monotonic() - started) / 60) < config.minutes:
+        batch = {k: v.to(trainer.device) for k, v in next(loader).items()}
+        terms.append(trainer.step(batch, gone / config.minutes))
+        if trainer.step_number % 20 == 0:
+            mean = {k: round(float(np.mean([t[k] for t in terms if k in t])), 4) for k in terms[-1]}
+            line = {"step": trainer.step_number, "minutes": round(gone, 2), **mean}
+            terms.clear()
+            talk(json.dumps(line))
+            with (output / "curve.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if gone - saved > config.save_every:
+            saved = gone
+            report(trainer, held_out, mesh, config, weights, gone, talk)
+    report(trainer, held_out, mesh, config, weights, gone, talk)
+    cv2.setNumThreads(-1)
+    return weights
+
+
+def report(
+    trainer: Trainer, held_out: list[Clip], mesh: Mesh, config: TrainConfig, weights: Path, minutes: float, talk: Callable
+) -> None:
+    """Saves the averaged weights, measures them on held-out people and draws the grid."""
+    import cv2
+
+    model = trainer.averaged()
+    numbers, grid = evaluate(model, held_out, mesh)
+    numbers = {"step": trainer.step_number, "minutes": round(minutes, 2), **numbers}
+    save(weights, model.state_dict(), model.config, {"train": json.dumps(asdict(config)), "held_out": json.dumps(numbers)})
+    cv2.imwrite(str(weights.with_name("grid.png")), grid[..., ::-1])
+    with weights.with_name("held_out.jsonl").open("a") as file:
+        file.write(json.dumps(numbers) + "\n")
+    talk(json.dumps(numbers))
+
+
+def start(init: Path | None, config: DPEConfig) -> DPE:
+    """Networks to train: fresh, or from weights, grown by one level when those are half the size."""
+    if init is None:
+        model = DPE(config)
+        initialise(model)
+        return model
+    loaded = load(init)
+    model = DPE(loaded.config)
+    model.load_state_dict(loaded.state)
+    model.motion_basis.weight.requires_grad_(False)
+    return grow(model) if loaded.config.size * 2 == config.size else model
