@@ -19,7 +19,8 @@ import numpy as np
 from scipy.spatial import Delaunay
 
 from dpe_cli.errors import InputError
-from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER, LIPS_OUTER, Landmarker
+from dpe_cli.face import Box, Detection, crop_box
+from dpe_cli.landmarks import CORNERS, EYES, FACE_OVAL, LIPS_INNER, LIPS_OUTER, Landmarker
 from dpe_cli.motion_space import MotionSpace, mean_face, mirror_blendshapes, mirror_permutation, normalise
 
 FLOW_SIZE = 64  # resolution of the dense flows
@@ -239,7 +240,7 @@ class Sampler:
         return clip, s, int(others[score.argmax()])
 
     def sample(self) -> dict[str, np.ndarray]:
-        """One sample, augmented alike in all three pictures (mirror, colour, similarity; the last differs for D)."""
+        """One sample, framed as the tool frames faces; mirror and colour are alike in all three pictures."""
         clip, s, d = self.pick()
         size = float(CROP)
         source, driving = np.asarray(clip.frames[s]), np.asarray(clip.frames[d])
@@ -247,8 +248,7 @@ class Sampler:
         # L_T: the driving expression's shape, posed as the source (reference: pseudo-pairs inside one clip).
         target_points = clip.scale[s] * clip.shapes[d] @ clip.rotation[s].T + clip.translation[s]
         flip = self.augment and self.random.random() < 0.5
-        one = self._similarity(size)
-        two = one if self.random.random() < 0.5 else self._similarity(size)
+        one, two = self._framing(source_points), self._framing(driving_points)
         source, source_points, source_pose = self._move(source, source_points, clip, s, one, flip)
         _, target_points, _ = self._move(None, target_points, clip, s, one, flip)
         driving, driving_points, driving_pose = self._move(driving, driving_points, clip, d, two, flip)
@@ -272,36 +272,44 @@ class Sampler:
             "pose_weight": region_weights(driving_points, size, resolution),
         }  # fmt: skip
 
-    def _similarity(self, size: float) -> tuple[float, float, np.ndarray]:
-        """Angle (radians), scale and shift (pixels) of a random small similarity about the middle."""
+    def _framing(self, points: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
+        """The crop that the tool would cut around this face, a little off at random.
+
+        Returns an angle (radians), a scale and a shift (pixels) about the face's centre, and that centre (pixels).
+        """
+        eyes = [points[list(corners), :2].mean(0) for corners in CORNERS]
+        five = np.stack([*eyes, *points[[4, 61, 291], :2]])
+        low, high = points[:, :2].min(0), points[:, :2].max(0)
+        box = crop_box(Detection(Box(*low, *high), five, 1.0))
+        scale, centre = CROP / box.width, np.array(box.centre)
         if not self.augment:
-            return 0.0, 1.0, np.zeros(2)
+            return 0.0, scale, np.zeros(2), centre
         angle = np.radians(np.clip(self.random.normal(0, 4), -10, 10))
-        scale = float(np.exp(np.clip(self.random.normal(0, 0.08), -0.2, 0.2)))
-        return angle, scale, np.clip(self.random.normal(0, 0.03, 2), -0.08, 0.08) * size
+        scale *= float(np.exp(np.clip(self.random.normal(0, 0.06), -0.15, 0.15)))
+        return angle, scale, np.clip(self.random.normal(0, 0.02, 2), -0.06, 0.06) * CROP, centre
 
     def _move(
-        self, image: np.ndarray | None, points: np.ndarray, clip: Clip, index: int, similarity: tuple, flip: bool
+        self, image: np.ndarray | None, points: np.ndarray, clip: Clip, index: int, framing: tuple, flip: bool
     ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-        """Applies mirror and similarity to a picture, its points and its pose coordinates."""
-        angle, scale, shift = similarity
+        """Applies mirror and framing to a picture, its points and its pose coordinates."""
+        angle, scale, shift, about = framing
         size = float(CROP)
         mirror = np.diag([-1.0, 1, 1]) if flip else np.eye(3)
         turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
         middle = np.array([size / 2, size / 2, 0])
         linear = scale * turn @ mirror
-        offset = middle + np.append(shift, 0) - linear @ middle
+        offset = middle + np.append(shift, 0) - linear @ np.append(about, 0)
         moved = points @ linear.T + offset
         rotation = turn @ mirror @ clip.rotation[index] @ mirror
         centre = (linear @ clip.translation[index] + offset)[:2]
         pose = MotionSpace.pose(np.array([clip.scale[index] * scale]), rotation[None], centre[None], size)[0]
-        if image is not None and self.augment:
+        if image is not None:
             ratio = image.shape[0] / size
             # A pixel's centre is at +0.5 in the points' coordinates, at +0 in OpenCV's.
             half = np.array([0.5, 0.5])
             affine = np.c_[linear[:2, :2], offset[:2] * ratio + linear[:2, :2] @ half - half]
             image = cv2.warpAffine(
-                image, affine, image.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+                image, affine, image.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
             )
         return image, moved, pose
 

@@ -10,13 +10,15 @@ Two kinds of step share the networks, the data and the optimiser:
 """
 
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -39,7 +41,8 @@ class TrainConfig:
     cycle: bool = False  # the paper's losses instead of the guided ones
     guide: float = 1.0  # weight of the landmark terms inside a cycle step
     flow_weight: float = 2.0
-    code_weight: float = 0.5
+    code_weight: float = 15.0  # less, and the pictures' gradients drown it in the shared encoder
+    code_minutes: float = 0.0  # at first only the motion codes are learnt: fast, for the generators rest
     perceptual_weight: float = 0.0  # the paper's lambda_p is 20 on its own scale of VGG19 features
     perceptual_blocks: int = 3
     perceptual_size: int = 96  # side of the window around the face that the perceptual network sees
@@ -154,20 +157,28 @@ class Trainer:
         if config.gan_weight:
             self.discriminator = Discriminator(model.config.size, model.config.channels).to(self.device)
             self.discriminator_optimiser = torch.optim.Adam(
-                self.discriminator.parameters(), lr=config.lr * 16 / 17, betas=(0, 0.99059)
+                self.discriminator.parameters(), lr=config.lr * 16 / 17, betas=(0.0, 0.99059)
             )
         self.step_number = 0
 
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, float]:
         """One update. `progress` in [0, 1] is the share of the run's time that is gone."""
-        warm = min(1.0, (self.step_number + 1) / 100)
+        config = self.config
+        warm = min(1.0, (self.step_number + 1) / 30)
         fall = 1.0 if progress < 0.6 else 0.05 + 0.95 * (1 - (progress - 0.6) / 0.4)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * warm * fall
         with torch.autocast(self.device.type, torch.bfloat16):
-            losses, fakes, reals = self.cycle(batch) if self.config.cycle else (self.guided(batch), None, None)
+            fakes = reals = None
+            if progress * config.minutes < config.code_minutes:
+                losses = self.codes(batch)
+            elif config.cycle:
+                losses, fakes, reals = self.cycle(batch)
+            else:
+                losses = self.guided(batch)
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
+        average_gradients(self.parameters)
         losses.terms["grad"] = float(nn.utils.clip_grad_norm_(self.parameters, 5.0))
         if np.isfinite(losses.terms["grad"]):
             self.optimiser.step()
@@ -181,6 +192,15 @@ class Trainer:
                 if value.dtype.is_floating_point:
                     self.average[name].lerp_(value, 1 - decay)
         return losses.terms
+
+    def codes(self, batch: dict[str, Tensor]) -> Losses:
+        """Motion codes of source and driving alone: the encoder without the generators."""
+        losses = Losses()
+        image = torch.cat([to_image(batch["source"]), to_image(batch["driving"])])
+        known = torch.cat([batch["source_code"], batch["driving_code"]])
+        codes = self.model.motion_code(self.model.encode(image).latent)
+        losses.add("code", F.smooth_l1_loss(codes, known), self.config.code_weight)
+        return losses
 
     def guided(self, batch: dict[str, Tensor]) -> Losses:
         """Landmark-supervised step: S -> T by the expression generator, T -> D by the pose generator."""
@@ -283,6 +303,7 @@ class Trainer:
             loss = (F.softplus(self.discriminator(fakes).float()) + F.softplus(-self.discriminator(reals).float())).mean()
         self.discriminator_optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(self.discriminator.parameters())
         self.discriminator_optimiser.step()
         return float(loss.detach())
 
@@ -294,25 +315,68 @@ class Trainer:
         return model.eval()
 
 
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Mean of the gradients of all processes, in place; nothing to do where there is one."""
+    if dist.is_initialized():
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients]) / dist.get_world_size()
+        dist.all_reduce(flat)
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def join_processes() -> int:
+    """Joins the other processes that torchrun (or RANK and WORLD_SIZE) speaks of; this one's number."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def shared_clock(minutes: float) -> float:
+    """The first process's clock, so that all stop at the same step."""
+    if not dist.is_initialized():
+        return minutes
+    clock = torch.tensor([minutes], dtype=torch.float64)
+    dist.broadcast(clock, 0)
+    return float(clock)
+
+
 def grow(small: DPE) -> DPE:
-    """The same network one level larger: 128 -> 256. New layers start random, their colour and flow outputs near zero,
-    so that the first picture of the larger network is the smaller one's, enlarged."""
+    """The same network one level larger: 128 -> 256. The colour output of the new level starts near zero, so that the
+    first picture of the larger network is the smaller one's, enlarged."""
     config = small.config
     model = DPE(DPEConfig(**{**config.to_dict(), "size": config.size * 2}))
     initialise(model)
-    old, new = small.state_dict(), model.state_dict()
-    for name, value in old.items():
+    new = model.state_dict()
+    for name, value in small.state_dict().items():
+        if name.startswith("encoder.convs.0."):
+            continue  # saw pixels; the larger network's saw those of twice the size: see `warm_up`
         if name.startswith("encoder.convs."):
             index, rest = name.removeprefix("encoder.convs.").split(".", 1)
-            name = f"encoder.convs.{int(index) + 1}.{rest}" if int(index) else None
-        if name in new and new[name].shape == value.shape:
-            new[name] = value.clone()
+            name = f"encoder.convs.{int(index) + 1}.{rest}"
+        new[name] = value.clone()
     model.load_state_dict(new)
     with torch.no_grad():
         for generator in (model.expression_generator, model.pose_generator):
             for part in generator.to_rgbs[-1].parameters():
                 part.mul_(0.1)
     return model
+
+
+def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps: int = 120) -> float:
+    """Teaches the new bottom of a grown encoder to give the features that the levels above it know; last error."""
+    bottom, first = model.encoder.convs[:2], small.encoder.convs[0]
+    optimiser = torch.optim.Adam(bottom.parameters(), lr=4e-3)
+    for _ in range(steps):
+        image = to_image(next(batches)["source"])
+        with torch.autocast(image.device.type, torch.bfloat16):
+            with torch.no_grad():
+                wanted = first(F.avg_pool2d(image, 2))
+            loss = F.mse_loss(bottom[1](bottom[0](image)).float(), wanted.float())
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    return float(loss)
 
 
 @torch.inference_mode()
@@ -350,7 +414,7 @@ def evaluate(model: DPE, clips: list[Clip], mesh: Mesh, count: int = 64) -> tupl
 
 def train(
     data: Path, output: Path, model: DPE, config: TrainConfig, space: MotionSpace | None = None,
-    perceptual: Path | None = None, device: str = "cpu", talk: Callable[[str], None] = print,
+    perceptual: Path | None = None, small: DPE | None = None, device: str = "cpu", talk: Callable[[str], None] = print,
 ) -> Path:  # fmt: skip
     """Runs for `config.minutes`, saving weights, numbers and a picture grid into `output` every few minutes.
 
@@ -360,10 +424,13 @@ def train(
 
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    rank = join_processes()
+    alone = rank == 0  # the one that writes and talks
     output.mkdir(parents=True, exist_ok=True)
     clips, space = load_clips(data, space, held_out=False, size=model.config.size)
     held_out, _ = load_clips(data, space, held_out=True, size=model.config.size)
-    (output / "motion-space.json").write_text(space.to_json())
+    if alone:
+        (output / "motion-space.json").write_text(space.to_json())
     network = None
     if config.perceptual_weight:
         if perceptual is None:
@@ -373,23 +440,26 @@ def train(
         network = PerceptualLoss(load_file(str(perceptual)), config.perceptual_blocks)
     mesh = Mesh(space.template)
     trainer = Trainer(model, config, network, device)
-    loader = iter(DataLoader(_Stream(clips, mesh, config.seed + 1), config.batch, num_workers=config.workers))
+    loader = iter(DataLoader(_Stream(clips, mesh, config.seed + 1 + rank), config.batch, num_workers=config.workers))
+    if small is not None:
+        talk(f"warm-up of the new level: mean square error {warm_up(model, small, loader):.4f}")
     talk(f"{len(clips)} clips of {len({c.identity for c in clips})} people; {len(held_out)} clips held out")
     weights, started, saved, terms = output / "weights.safetensors", time.monotonic(), 0.0, []
-    while (gone := (time.monotonic() - started) / 60) < config.minutes:
+    while (gone := shared_clock((time.monotonic() - started) / 60)) < config.minutes:
         batch = {k: v.to(trainer.device) for k, v in next(loader).items()}
         terms.append(trainer.step(batch, gone / config.minutes))
-        if trainer.step_number % 20 == 0:
+        if alone and trainer.step_number % 20 == 0:
             mean = {k: round(float(np.mean([t[k] for t in terms if k in t])), 4) for k in terms[-1]}
             line = {"step": trainer.step_number, "minutes": round(gone, 2), **mean}
             terms.clear()
             talk(json.dumps(line))
             with (output / "curve.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        if gone - saved > config.save_every:
+        if alone and gone - saved > config.save_every:
             saved = gone
             report(trainer, held_out, mesh, config, weights, gone, talk)
-    report(trainer, held_out, mesh, config, weights, gone, talk)
+    if alone:
+        report(trainer, held_out, mesh, config, weights, gone, talk)
     cv2.setNumThreads(-1)
     return weights
 
@@ -403,21 +473,22 @@ def report(
     model = trainer.averaged()
     numbers, grid = evaluate(model, held_out, mesh)
     numbers = {"step": trainer.step_number, "minutes": round(minutes, 2), **numbers}
-    save(weights, model.state_dict(), model.config, {"train": json.dumps(asdict(config)), "held_out": json.dumps(numbers)})
+    about = {"trained": asdict(config), "held_out": numbers}
+    save(weights, model.state_dict(), model.config, about, half=True)
     cv2.imwrite(str(weights.with_name("grid.png")), grid[..., ::-1])
     with weights.with_name("held_out.jsonl").open("a") as file:
         file.write(json.dumps(numbers) + "\n")
     talk(json.dumps(numbers))
 
 
-def start(init: Path | None, config: DPEConfig) -> DPE:
-    """Networks to train: fresh, or from weights, grown by one level when those are half the size."""
+def start(init: Path | None, config: DPEConfig) -> tuple[DPE, DPE | None]:
+    """Networks to train: fresh, or those of `init`. Weights of half the size are grown by one level; they come second."""
     if init is None:
         model = DPE(config)
         initialise(model)
-        return model
+        return model, None
     loaded = load(init)
     model = DPE(loaded.config)
     model.load_state_dict(loaded.state)
     model.motion_basis.weight.requires_grad_(False)
-    return grow(model) if loaded.config.size * 2 == config.size else model
+    return (grow(model), model.eval()) if loaded.config.size * 2 == config.size else (model, None)

@@ -1,10 +1,20 @@
-"""The networks of DPE. Imported as `dpe_cli.models`; they need torch and nothing of the project."""
+"""The networks of DPE; everything here needs torch and nothing of the tool."""
 
 from .config import DPEConfig
 from .decoder import Generator, Rendered
 from .discriminator import Discriminator
 from .encoder import Encoded, Encoder
-from .generator import DPE
+from .generator import DPE, MotionBasis
 from .perceptual import PerceptualLoss
 
-__all__ = ["DPE", "DPEConfig", "Discriminator", "Encoded", "Encoder", "Generator", "PerceptualLoss", "Rendered"]
+__all__ = [
+    "DPE",
+    "DPEConfig",
+    "Discriminator",
+    "Encoded",
+    "Encoder",
+    "Generator",
+    "MotionBasis",
+    "PerceptualLoss",
+    "Rendered",
+]

@@ -1,65 +1,65 @@
-"""The sizes of one DPE network, stored beside its weights."""
+"""Sizes of the networks: everything that decides the shape of a checkpoint."""
 
 import json
 from dataclasses import asdict, dataclass, field
 
-# Channels at each resolution. The paper's release doubles nothing here: its multiplier is 1.
+# Resolution -> channels of the feature maps there. Wider where pictures are small, as in the paper's base networks.
 FULL_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
-COMPACT_CHANNELS = {4: 128, 8: 128, 16: 128, 32: 96, 64: 64, 128: 32, 256: 16}
+COMPACT_CHANNELS = {4: 128, 8: 128, 16: 128, 32: 96, 64: 64, 128: 32, 256: 16, 512: 8}
 
 
 @dataclass(frozen=True)
 class DPEConfig:
     """Sizes of the networks.
 
-    size: side of the face crop in pixels, a power of two from 16; channels: resolution -> feature channels, for every
-    power of two from 4 to `size`; latent_dim: length of a face's latent code; motion_dim: number of motion coordinates.
-
-    Raises:
-        ValueError: the size is no power of two, or a resolution has no channels.
+    size: side of the square crop in pixels, a power of two from 8.
+    channels: resolution -> channels, at least for 4, 8, ... size; entries beyond `size` are allowed and unused.
+    latent_dim: length of a latent; motion_dim: length of a motion code.
+    Raises ValueError when these do not fit together.
     """
 
     size: int = 256
-    channels: dict[int, int] = field(default_factory=lambda: dict(COMPACT_CHANNELS))
-    latent_dim: int = 256
+    channels: dict[int, int] = field(default_factory=lambda: dict(FULL_CHANNELS))
+    latent_dim: int = 512
     motion_dim: int = 20
 
     def __post_init__(self):
-        if self.size < 16 or self.size & (self.size - 1):
-            raise ValueError(f"size must be a power of two from 16, not {self.size}")
-        missing = [r for r in self.resolutions if r not in self.channels]
+        if self.size < 8 or self.size & (self.size - 1):
+            raise ValueError(f"size {self.size} is not a power of two from 8")
+        channels = {int(resolution): int(count) for resolution, count in self.channels.items()}  # JSON has string keys
+        object.__setattr__(self, "channels", channels)
+        missing = [resolution for resolution in (4, *self.resolutions) if channels.get(resolution, 0) < 1]
         if missing:
-            raise ValueError(f"no channels given for resolution {missing[0]}")
+            raise ValueError(f"no channels for resolution {', '.join(map(str, missing))}")
+        if not 1 <= self.motion_dim <= self.latent_dim:
+            raise ValueError(f"motion_dim {self.motion_dim} is not between 1 and latent_dim {self.latent_dim}")
 
     @property
     def resolutions(self) -> list[int]:
-        """4, 8, ... up to the size."""
-        return [1 << k for k in range(2, self.size.bit_length())]
+        """8, 16, ... size: those of the feature maps, the flows and the images of a generator."""
+        return [2**power for power in range(3, self.size.bit_length())]
 
     @classmethod
-    def full(cls) -> "DPEConfig":
-        """The paper's network as released: 69 million parameters."""
-        return cls(256, {r: c for r, c in FULL_CHANNELS.items() if r <= 256}, 512, 20)
+    def full(cls, size: int = 256) -> "DPEConfig":
+        """The paper's networks: the released checkpoint at 256."""
+        return cls(size)
 
     @classmethod
     def compact(cls, size: int = 256) -> "DPEConfig":
-        """The same architecture, narrower: our default weights."""
-        return cls(size)
+        """A thirteenth of the parameters: fast on a CPU, and small enough to travel with the tool."""
+        return cls(size, dict(COMPACT_CHANNELS), latent_dim=256)
 
     def to_dict(self) -> dict:
-        """Plain fields, for a changed copy: DPEConfig(**{**config.to_dict(), "size": 128})."""
+        """Plain fields; `DPEConfig(**config.to_dict())` is the same configuration."""
         return asdict(self)
 
     def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(self.to_dict())
+        return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "DPEConfig":
-        """Reads what `to_json` wrote. Raises ValueError for anything else."""
+        """Raises ValueError for text that is not a configuration."""
         try:
-            fields = json.loads(text)
-            fields["channels"] = {int(r): int(c) for r, c in fields["channels"].items()}
-            return cls(**fields)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a DPE configuration: {error}") from error
+            return cls(**json.loads(text))
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not a configuration of the networks: {error}") from error

@@ -1,0 +1,93 @@
+"""Cutting a square crop out of a frame and putting it back: plane geometry.
+
+A 2 x 3 matrix takes positions (x, y), whole numbers at pixel centres as in OpenCV, from one picture to another and is
+named by its direction. A box counts from pixel edges, half a pixel before (see `face.Box`).
+"""
+
+import cv2
+import numpy as np
+
+from dpe_cli.face import Box
+
+# The mask of a crop, as shares of its side. The paper's code erodes the whole square by 50 of 256 pixels and blurs it
+# with a Gaussian of sigma 15.5: gaussian_mask(256, 15.5 / 256, 50 / 256). In our crops that is 0.37 at the chin (its
+# median is at 211 of 256), so ours reaches farther: 0.97 there, at least 0.84 on the face oval of 19 in 20 crops.
+MARGIN = 28 / 256
+FEATHER = 9 / 256
+
+
+def cut(rgb: np.ndarray, box: Box, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """The square of a frame as a (size, size, 3) uint8 crop, and `to_crop`, (2, 3) float64: frame to crop.
+
+    Exact below the pixel, without aliasing; what lies outside the frame repeats its edge.
+    """
+    across, down = size / box.width, size / box.height
+    to_crop = np.array([[across, 0, (0.5 - box.x0) * across - 0.5], [0, down, (0.5 - box.y0) * down - 0.5]])
+    return resample(rgb, to_crop, size, size), to_crop
+
+
+def gaussian_mask(size: int = 256, feather: float = FEATHER, margin: float = MARGIN) -> np.ndarray:
+    """(size, size) float32 in [0, 1]: the square less `margin` on each side, blurred by a Gaussian of sigma `feather`.
+
+    Both are shares of `size`. 1 in the middle, exactly 0 on the outermost pixels.
+    """
+    edge = round(margin * size)
+    mask = np.zeros((size, size), np.float32)
+    mask[edge : size - edge, edge : size - edge] = 1
+    mask = cv2.GaussianBlur(mask, (0, 0), feather * size, borderType=cv2.BORDER_CONSTANT)
+    lowest = max(mask[0].max(), mask[:, 0].max())
+    return np.clip((mask - lowest) / (mask.max() - lowest), 0, 1)
+
+
+def paste_back(rgb: np.ndarray, face: np.ndarray, mask: np.ndarray, to_crop: np.ndarray) -> np.ndarray:
+    """A new frame with `face` (S, S, 3) uint8 blended in by `mask` (S, S) in [0, 1]; where that is 0 every bit is kept.
+
+    `to_crop` as `cut` gives it. Works on the crop's part of the frame only.
+    """
+    result = rgb.copy()
+    size = np.array(face.shape[1::-1])
+    scale, shift = np.diag(to_crop[:, :2]), to_crop[:, 2]
+    low = np.floor((-0.5 - shift) / scale).astype(int)
+    high = np.ceil((size - 0.5 - shift) / scale).astype(int) + 1
+    left, top = np.maximum(low, 0)
+    right, bottom = np.minimum(high, rgb.shape[1::-1])
+    if right <= left or bottom <= top:
+        return result
+    to_part = np.column_stack([np.diag(1 / scale), -shift / scale - (left, top)])
+    width, height = int(right - left), int(bottom - top)
+    alpha = resample(mask.astype(np.float32), to_part, width, height, cv2.BORDER_CONSTANT)
+    picture = resample(face, to_part, width, height)
+    part = result[top:bottom, left:right]
+    part[:] = cv2.blendLinear(picture, part, alpha, 1 - alpha)  # exact where alpha is 0, and much faster than numpy
+    return result
+
+
+def resample(
+    picture: np.ndarray, to_output: np.ndarray, width: int, height: int, border: int = cv2.BORDER_REPLICATE
+) -> np.ndarray:
+    """A picture (H, W[, C]) seen through a matrix that scales and shifts, without aliasing. (height, width[, C])
+
+    Whole factors of shrinking are averages of blocks, the rest a small blur; pixels between are cubic for uint8 and
+    linear, which does not overshoot, for masks.
+    """
+    scale, shift = np.diag(to_output[:, :2]), to_output[:, 2]
+    factor = max(1, int(1 / scale.max() + 1e-6))
+    blur = 0.5 * np.sqrt(max((1 / scale.max() / factor) ** 2 - 1, 0))
+    margin = (4 + int(np.ceil(3 * blur))) * factor
+    low = np.floor((-0.5 - shift) / scale).astype(int) - margin
+    high = np.ceil((np.array([width, height]) - 0.5 - shift) / scale).astype(int) + margin
+    limits = np.array(picture.shape[1::-1])
+    low, high = np.clip(low, 0, limits - 1), np.clip(high, 1, limits)
+    high = np.maximum(high, low + 1)
+    part = picture[low[1] : high[1], low[0] : high[0]]
+    if factor > 1:
+        short = -(high - low) % factor
+        part = cv2.copyMakeBorder(part, 0, int(short[1]), 0, int(short[0]), cv2.BORDER_REPLICATE)
+        part = cv2.resize(part, (part.shape[1] // factor, part.shape[0] // factor), interpolation=cv2.INTER_AREA)
+    if blur > 0.1:
+        part = cv2.GaussianBlur(part, (0, 0), blur, borderType=border)
+    # centre x of the part lies at low + (x + 0.5) * factor - 0.5 of the picture
+    origin = low + (factor - 1) / 2
+    matrix = np.column_stack([np.diag(scale * factor), scale * origin + shift])
+    way = cv2.INTER_CUBIC if picture.dtype == np.uint8 else cv2.INTER_LINEAR
+    return cv2.warpAffine(part, matrix, (width, height), flags=way, borderMode=border)

@@ -1,0 +1,252 @@
+"""The one door to torch: device, precision and batches. uint8 crops in, uint8 crops out.
+
+Results do not depend on how the crops are split into batches, but for the rounding of floats.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpe_cli.errors import DeviceError, WeightsError
+from dpe_cli.models import DPE, Encoded
+from dpe_cli.weights import Loaded, load
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BATCH_SIZES = {"cuda": 16, "mps": 8, "cpu": 2}  # on a CPU more fit its caches less
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of CUDA, MPS, the CPU
+
+
+class Engine:
+    """The networks on a device, ready to edit.
+
+    weights: name or path, by default our own. device: auto, cpu, cuda, cuda:N, mps. precision: auto, fp32, bf16, fp16;
+    auto is fp32 on a CPU and on MPS, on CUDA bf16 where the GPU computes with it and fp16 elsewhere. batch_size: crops
+    at once, by default what suits the device.
+    Raises WeightsError, and DeviceError for a device that is not there or has too little memory.
+    """
+
+    def __init__(
+        self, weights: str | Path | None = None, device: str = "auto", precision: str = "auto",
+        batch_size: int | None = None,
+    ):  # fmt: skip
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.batch_size = batch_size or BATCH_SIZES[self.device.type]
+        self.loaded = load(weights)
+        with device_errors(self.device):
+            self.networks = build(self.loaded, self.device)
+        self.still: tuple[np.ndarray, Encoded] | None = None  # the last source that stood still, encoded
+
+    @property
+    def size(self) -> int:
+        """Side of the crops in pixels."""
+        return self.loaded.config.size
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What edits, for the report; ready for JSON."""
+        return {
+            "weights": str(self.loaded.path),
+            "sha256": self.loaded.sha256,
+            "size": self.size,
+            "device": describe_device(self.device),
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+        }
+
+    def motion_codes(self, crops: np.ndarray) -> np.ndarray:
+        """Pose and expression of each crop. (N, S, S, 3) uint8 -> (N, K) float32"""
+        self.check_crops(crops)
+        if not len(crops):
+            return np.zeros((0, self.loaded.config.motion_dim), np.float32)
+        return self.in_batches(self.codes_of, crops)
+
+    def edit(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
+        """The crops with the expression, the pose, or both of motion codes. (N, S, S, 3) uint8 -> the same shape
+
+        expression, pose: (N, K) float32, one for each crop; one of them may be None, which keeps the source's own. A
+        crop's own codes give its self-reconstruction.
+        """
+        self.check_crops(crops)
+        if expression is None and pose is None:
+            raise ValueError("neither an expression nor a pose is given")
+        for codes in (expression, pose):
+            if codes is not None and codes.shape != (len(crops), self.loaded.config.motion_dim):
+                raise ValueError(f"motion codes {codes.shape} do not go with crops {crops.shape}")
+        if not len(crops):
+            return crops.copy()
+        return self.in_batches(self.edited, crops, expression, pose)
+
+    def check_crops(self, crops: np.ndarray) -> None:
+        """Raises ValueError unless these are uint8 crops of our size."""
+        if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[1:] != (self.size, self.size, 3):
+            raise ValueError(f"crops are (N, {self.size}, {self.size}, 3) uint8, not {crops.shape} {crops.dtype}")
+
+    # A batch
+
+    def codes_of(self, crops: np.ndarray) -> np.ndarray:
+        """Motion codes of one batch."""
+        codes = self.compute(lambda: self.networks.motion_code(self.encode(crops).latent))
+        return codes.cpu().numpy()
+
+    def edited(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
+        """One batch, edited."""
+
+        def render() -> Tensor:
+            source = self.encode(crops)
+            if pose is None:
+                return self.networks.transfer_expression(source, self.to_device(expression))
+            if expression is None:
+                return self.networks.transfer_pose(source, self.to_device(pose))
+            return self.networks.transfer_both(source, self.to_device(expression), self.to_device(pose))
+
+        return to_pictures(self.compute(render))
+
+    def compute(self, function: Callable[[], Tensor]) -> Tensor:
+        """Runs the networks in the chosen precision; where 16 bits overflow, from then on in 32."""
+        half = self.precision != "fp32"
+        cast = torch.autocast(self.device.type, PRECISIONS[self.precision]) if half else contextlib.nullcontext()
+        with torch.inference_mode(), cast:
+            result = function().float()
+        if result.isfinite().all():
+            return result
+        if not half:
+            raise WeightsError(f"{self.loaded.path} computes values that are not numbers", "use other weights")
+        self.precision, self.still = "fp32", None
+        return self.compute(function)
+
+    def encode(self, crops: np.ndarray) -> Encoded:
+        """Latents and features of a batch; crops that are all the same are encoded once, and remembered."""
+        if not (crops == crops[:1]).all():
+            return self.networks.encode(to_tensor(crops, self.device))
+        if self.still is None or not np.array_equal(self.still[0], crops[0]):
+            self.still = crops[0].copy(), self.networks.encode(to_tensor(crops[:1], self.device))
+        latent, features = self.still[1]
+        return Encoded(latent.expand(len(crops), -1), [level.expand(len(crops), -1, -1, -1) for level in features])
+
+    def to_device(self, codes: np.ndarray) -> Tensor:
+        """Motion codes as a tensor."""
+        return torch.from_numpy(np.array(codes, np.float32, order="C")).to(self.device)
+
+    # Batches
+
+    def in_batches(self, function: Callable[..., np.ndarray], *arrays: np.ndarray | None) -> np.ndarray:
+        """Runs a function on slices of arrays, smaller ones where memory is short, and joins the results."""
+        start, results, count = 0, [], len(arrays[0])
+        while start < count:
+            size = min(self.batch_size, count - start)
+            batch = [None if array is None else array[start : start + size] for array in arrays]
+            result = self.unless_memory_ends(function, batch)
+            if result is None:
+                self.shrink(size)
+            else:
+                results.append(result)
+                start += size
+        return np.concatenate(results)
+
+    def unless_memory_ends(self, function: Callable[..., np.ndarray], batch: list) -> np.ndarray | None:
+        """The function's result, or None where the memory was too small: what it held is free once this returns."""
+        try:
+            return function(*batch)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                return None
+            raise
+
+    def shrink(self, size: int) -> None:
+        """Half the batch from now on. Raises DeviceError when a batch of one was too large."""
+        self.still = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if size == 1:
+            where, crop = describe_device(self.device), f"{self.size} x {self.size} crop"
+            problem = f"the memory of {where} is too small for a single {crop}"
+            raise DeviceError(problem, "close other programs that use it, or use --device cpu")
+        self.batch_size = size // 2
+
+
+# Device and precision
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; auto is the best there is. Raises DeviceError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise DeviceError(f"there is no device {name}", "use auto, cpu, cuda, cuda:N or mps")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("mps is not available: it needs a Mac with an Apple GPU", "use --device auto or cpu")
+    if name.startswith("cuda"):
+        check_cuda(name)
+    return torch.device(name)
+
+
+def check_cuda(name: str) -> None:
+    """Raises DeviceError unless there is such a GPU."""
+    if not torch.cuda.is_available():
+        why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch sees no CUDA GPU"
+        raise DeviceError(f"{name} is not available: {why}", "use --device cpu, or see pytorch.org for a CUDA build")
+    count, number = torch.cuda.device_count(), int(name.partition(":")[2] or 0)
+    if number >= count:
+        there = "the only GPU is cuda:0" if count == 1 else f"the GPUs are cuda:0 to cuda:{count - 1}"
+        raise DeviceError(f"{name} does not exist: {there}", "use --device auto, or one of these")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16. Raises DeviceError for another."""
+    if name == "auto" and device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"  # from Ampere on
+    if name == "auto":
+        return "fp32"
+    if name not in PRECISIONS:
+        raise DeviceError(f"there is no precision {name}", "use auto, fp32, bf16 or fp16")
+    return name
+
+
+def describe_device(device: torch.device) -> str:
+    """For instance: cuda:0 (NVIDIA H200)."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of torch means that the memory is used up."""
+    known = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+    return known or any(words in str(error).lower() for words in OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def device_errors(device: torch.device) -> Iterator[None]:
+    """What the device refuses before there are batches becomes a DeviceError."""
+    try:
+        yield
+    except RuntimeError as error:
+        first_line = str(error).splitlines()[0]
+        raise DeviceError(f"{describe_device(device)} cannot be used: {first_line}", "use --device cpu") from error
+
+
+def build(loaded: Loaded, device: torch.device) -> DPE:
+    """The networks with their weights, on the device, in the layout in which convolutions are fast."""
+    networks = DPE(loaded.config)
+    networks.load_state_dict(loaded.state)
+    return networks.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+# Pictures
+
+
+def to_tensor(crops: np.ndarray, device: torch.device) -> Tensor:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 in [-1, 1], channels last."""
+    own = torch.from_numpy(np.array(crops, order="C"))  # a copy: strides may be negative, the array read-only
+    return own.to(device).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+
+
+def to_pictures(image: Tensor) -> np.ndarray:
+    """(B, 3, S, S), clamped to [-1, 1] and rounded -> (B, S, S, 3) uint8"""
+    levels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

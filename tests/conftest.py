@@ -1,0 +1,94 @@
+"""What the tests share."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+
+
+@pytest.fixture
+def shared() -> Callable[[str], Path]:
+    """Path of a shared asset, under DPE_SHARED or beside the repository; skips the test when it is not there.
+
+    With DPE_REQUIRE_SHARED=1 it fails instead, so that a green run has really looked at the assets.
+    """
+    root = Path(os.environ.get("DPE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+
+    def find(relative: str) -> Path:
+        path = root / relative
+        if not path.exists():
+            give_up = pytest.fail if os.environ.get("DPE_REQUIRE_SHARED") == "1" else pytest.skip
+            give_up(f"{path} is not there; set DPE_SHARED to the folder of shared assets")
+        return path
+
+    return find
+
+
+def run_ffmpeg(*arguments: object) -> None:
+    """Runs ffmpeg; its complaint fails the test."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def make_clip(tmp_path: Path) -> Callable[..., Path]:
+    """Makes small clips in tmp_path.
+
+    `vfr` keeps frames 0 3 6 7 9 12 14 ... of 30 a second; `start` moves all times (seconds); `rotation` is the display
+    matrix, degrees counter-clockwise as ffmpeg takes it; `tone` is in Hz, `tracks` of sound lie an octave apart;
+    `colour` (R, G, B) gives a flat picture; `matrix` and `levels` are its tags; `more` are further options of ffmpeg.
+    Odd sizes want pix_fmt="yuv444p".
+    """
+
+    def make(
+        name: str = "clip.mp4",
+        seconds: float = 1,
+        fps: str | int = "30000/1001",
+        size: tuple[int, int] = (320, 240),
+        audio: bool = True,
+        vfr: bool = False,
+        rotation: int = 0,
+        start: float = 0,
+        pix_fmt: str = "yuv420p",
+        tone: int = 440,
+        tracks: int = 1,
+        audio_codec: str = "aac",
+        video_codec: str = "libx264",
+        colour: tuple[int, int, int] | None = None,
+        matrix: str | None = None,
+        levels: str = "tv",
+        more: tuple[str, ...] = (),
+    ) -> Path:
+        path, shape = tmp_path / name, f"{size[0]}x{size[1]}"
+        fps = 30 if vfr else fps
+        picture = f"color=0x{bytes(colour).hex()}" if colour else "testsrc"
+        picture += (
+            f"{':' if colour else '='}s={shape}:r={fps},format=gbrp"  # there: else the colour would be made in YUV
+        )
+        exact = "flags=bicubic+accurate_rnd+full_chroma_int"
+        filters = ["select='not(mod(n,3))+not(mod(n,7))'"] if vfr else []
+        filters += [f"scale=out_color_matrix={matrix or 'bt601'}:out_range={levels}:{exact}"]
+        filters += [f"format={pix_fmt}"]
+        if matrix:
+            filters += [f"setparams=range={levels}:colorspace={matrix}:color_primaries={matrix}:color_trc={matrix}"]
+        else:
+            filters += ["setparams=range=unknown:colorspace=unknown"]
+        inputs = ["-f", "lavfi", "-t", seconds, "-i", picture]
+        maps = ["-map", "0:v"]
+        for track in range(tracks if audio else 0):
+            inputs += ["-f", "lavfi", "-t", seconds, "-i", f"sine=frequency={tone * 2**track}:sample_rate=44100"]
+            maps += ["-map", f"{track + 1}:a"]
+        upright = path.with_stem(path.stem + "_upright") if rotation else path
+        codecs = ["-c:v", video_codec, "-pix_fmt", pix_fmt, "-fps_mode", "passthrough", "-c:a", audio_codec]
+        speed = ["-preset", "ultrafast", "-crf", "12", "-bf", "2"] if video_codec == "libx264" else ["-q:v", "3"]
+        filtered = ["-filter:v", ",".join(filters)]
+        run_ffmpeg(*inputs, *maps, *filtered, *codecs, *speed, *more, "-output_ts_offset", start, upright)
+        if rotation:
+            run_ffmpeg("-display_rotation", rotation, "-i", upright, "-map", "0", "-c", "copy", path)
+        return path
+
+    return make

@@ -1,0 +1,297 @@
+"""The commands through CliRunner: exit codes, what goes to stdout and what to stderr, and edits with real networks."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from test_edit import ColourDetector, ColourEngine, clip, picture
+
+import dpe_cli
+from dpe_cli import main
+from dpe_cli.errors import DeviceError, WeightsError
+from dpe_cli.main import cli
+from dpe_cli.video import probe, read_frames, write_image
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with talk.mp4 and smile.mp4, and stand-ins in place of the networks and the detector."""
+    clip(tmp_path / "talk.mp4", [True, True, False, True, True])
+    clip(tmp_path / "smile.mp4", [True, True])
+    monkeypatch.setattr("dpe_cli.engine.Engine", lambda weights, **options: ColourEngine())
+    monkeypatch.setattr("dpe_cli.face.make_detector", lambda name, models: ColourDetector())
+    return tmp_path
+
+
+def edit(folder: Path, *more: str | Path, source: str = "talk.mp4", driving: str = "smile.mp4") -> Result:
+    return run("edit", "--source", folder / source, "--driving", folder / driving, *more)
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Makes the networks raise `error` at their first edit."""
+
+    def edit(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ColourEngine, "edit", edit)
+
+
+# What is said, and where
+
+
+def test_stdout_is_the_results_path_and_nothing_else(clips: Path):
+    done = edit(clips, "-o", clips / "out.mp4")
+    assert (done.exit_code, done.stdout) == (0, f"{clips / 'out.mp4'}\n")
+    assert "editing talk.mp4: 5 of 5 frames" in done.stderr
+    assert "4 frames edited, 1 passed, 1 x no face" in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["exp", "pose", "both"])
+def test_the_default_output_lies_beside_the_source(clips: Path, mode: str):
+    done = edit(clips, "--mode", mode)
+    assert done.stdout == f"{clips / f'talk_{mode}.mp4'}\n"
+    assert len(list(read_frames(clips / f"talk_{mode}.mp4"))) == 5
+
+
+def test_quiet_is_quiet(clips: Path):
+    assert edit(clips, "-q", "--mode", "pose", "--paste").stderr == ""
+
+
+def test_verbose_names_the_networks_and_the_detector(clips: Path):
+    assert "stand-in" in edit(clips, "-v").stderr
+
+
+def test_pasting_a_pose_is_warned_of(clips: Path):
+    assert "seam" in edit(clips, "--mode", "pose", "--paste").stderr
+
+
+def test_json_on_stdout_and_the_whole_report_in_a_file(clips: Path):
+    done = edit(clips, "--json", "--report", clips / "report.json", "--strength", "0.5")
+    printed, written = json.loads(done.stdout), json.loads((clips / "report.json").read_text())
+    assert printed["output"]["path"] == str(clips / "talk_exp.mp4")
+    assert printed["counts"] == written["counts"] and printed["settings"]["strength"] == 0.5
+    assert "frames" not in printed and len(written["frames"]) == 5
+
+
+def test_version():
+    assert run("--version").stdout == f"dpe, version {dpe_cli.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [[], ["edit"], ["weights"], ["weights", "list"], ["weights", "fetch"]], ids=str)
+def test_help_ends_in_an_example_of_the_command(command: list[str]):
+    words = " ".join(["dpe", *command])
+    assert f"\n  {words}" in run(*command, "--help").stdout
+
+
+# Exit codes
+
+
+def code_and_line(done: Result) -> tuple[int, str]:
+    """Exit code and the last line of stderr; nothing may be on stdout."""
+    assert done.stdout == ""
+    return done.exit_code, done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--mode", "face", "--driving", "d.mp4"],
+        ["--driving", "d.mp4", "--exp-driving", "e.mp4"],
+        ["--exp-driving", "e.mp4", "--mode", "both"],
+        ["--driving", "d.mp4", "--start", "3", "--end", "2"],
+        ["--driving", "d.mp4", "--strength", "-1"],
+        ["--driving", "d.mp4", "--batch-size", "0"],
+    ],
+    ids=lambda arguments: " ".join(arguments) or "no driving",
+)
+def test_2_for_wrong_usage(arguments: list[str]):
+    done = run("edit", "--source", "s.mp4", *arguments)
+    assert done.exit_code == 2 and "Error: " in done.stderr and done.stdout == ""
+
+
+def test_3_for_an_input_that_is_missing_or_no_video(clips: Path):
+    (clips / "text.mp4").write_text("no video")
+    for driving in ("missing.mp4", "text.mp4"):
+        code, line = code_and_line(edit(clips, driving=driving))
+        assert code == 3 and line.startswith("Error: ") and driving in line
+    assert code_and_line(edit(clips, "--audio", clips / "smile.mp4"))[0] == 3  # it has no sound
+    assert code_and_line(edit(clips, "--start", "99"))[0] == 3
+
+
+def test_4_without_a_usable_face(clips: Path):
+    clip(clips / "empty.mp4", [False] * 3)
+    assert code_and_line(edit(clips, driving="empty.mp4"))[0] == 4
+    assert code_and_line(edit(clips, source="empty.mp4"))[0] == 4
+    code, line = code_and_line(edit(clips, "--on-no-face", "fail"))
+    assert code == 4 and "frame 2" in line
+    assert not list(clips.glob("*_exp.mp4"))
+
+
+@pytest.mark.parametrize(("error", "code"), [(WeightsError, 5), (DeviceError, 6)])
+def test_5_and_6_for_weights_and_device(clips: Path, monkeypatch: pytest.MonkeyPatch, error: type, code: int):
+    fails(monkeypatch, error("it is so", "mend it"))
+    assert code_and_line(edit(clips)) == (code, "Error: it is so; mend it")
+
+
+def test_6_when_the_memory_is_used_up(clips: Path, monkeypatch: pytest.MonkeyPatch):
+    fails(monkeypatch, MemoryError())
+    assert code_and_line(edit(clips))[0] == 6
+
+
+def test_7_for_an_output_that_exists_or_cannot_be(clips: Path):
+    (clips / "there.mp4").write_bytes(b"old")
+    for output in ("there.mp4", "no/folder.mp4", "out.txt", "talk.mp4"):
+        assert code_and_line(edit(clips, "-o", clips / output))[0] == 7
+    assert code_and_line(edit(clips, "--report", clips / "there.mp4"))[0] == 7
+    assert code_and_line(edit(clips, "-o", clips / "smile.mp4", "--overwrite"))[0] == 7
+    assert (clips / "there.mp4").read_bytes() == b"old"
+    assert edit(clips, "-o", clips / "there.mp4", "--overwrite").exit_code == 0
+    assert probe(clips / "there.mp4").n_frames == 5
+
+
+def test_1_for_a_bug_in_one_line_and_its_traceback_with_v(clips: Path, monkeypatch: pytest.MonkeyPatch):
+    fails(monkeypatch, RuntimeError("two\nlines"))
+    code, line = code_and_line(edit(clips))
+    assert (code, line) == (1, "Error: unexpected RuntimeError: two lines; run with -v for the traceback")
+    done = edit(clips, "-v")
+    assert done.exit_code == 1 and "Traceback" in done.stderr
+
+
+def test_130_for_ctrl_c_and_nothing_is_left(clips: Path, monkeypatch: pytest.MonkeyPatch):
+    fails(monkeypatch, KeyboardInterrupt())
+    before = sorted(clips.iterdir())
+    assert edit(clips, "--preview", clips / "p.mp4", "--report", clips / "r.json").exit_code == 130
+    assert sorted(clips.iterdir()) == before
+
+
+# Progress
+
+
+def test_lines_of_progress_come_at_a_measured_pace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    now = iter(np.arange(0, 1000, 0.5))
+    monkeypatch.setattr(main.time, "monotonic", lambda: next(now))
+    assert list(main.progress_lines(range(40), 40, "editing")) == list(range(40))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11 and lines[0].startswith("editing: 4 of 40 frames, ") and lines[0].endswith(" s left")
+
+
+def test_the_bar_passes_everything_on(capsys: pytest.CaptureFixture):
+    assert list(main.progress_bar(range(5), None, "editing")) == list(range(5))
+    assert capsys.readouterr().out == ""
+
+
+# Whole edits with real networks
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of a model for crops of 64 pixels."""
+    import torch
+
+    from dpe_cli.models import DPE, DPEConfig
+    from dpe_cli.weights import save
+
+    torch.manual_seed(0)
+    config = DPEConfig(64, {4: 16, 8: 16, 16: 16, 32: 8, 64: 8}, latent_dim=32)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save(path, DPE(config).state_dict(), config)
+    return path
+
+
+def astronaut(path: Path, count: int) -> Path:
+    """The astronaut of scikit-image, drifting to the right: a clip with one face that every detector finds."""
+    from fractions import Fraction
+
+    from skimage.data import astronaut as portrait
+
+    from dpe_cli.video import Frame, VideoInfo, write_video
+
+    wide = np.pad(portrait()[:320, 64:384], ((0, 0), (40, 40), (0, 0)), mode="edge")
+    frames = (Frame(n, Fraction(n, 10), np.ascontiguousarray(wide[:, 40 - n : 360 - n])) for n in range(count))
+    write_video(frames, VideoInfo(path, 320, 320, Fraction(10), count), path, preset="ultrafast")
+    return path
+
+
+def test_a_video_is_edited_from_end_to_end(tmp_path: Path, small_weights: Path):
+    source, driving = astronaut(tmp_path / "source.mp4", 6), astronaut(tmp_path / "driving.mp4", 3)
+    done = run(
+        *("edit", "--source", source, "--driving", driving, "--weights", small_weights, "--device", "cpu"),
+        *("--detector", "centerface", "--preview", tmp_path / "p.mp4", "--json", "-o", tmp_path / "out.mp4"),
+    )
+    assert done.exit_code == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["counts"]["edited"] == 6 and summary["engine"]["weights"] == str(small_weights)
+    before, after = list(read_frames(source)), list(read_frames(tmp_path / "out.mp4"))
+    assert [frame.time for frame in after] == [frame.time for frame in before]
+    x0, y0, x1, y1 = (round(value) for value in (100, 10, 200, 130))  # the face, roughly
+    difference = np.abs(after[0].rgb.astype(int) - before[0].rgb).mean(-1)
+    assert difference[y0:y1, x0:x1].mean() > 10 and difference[250:].mean() < 2
+    assert probe(tmp_path / "p.mp4").width == 960
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing_behind(tmp_path: Path, small_weights: Path):
+    source = astronaut(tmp_path / "source.mp4", 40)
+    write_image(tmp_path / "smile.png", next(read_frames(source)).rgb)
+    before = sorted(tmp_path.iterdir())
+    command = [sys.executable, "-m", "dpe_cli", "edit", "--source", str(source), "--batch-size", "1"]
+    command += ["--driving", str(tmp_path / "smile.png"), "--weights", str(small_weights), "--detector", "centerface"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while sorted(tmp_path.iterdir()) == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)  # until the working folder of the output appears
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, ""), stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_wrong_weights_and_devices_are_told_in_one_line(tmp_path: Path):
+    source = clip(tmp_path / "s.mp4", [True])
+    (tmp_path / "w.safetensors").write_bytes(b"<html>not found</html>")
+    write_image(tmp_path / "d.png", picture())
+    for option, value, code in (("--weights", tmp_path / "w.safetensors", 5), ("--device", "abacus", 6)):
+        done = run("edit", "--source", source, "--driving", tmp_path / "d.png", option, value)
+        assert done.exit_code == code and len(done.stderr.splitlines()) == 1
+
+
+# Weights
+
+
+def test_weights_are_listed_with_their_licences():
+    done = run("weights", "list")
+    assert done.exit_code == 0 and "compact" in done.stdout and "licence" in done.stdout
+
+
+def test_weights_are_verified_and_described(small_weights: Path):
+    assert str(small_weights) in run("weights", "verify", small_weights).stdout
+    described = json.loads(run("weights", "info", small_weights).stdout)
+    assert described["config"]["size"] == 64
+
+
+def test_5_for_weights_that_are_not_there():
+    assert run("weights", "verify", "no-such-weights").exit_code == 5
+
+
+# Doctor
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_doctor_says_what_is_wrong_and_how_to_mend_it(monkeypatch: pytest.MonkeyPatch, well: bool):
+    from dpe_cli.doctor import Check
+
+    checks = [Check("ffmpeg", True, "7.1"), Check("weights", well, "not there", "install dpe-cli anew")]
+    monkeypatch.setattr("dpe_cli.doctor.examine", lambda: checks)
+    done = run("doctor")
+    assert done.exit_code == (0 if well else 1) and "ok     ffmpeg: 7.1" in done.stdout
+    assert ("FAILS  weights: not there" in done.stdout) is not well and "-> install dpe-cli anew" in done.stdout

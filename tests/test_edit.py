@@ -1,0 +1,387 @@
+"""The main path with stand-ins for the networks and the detector, simple enough to reckon results by hand."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpe_cli import edit
+from dpe_cli.crop import cut
+from dpe_cli.edit import Driver, Driving, EditSettings, Job, edit_video, plan_jobs, run_jobs
+from dpe_cli.errors import FaceError, InputError, OutputError
+from dpe_cli.face import Box, Detection
+from dpe_cli.motion import MotionTrack
+from dpe_cli.report import Report
+from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image, write_image, write_video
+
+SKIN = (20, 220, 30)  # what the stand-in detector takes for a face
+
+
+class ColourEngine:
+    """Motion code: mean colour of the crop's middle. Expression paints the upper half of a crop, pose the lower."""
+
+    def __init__(self, batch_size: int = 4):
+        self.size, self.batch_size = 64, batch_size
+        self.description = {"weights": "stand-in", "device": "none"}
+
+    def motion_codes(self, crops: np.ndarray) -> np.ndarray:
+        return crops[:, 24:40, 24:40].mean((1, 2), dtype=np.float64).astype(np.float32)
+
+    def edit(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
+        edited = crops.copy()
+        for code, rows in ((expression, slice(0, 32)), (pose, slice(32, 64))):
+            if code is not None:
+                edited[:, rows] = np.rint(code).clip(0, 255).astype(np.uint8)[:, None, None]
+        return edited
+
+
+class ColourDetector:
+    """Finds one face: the green square."""
+
+    name = "colour"
+
+    def detect(self, rgb: np.ndarray) -> list[Detection]:
+        rows, columns = np.nonzero((rgb[..., 1] > 150) & (rgb[..., 0] < 100) & (rgb[..., 2] < 110))
+        if len(rows) < 100:
+            return []
+        box = Box(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        (x, y), side = box.centre, box.width
+        shares = np.array([(-0.2, -0.15), (0.2, -0.15), (0, 0.05), (-0.15, 0.25), (0.15, 0.25)])
+        return [Detection(box, shares * side + (x, y), 0.9)]
+
+
+ENGINE, DETECTOR = ColourEngine(), ColourDetector()
+
+
+def picture(face: bool = True, shade: int = 90, colour: tuple[int, int, int] = SKIN) -> np.ndarray:
+    """(120, 160, 3) uint8: a grey room, with a green face unless it is empty."""
+    rgb = np.full((120, 160, 3), shade, np.uint8)
+    if face:
+        rgb[40:80, 60:100] = colour
+    return rgb
+
+
+def clip(path: Path, faces: list[bool], fps: Fraction = Fraction(25), first: Fraction = Fraction(0)) -> Path:
+    """A video of these frames; the room gets lighter through five frames."""
+    frames = (Frame(n, first + n / fps, picture(face, 60 + 10 * (n % 5))) for n, face in enumerate(faces))
+    info = VideoInfo(path, 160, 120, fps, len(faces), time_base=1 / (fps * 1000))
+    write_video(frames, info, path, crf=1, preset="ultrafast")
+    return path
+
+
+def track(codes: list[list[float]], fps: int = 25) -> MotionTrack:
+    return MotionTrack(np.arange(len(codes)) / fps, np.array(codes, np.float32))
+
+
+def driver(codes: list[list[float]], fps: int = 25) -> Driver:
+    """A driving without a file."""
+    info = VideoInfo(Path("driver"), 160, 120, Fraction(fps), len(codes))
+    return Driver(info, [Fraction(n, fps) for n in range(len(codes))], track(codes, fps))
+
+
+def boxed(faces: list[bool], fps: int = 25) -> Iterator[tuple[Frame, Box | None]]:
+    """Tracked source frames without a file, each with its own noise."""
+    noise = np.random.default_rng(0)
+    for n, face in enumerate(faces):
+        rgb = noise.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+        yield Frame(n, Fraction(n, fps) + 3, rgb), Box(50, 30, 110, 90) if face else None
+
+
+def planned(faces: list[bool], codes: list[list[float]], first_box: Box | None = None, **settings) -> list[Job]:
+    drivers, driving = {Path("driver"): driver(codes)}, Driving(expression=Path("driver"))
+    return list(plan_jobs(boxed(faces), drivers, driving, EditSettings(**settings), {}, first_box))
+
+
+# Jobs
+
+
+def test_frames_without_a_face_pass_bit_for_bit_and_in_order():
+    faces = [False, True, True, False, True, False, False]
+    jobs, report = planned(faces, [[255, 0, 0]]), Report()
+    results = list(run_jobs(jobs, ColourEngine(3), 1.0, True, report))
+    assert [frame.index for _, frame in results] == list(range(7))
+    for (before, _), (_, after), face in zip(boxed(faces), results, faces, strict=True):
+        assert np.array_equal(before.rgb, after.rgb) is not face
+        assert before.time == after.time
+    assert [fate.fate for fate in report.frames] == ["edited" if face else "passed" for face in faces]
+    assert report.counts() == {"frames": 7, "edited": 3, "passed": 4, "reasons": {"no face": 4}}
+
+
+def test_pixels_outside_the_mask_are_the_sources():
+    (job,) = planned([True], [[255, 0, 0]])
+    ((_, after),) = run_jobs([job], ENGINE, 1.0, True, Report())
+    changed = (after.rgb != job.frame.rgb).any(-1)
+    assert changed[45, 80] and not changed[:30].any() and not changed[90:].any()
+    assert not changed[:, :50].any() and not changed[:, 110:].any()
+
+
+@pytest.mark.parametrize(
+    ("end", "colours"),
+    [
+        ("hold", [0, 100, 200, 200, 200, 200, 200]),
+        ("loop", [0, 100, 200, 0, 100, 200, 0]),
+        ("pingpong", [0, 100, 200, 100, 0, 100, 200]),
+        ("trim", [0, 100, 200]),
+    ],
+)
+def test_a_short_driving_goes_on_as_asked(end: str, colours: list[int]):
+    jobs = planned([True] * 7, [[0, 0, 0], [100, 0, 0], [200, 0, 0]], driving_end=end)
+    assert [round(float(job.expression[0])) for job in jobs] == colours
+
+
+def test_a_driving_of_half_the_rate_is_matched_by_time():
+    drivers, driving = {Path("driver"): driver([[0], [100], [200]], fps=10)}, Driving(expression=Path("driver"))
+    jobs = plan_jobs(boxed([True] * 5, fps=20), drivers, driving, EditSettings(), {}, None)
+    assert [float(job.expression[0]) for job in jobs] == pytest.approx([0, 50, 100, 150, 200])
+
+
+def test_two_drivers_give_the_expression_and_the_pose():
+    drivers = {Path("a"): driver([[200, 0, 0]]), Path("b"): driver([[0, 0, 200]])}
+    driving = Driving(expression=Path("a"), pose=Path("b"))
+    jobs = list(plan_jobs(boxed([True]), drivers, driving, EditSettings(), {}, Box(50, 30, 110, 90)))
+    ((_, after),) = run_jobs(jobs, ENGINE, 1.0, False, Report())
+    assert driving.mode == "both"
+    assert (after.rgb[:32] == (200, 0, 0)).all() and (after.rgb[32:] == (0, 0, 200)).all()
+
+
+def test_one_driver_for_both_is_read_once():
+    assert Driving(Path("a"), Path("a")).paths == [Path("a")]
+    assert [Driving(Path("a")).mode, Driving(pose=Path("a")).mode] == ["exp", "pose"]
+    with pytest.raises(InputError):
+        Driving()
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
+def test_strength_goes_from_the_sources_own_motion_to_the_drivings(strength: float):
+    jobs = planned([True, True], [[120, 130, 140]])
+    results = run_jobs(jobs, ENGINE, strength, False, Report())
+    for job, after in results:
+        own = ENGINE.motion_codes(cut(job.frame.rgb, job.box, 64)[0][None])[0]
+        wanted = np.rint(own + strength * (np.array([120, 130, 140]) - own))
+        assert (after.rgb[:32] == wanted.clip(0, 255)).all()
+
+
+def test_the_self_reconstruction_is_measured_at_once_and_every_two_seconds():
+    drivers, driving, report = {Path("d"): driver([[9, 9, 9]])}, Driving(Path("d")), Report()
+    jobs = list(plan_jobs(boxed([True] * 8, fps=2), drivers, driving, EditSettings(), {}, None))
+    assert [job.sampled for job in jobs] == [True, False, False, False, True, False, False, False]
+    list(run_jobs(jobs, ColourEngine(5), 1.0, True, report))
+    crop = cut(jobs[0].frame.rgb, jobs[0].box, 64)[0]
+    own = ENGINE.motion_codes(crop[None])
+    assert len(report.self_reconstruction) == 2
+    assert report.self_reconstruction[0] == pytest.approx(edit.psnr(ENGINE.edit(crop[None], own, None)[0], crop))
+
+
+def test_hold_edits_at_the_last_box_and_says_so():
+    jobs = planned([False, True, False], [[255, 0, 0]], on_no_face="hold")
+    assert [(job.edited, job.reason) for job in jobs] == [
+        (False, "no face"),
+        (True, None),
+        (True, "no face, last box held"),
+    ]
+    assert jobs[2].box == jobs[1].box
+
+
+def test_fail_names_the_frame():
+    with pytest.raises(FaceError, match=r"frame 1 \(3.040 s\)"):
+        planned([True, False], [[0]], on_no_face="fail")
+
+
+def test_a_crop_has_a_box_even_where_there_is_no_face():
+    first = Box(0, 0, 40, 40)
+    jobs = planned([False, True, False], [[255, 0, 0]], first_box=first)
+    assert [job.box for job in jobs] == [first, Box(50, 30, 110, 90), Box(50, 30, 110, 90)]
+    assert [job.edited for job in jobs] == [False, True, False]
+    results = list(run_jobs(jobs, ENGINE, 1.0, False, Report()))
+    assert np.array_equal(results[0][1].rgb, cut(jobs[0].frame.rgb, first, 64)[0])
+
+
+# Whole edits
+
+
+def test_a_video_keeps_its_frames_times_and_everything_outside_the_face(tmp_path: Path):
+    fps = Fraction(30000, 1001)
+    source = clip(tmp_path / "source.mp4", [True, True, False, True, True, True], fps, first=Fraction(1, 2))
+    driving = clip(tmp_path / "driving.mp4", [True, False, True])
+    output = tmp_path / "out.mp4"
+    report = edit_video(source, Driving(driving), output, ENGINE, DETECTOR)
+    before, after = list(read_frames(source)), list(read_frames(output))
+    assert [frame.time for frame in after] == [frame.time for frame in before]
+    assert all(abs(a.rgb[:20].astype(int) - b.rgb[:20]).max() <= 6 for a, b in zip(after, before, strict=True))
+    assert report.counts() == {"frames": 6, "edited": 5, "passed": 1, "reasons": {"no face": 1}}
+    assert report.output["frames"] == 6 and report.frames[0].score == 0.9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["driving.mp4", "out.mp4", "source.mp4"]
+
+
+@pytest.mark.parametrize(("mode", "paste", "size"), [("pose", None, 64), ("exp", False, 64), ("both", True, 160)])
+def test_a_pose_is_written_as_the_crop_unless_paste_is_asked(tmp_path: Path, mode: str, paste: bool | None, size: int):
+    source, driving = clip(tmp_path / "s.mp4", [True] * 3), clip(tmp_path / "d.mp4", [True])
+    drivers = Driving(None if mode == "pose" else driving, None if mode == "exp" else driving)
+    report = edit_video(source, drivers, tmp_path / "o.mp4", ENGINE, DETECTOR, EditSettings(paste=paste))
+    assert next(read_frames(tmp_path / "o.mp4")).rgb.shape[1] == size
+    assert any("seam" in note for note in report.notes) is bool(paste)
+
+
+def test_a_still_with_a_driving_video_becomes_a_talking_portrait(tmp_path: Path):
+    write_image(tmp_path / "portrait.png", picture())
+    driving = clip(tmp_path / "d.mp4", [True, True, False, True], Fraction(30000, 1001))
+    report = edit_video(tmp_path / "portrait.png", Driving(driving), tmp_path / "o.mp4", ENGINE, DETECTOR)
+    frames = list(read_frames(tmp_path / "o.mp4"))
+    assert [frame.time for frame in frames] == [frame.time for frame in read_frames(driving)]
+    assert frames[0].rgb.shape == (120, 160, 3) and report.counts()["edited"] == 4
+
+
+def test_a_still_driving_is_a_fixed_expression_whatever_its_end(tmp_path: Path):
+    source = clip(tmp_path / "s.mp4", [True] * 5)
+    write_image(tmp_path / "smile.png", picture(colour=(80, 200, 0)))
+    settings = EditSettings(driving_end="trim")
+    report = edit_video(source, Driving(tmp_path / "smile.png"), tmp_path / "o.mp4", ENGINE, DETECTOR, settings)
+    assert report.counts()["edited"] == 5
+
+
+def test_two_stills_make_a_still_and_its_preview(tmp_path: Path):
+    write_image(tmp_path / "s.png", picture())
+    write_image(tmp_path / "d.png", picture(colour=(90, 160, 0)))
+    driving = Driving(tmp_path / "d.png")
+    edit_video(tmp_path / "s.png", driving, tmp_path / "o.png", ENGINE, DETECTOR, preview=tmp_path / "p.png")
+    result = read_image(tmp_path / "o.png")
+    assert result.shape == (120, 160, 3) and tuple(result[50, 80]) == (90, 160, 0)
+    assert read_image(tmp_path / "p.png").shape == (120, 480, 3)
+    assert edit.default_output(tmp_path / "s.png", driving) == tmp_path / "s_exp.png"
+
+
+def test_start_and_end_cut_the_source_and_the_driving_begins_there(tmp_path: Path):
+    source, driving = clip(tmp_path / "s.mp4", [True] * 20), clip(tmp_path / "d.mp4", [True] * 3)
+    settings = EditSettings(start=0.2, end=0.4)
+    report = edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, DETECTOR, settings)
+    assert [frame.time for frame in read_frames(tmp_path / "o.mp4")] == [Fraction(n, 25) for n in range(5)]
+    assert [fate.time for fate in report.frames] == [0.2, 0.24, 0.28, 0.32, 0.36]
+
+
+def test_trim_ends_with_the_driving(tmp_path: Path):
+    source, driving = clip(tmp_path / "s.mp4", [True] * 9), clip(tmp_path / "d.mp4", [True] * 4)
+    settings = EditSettings(driving_end="trim")
+    report = edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, DETECTOR, settings)
+    assert report.output["frames"] == len(report.frames) == 4
+
+
+def test_the_preview_shows_source_driving_and_result_in_step(tmp_path: Path):
+    source, driving = clip(tmp_path / "s.mp4", [True] * 7), clip(tmp_path / "d.mp4", [True] * 3)
+    edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, DETECTOR, preview=tmp_path / "p.mp4")
+    frames = list(read_frames(tmp_path / "p.mp4"))
+    assert [frame.rgb.shape for frame in frames] == [(120, 480, 3)] * 7
+    shades = [frame.rgb[5:15, 200:300].mean() for frame in frames]  # the room of the driving: 60, 70, 80, then back
+    assert shades == pytest.approx([60, 70, 80, 70, 60, 70, 80], abs=3)
+
+
+def test_a_failure_midway_leaves_neither_result_nor_preview(tmp_path: Path):
+    source, driving = clip(tmp_path / "s.mp4", [True] * 4 + [False]), clip(tmp_path / "d.mp4", [True])
+    settings = EditSettings(on_no_face="fail")
+    with pytest.raises(FaceError):
+        edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, DETECTOR, settings, preview=tmp_path / "p.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.mp4", "s.mp4"]
+
+
+def test_a_failure_of_the_preview_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, driving = clip(tmp_path / "s.mp4", [True] * 30), clip(tmp_path / "d.mp4", [True])
+    write = edit.write_video
+
+    def full_disk(frames, info, output, **options):
+        if output.name == "p.mp4":
+            raise OutputError("the disk is full", "free some space")
+        return write(frames, info, output, **options)
+
+    monkeypatch.setattr(edit, "write_video", full_disk)
+    with pytest.raises(OutputError, match="disk is full"):
+        edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, DETECTOR, preview=tmp_path / "p.mp4")
+    assert not (tmp_path / "o.mp4").exists()
+
+
+@pytest.mark.parametrize("empty", ["source", "driving"])
+def test_a_source_or_a_driving_without_any_face_is_refused(tmp_path: Path, empty: str):
+    paths = [clip(tmp_path / f"{name}.mp4", [name != empty] * 3) for name in ("source", "driving")]
+    with pytest.raises(FaceError, match=f"no face was found in .*{empty}"):
+        edit_video(paths[0], Driving(paths[1]), tmp_path / "o.mp4", ENGINE, DETECTOR)
+    assert not (tmp_path / "o.mp4").exists()
+
+
+def sound(audio: str, source_still: bool = False, silent: tuple[str, ...] = ()) -> tuple[str | None, list[str]]:
+    """Name of the file whose sound is taken, and the remarks."""
+    source, expression = (
+        VideoInfo(Path(name), 160, 120, Fraction(25), 1, has_audio=name not in silent, is_image=still)
+        for name, still in (("source", source_still), ("driving", False))
+    )
+    remarks: list[str] = []
+    chosen = edit.sound_of(source, [Driver(expression, [Fraction(0)], track([[0]]))], audio, remarks.append)
+    return chosen and chosen.name, remarks
+
+
+def test_the_sound_is_the_sources_and_for_a_still_the_drivings():
+    assert sound("auto") == ("source", []) and sound("auto", source_still=True, silent=("source",)) == ("driving", [])
+    assert sound("driving") == ("driving", []) and sound("song.m4a") == ("song.m4a", []) and sound("none") == (None, [])
+    assert sound("auto", silent=("source",)) == (None, [])
+    assert sound("source", silent=("source",)) == (None, ["source has no sound: the output is silent"])
+
+
+def test_sound_from_elsewhere_and_trimmed_sound_end_with_the_pictures(tmp_path: Path):
+    source = replace(probe(clip(tmp_path / "s.mp4", [True] * 10)), has_audio=True)
+    (tmp_path / "song.wav").write_bytes(b"")
+    drivers, first, heard = [driver([[0], [1], [2]])], Fraction(1, 10), []
+
+    def span(**settings) -> tuple[float | None, float | None]:
+        target = edit.plan_target(source, drivers, EditSettings(**settings), first, heard.append)
+        return tuple(None if moment is None else pytest.approx(float(moment)) for moment in (target.start, target.end))
+
+    assert span() == (None, None)
+    assert span(end=0.3) == (None, 0.3)
+    assert span(driving_end="trim") == (None, 0.1 + 3 / 25)
+    assert span(audio=str(tmp_path / "song.wav")) == (0.1, 0.1 + 10 / 25)
+    assert span(audio=str(tmp_path / "song.wav"), start=0.2, end=0.3) == (0.2, 0.3)
+
+
+def test_outputs_are_checked_before_the_work(tmp_path: Path):
+    source, driving = clip(tmp_path / "s.mp4", [True]), clip(tmp_path / "d.mp4", [True])
+    (tmp_path / "there.mp4").write_bytes(b"old")
+
+    def refused(output: Path, **settings) -> str:
+        with pytest.raises(OutputError) as caught:
+            edit_video(source, Driving(driving), output, ENGINE, DETECTOR, EditSettings(**settings))
+        return str(caught.value)
+
+    assert "add --overwrite" in refused(tmp_path / "there.mp4")
+    assert "also an input" in refused(source, overwrite=True)
+    assert "does not exist" in refused(tmp_path / "no" / "o.mp4")
+    assert "a folder" in refused(tmp_path)
+    assert ".mp4 .mov .mkv" in refused(tmp_path / "o.avi")
+    assert ".mp4 .mov .mkv" in refused(tmp_path / "o.png")
+    assert (tmp_path / "there.mp4").read_bytes() == b"old"
+
+
+def test_a_report_is_json_with_a_line_for_each_frame(tmp_path: Path):
+    source, driving = clip(tmp_path / "s.mp4", [True, False, True]), clip(tmp_path / "d.mp4", [True])
+    report = edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, DETECTOR, EditSettings(strength=0))
+    report.write(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert [frame["fate"] for frame in written["frames"]] == ["edited", "passed", "edited"]
+    assert written["frames"][1]["reason"] == "no face" and written["frames"][0]["strength"] == 0
+    assert written["counts"]["edited"] == 2 and written["self_reconstruction"]["samples"] == 1
+    assert written["engine"]["weights"] == "stand-in" and written["settings"]["mode"] == "exp"
+    assert "frames" not in report.summary()
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*"))
+
+
+def test_progress_sees_each_frame_once(tmp_path: Path):
+    source, driving = clip(tmp_path / "s.mp4", [True] * 5), clip(tmp_path / "d.mp4", [True] * 2)
+    seen = {}
+
+    def progress(items, total, what):
+        for count, item in enumerate(items, 1):
+            seen[what] = (count, total)
+            yield item
+
+    edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, DETECTOR, progress=progress)
+    assert seen == {"reading d.mp4": (2, 2), "editing s.mp4": (5, 5)}

@@ -1,0 +1,106 @@
+"""Rules of the house that a machine keeps: who imports whom, who prints, what --help loads."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = sorted((ROOT / "dpe_cli").glob("*.py")) + sorted((ROOT / "models").glob("*.py"))
+EVERYTHING = {path.stem for path in PROJECT} | {"models"}
+
+# The right-hand side is all that a module may import from the project.
+MAY_IMPORT = {
+    "__init__": set(),
+    "__main__": {"main"},
+    "errors": set(),
+    "container": {"errors"},
+    "video": {"container", "errors"},
+    "face": {"video", "errors", "detectors"},
+    "detectors": {"face", "video", "errors"},
+    "crop": {"face", "errors"},
+    "weights": {"models", "errors"},
+    "engine": {"models", "weights", "errors"},
+    "motion": {"video", "errors"},
+    "report": {"errors"},
+    "edit": {"video", "face", "crop", "motion", "report", "errors"},
+    "doctor": EVERYTHING - {"edit", "main"},
+    "landmarks": {"errors"},
+    "motion_space": {"landmarks", "errors"},
+    "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
+    "train": {"dataset", "models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
+    "evaluate": {"landmarks", "motion", "motion_space", "video", "face", "errors"},
+    "main": EVERYTHING,
+}
+MAY_PRINT = {"main", "train"}
+KNOW_FFMPEG = {"video", "container", "doctor"}  # doctor looks at every package
+
+
+def imported(path: Path) -> list[str]:
+    """Full names of everything a file imports; relative imports keep their dots."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append("." * node.level + (node.module or ""))
+            if node.module == "dpe_cli":
+                names += [f"dpe_cli.{alias.name}" for alias in node.names if f"{alias.name}" in EVERYTHING]
+    return names
+
+
+def project_modules(path: Path) -> set[str]:
+    """The modules of the project that a file imports; `dpe_cli` itself (the version) counts for nothing."""
+    return {name.split(".")[1] for name in imported(path) if name.startswith("dpe_cli.")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "dpe_cli").glob("*.py")), ids=lambda path: path.stem)
+def test_imports_flow_one_way(path: Path):
+    assert path.stem in MAY_IMPORT, f"{path.name} has no line in the import table"
+    extra = project_modules(path) - MAY_IMPORT[path.stem]
+    assert not extra, f"{path.name} may not import {sorted(extra)}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.py")), ids=lambda path: path.stem)
+def test_networks_import_nothing_of_the_tool(path: Path):
+    assert not [name for name in imported(path) if name.split(".")[0] in ("dpe_cli", "models")]
+
+
+@pytest.mark.parametrize("path", [*PROJECT, *sorted((ROOT / "tests").glob("*.py"))], ids=lambda path: path.stem)
+def test_the_networks_are_never_imported_by_their_folder(path: Path):
+    assert not [name for name in imported(path) if name.split(".")[0] == "models"]
+
+
+@pytest.mark.parametrize("path", [path for path in PROJECT if path.stem not in MAY_PRINT], ids=lambda path: path.stem)
+def test_a_library_neither_prints_nor_exits(path: Path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    names = [ast.unparse(call.func) for call in calls]
+    assert not [name for name in names if name in ("print", "exit", "quit", "sys.exit", "os._exit")]
+
+
+@pytest.mark.parametrize("path", [path for path in PROJECT if path.stem not in KNOW_FFMPEG], ids=lambda path: path.stem)
+def test_only_video_knows_ffmpeg(path: Path):
+    assert not {name.split(".")[0] for name in imported(path)} & {"av", "ffmpeg", "imageio_ffmpeg"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["edit", "--help"], ["--version"]], ids=" ".join)
+def test_help_imports_nothing_heavy(arguments: list[str]):
+    code = (
+        "import sys; from click.testing import CliRunner; from dpe_cli.main import cli;"
+        f"assert CliRunner().invoke(cli, {arguments!r}).exit_code == 0;"
+        "print(*{'torch', 'cv2', 'numpy', 'av', 'onnxruntime', 'scipy', 'insightface'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == []
+
+
+def test_help_answers_at_once():
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "dpe_cli", "--help"], capture_output=True, cwd=ROOT, check=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(3)) < 0.5  # the best of three: the machine may be busy

@@ -1,0 +1,130 @@
+"""The training steps on a tiny network and synthetic samples."""
+
+import numpy as np
+import pytest
+import torch
+
+from dpe_cli.models import DPE, DPEConfig
+from dpe_cli.motion_space import POSE_DIM
+from dpe_cli.train import TrainConfig, Trainer, flow_loss, grow, initialise, separate, weighted_l1
+
+TINY = {4: 8, 8: 8, 16: 8, 32: 8, 64: 4}
+
+
+@pytest.fixture
+def batch():
+    random = np.random.default_rng(0)
+    pictures = {k: random.integers(0, 255, (4, 3, 32, 32), np.uint8) for k in ("source", "target", "driving")}
+    codes = {k: random.normal(0, 1, (4, 20)).astype(np.float32) for k in ("source_code", "driving_code")}
+    line = (np.arange(64) + 0.5) / 32 - 1
+    where = np.broadcast_to(np.stack(np.meshgrid(line, line)), (4, 2, 64, 64)).astype(np.float32)
+    rest = {
+        "exp_flow": where, "pose_flow": where,
+        "exp_valid": np.ones((4, 64, 64), np.float32), "pose_valid": np.ones((4, 64, 64), np.float32),
+        "weight": np.ones((4, 32, 32), np.float32), "pose_weight": np.ones((4, 32, 32), np.float32),
+    }  # fmt: skip
+    return {k: torch.from_numpy(np.array(v)) for k, v in (pictures | codes | rest).items()}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = DPE(DPEConfig(32, TINY, latent_dim=32))
+    initialise(model)
+    return model
+
+
+def test_guided_steps_learn_a_batch_by_heart(model, batch):
+    trainer = Trainer(model, TrainConfig(lr=4e-3), None)
+    first = trainer.step(batch, 0)
+    for _ in range(40):
+        last = trainer.step(batch, 0)
+    assert last["exp"] < 0.7 * first["exp"]
+    assert last["exp_flow"] < first["exp_flow"]
+
+
+def test_a_cycle_step_updates_networks_and_discriminator(model, batch):
+    trainer = Trainer(model, TrainConfig(cycle=True, gan_weight=0.1), None)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    terms = trainer.step(batch, 0)
+    assert {"end", "middle", "self", "gan", "d"} <= set(terms)
+    changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert any(k.startswith("pose_generator") for k in changed)
+    assert any(k.startswith("encoder") for k in changed)
+
+
+def test_the_middle_pair_does_not_update_the_pose_generator(model, batch):
+    """Asymmetric back-propagation: a loss on (S', D') alone leaves no gradient in the pose branch."""
+    trainer = Trainer(model, TrainConfig(cycle=True, guide=0, code_weight=0), None)
+    picked = []
+
+    def only_middle(name, value, weight=1.0):
+        if name == "middle":
+            picked.append(value)
+
+    original = trainer.cycle.__globals__["Losses"].add
+    trainer.cycle.__globals__["Losses"].add = lambda self, *args: only_middle(*args)
+    try:
+        trainer.cycle(batch)
+    finally:
+        trainer.cycle.__globals__["Losses"].add = original
+    picked[0].backward()
+    assert all(p.grad is None for p in model.pose_generator.parameters())
+    assert all(p.grad is None for p in model.pose_head.parameters())
+    assert any(p.grad is not None for p in model.expression_generator.parameters())
+
+
+def test_separated_heads_ignore_each_other_s_coordinates(model):
+    with torch.no_grad():
+        for head in (model.expression_head, model.pose_head):
+            for parameter in head.parameters():
+                parameter.add_(torch.randn_like(parameter))
+    separate(model)
+    code, other = torch.randn(1, 20), torch.randn(1, 20)
+    pose_changed = torch.cat([other[:, :POSE_DIM], code[:, POSE_DIM:]], 1)
+    expression_changed = torch.cat([code[:, :POSE_DIM], other[:, POSE_DIM:]], 1)
+    torch.testing.assert_close(model.expression_shift(code), model.expression_shift(pose_changed), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.pose_shift(code), model.pose_shift(expression_changed), atol=1e-4, rtol=1e-4)
+    assert (model.expression_shift(code) - model.expression_shift(expression_changed)).abs().max() > 1e-2
+
+
+def test_flow_loss_is_zero_for_the_flow_it_asks_for():
+    line = (torch.arange(64) + 0.5) / 32 - 1
+    where = torch.stack(torch.meshgrid(line, line, indexing="xy"))[None]
+    size = 32
+    centres = (torch.arange(size) + 0.5) / size * 2 - 1
+    wanted = torch.stack(torch.meshgrid(centres, centres, indexing="xy"))
+    line = torch.linspace(-1, 1, size)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"))
+    raw = torch.cat([torch.atanh(wanted - grid), torch.zeros(1, size, size)])[None]
+    assert flow_loss([raw], where, torch.ones(1, 64, 64)) < 1e-5
+    assert flow_loss([raw + 0.1], where, torch.ones(1, 64, 64)) > 0.5
+
+
+def test_weighted_l1_counts_what_weighs():
+    image, target = torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)
+    image[..., :4, :4] = 1
+    weight = torch.ones(1, 16, 16)
+    plain = weighted_l1(image, target, weight)
+    weight[..., :4, :4] = 6
+    assert weighted_l1(image, target, weight) == pytest.approx(6 * float(plain), rel=1e-5)
+
+
+def test_a_grown_network_keeps_every_level_it_had(model):
+    grown = grow(model)
+    assert grown.config.size == 64
+    old, new = model.state_dict(), grown.state_dict()
+    for name in ("motion_mlp.0.weight", "pose_generator.to_flows.2.conv.weight"):
+        assert torch.equal(old[name], new[name])
+    assert torch.equal(old["encoder.convs.1.conv1.weight"], new["encoder.convs.2.conv1.weight"])
+    assert grown.encode(torch.zeros(1, 3, 64, 64)).latent.shape == (1, 32)
+
+
+def test_the_average_follows_the_networks(model, batch):
+    trainer = Trainer(model, TrainConfig(lr=1e-2), None)
+    for _ in range(5):
+        trainer.step(batch, 0)
+    averaged = trainer.averaged()
+    name = "encoder.convs.0.weight"
+    assert not torch.equal(averaged.state_dict()[name], model.state_dict()[name])
+    torch.testing.assert_close(averaged.state_dict()[name], model.state_dict()[name], atol=0.2, rtol=0)

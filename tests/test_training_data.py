@@ -1,0 +1,166 @@
+"""Landmark geometry, the motion space and the samples made of it, on a synthetic face: no model file is needed."""
+
+import numpy as np
+import pytest
+
+from dpe_cli.dataset import FLOW_SIZE, Mesh, Sampler, dense_map, is_held_out, load_clips, warp
+from dpe_cli.errors import InputError
+from dpe_cli.landmarks import BLENDSHAPES, Landmarker, align, head_angles, mouth_opening
+from dpe_cli.motion_space import MOTION_DIM, POSE_DIM, MotionSpace, mirror_blendshapes, normalise
+
+
+def synthetic_face(seed: int = 0) -> np.ndarray:
+    """478 points on the front of an ellipsoid, outer eye corners one unit apart: (478, 3)"""
+    random = np.random.default_rng(seed)
+    x, y = random.uniform(-0.9, 0.9, 478), random.uniform(-1.2, 1.2, 478)
+    face = np.stack([x, y, 0.4 * (x**2 + y**2)], -1)
+    face[[33, 133, 362, 263], :2] = [[-0.5, -0.3], [-0.2, -0.3], [0.2, -0.3], [0.5, -0.3]]
+    face[[13, 14, 61, 291], :2] = [[0, 0.50], [0, 0.52], [-0.25, 0.5], [0.25, 0.5]]
+    return face
+
+
+def turned(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.from_euler("YXZ", [yaw, pitch, roll], degrees=True).as_matrix()
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Twelve clips of twelve frames: a face that turns and opens its mouth over a smooth picture."""
+    random = np.random.default_rng(1)
+    template = synthetic_face()
+    for number in range(12):
+        points, frames = [], []
+        for step in range(12):
+            face = template.copy()
+            face[14, 1] += 0.02 * (step % 6)
+            face[:, :2] += random.normal(0, 0.003, (478, 2))
+            points.append(60 * face @ turned(yaw=3 * step - 15).T + [128, 128, 0])
+            frames.append(np.full((256, 256, 3), 20 * step, np.uint8))
+        np.save(tmp_path / f"{number}.npy", np.stack(frames))
+        np.savez(
+            tmp_path / f"{number}.npz",
+            points=np.stack(points).astype(np.float32),
+            blendshapes=random.uniform(0, 0.3, (12, 52)).astype(np.float32),
+            identity=f"id{number:04}",
+        )
+    return tmp_path
+
+
+def test_align_recovers_scale_rotation_and_translation():
+    template = synthetic_face()
+    rotation = turned(20, -10, 5)
+    scale, found, translation = align(70 * template @ rotation.T + [100, 120, 3], template)
+    assert scale == pytest.approx(70, rel=1e-6)
+    np.testing.assert_allclose(found, rotation, atol=1e-6)
+    np.testing.assert_allclose(translation, [100, 120, 3], atol=1e-4)
+
+
+@pytest.mark.parametrize(("angles", "position"), [((25, 0, 0), 0), ((0, 15, 0), 1), ((0, 0, -12), 2)])
+def test_head_angles_are_those_of_the_rotation(angles, position):
+    found = head_angles(turned(*angles))
+    expected = np.zeros(3)
+    expected[position] = angles[position]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_mouth_opening_does_not_change_with_pose_and_size():
+    face = synthetic_face()
+    face[14, 1] += 0.2
+    moved = 80 * face @ turned(20, 10, 30).T + 5
+    assert mouth_opening(moved) == pytest.approx(mouth_opening(face), rel=1e-6)
+
+
+def test_normalise_takes_the_pose_out():
+    template = synthetic_face()
+    posed = np.stack([50 * template @ turned(yaw).T + [90, 80, 0] for yaw in (-20, 0, 30)])
+    shapes, scale, _, _ = normalise(posed, template)
+    np.testing.assert_allclose(shapes, np.broadcast_to(template, shapes.shape), atol=1e-5)
+    np.testing.assert_allclose(scale, 50, rtol=1e-6)
+
+
+def test_mirroring_blendshapes_swaps_left_and_right_and_is_its_own_inverse():
+    scores = np.arange(52.0)
+    swapped = mirror_blendshapes(scores)
+    assert swapped[BLENDSHAPES.index("eyeBlinkLeft")] == BLENDSHAPES.index("eyeBlinkRight")
+    np.testing.assert_array_equal(mirror_blendshapes(swapped), scores)
+
+
+def test_motion_space_survives_json(prepared, tmp_path):
+    clips, space = load_clips(prepared, None, held_out=False, size=64)
+    (tmp_path / "space.json").write_text(space.to_json())
+    again, _ = load_clips(prepared, MotionSpace.load(tmp_path / "space.json"), held_out=False, size=64)
+    np.testing.assert_allclose(again[0].expression, clips[0].expression, atol=1e-3)
+
+
+def test_the_splits_share_no_identity_and_lose_none(prepared):
+    names = [f"id{n:04}" for n in range(2000)]
+    assert 0.07 < np.mean([is_held_out(name) for name in names]) < 0.13
+    clips, _ = load_clips(prepared, None, held_out=False, size=64)
+    assert sorted(c.identity for c in clips) == [n for n in names[:12] if not is_held_out(n)]
+
+
+def test_an_empty_folder_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="no prepared clips"):
+        load_clips(tmp_path, None, held_out=False, size=64)
+
+
+def test_a_face_that_does_not_move_maps_to_itself():
+    points = 60 * synthetic_face() + [128, 128, 0]
+    where = dense_map(Mesh(synthetic_face()).locate(points, 256), points, points, 256)
+    centres = (np.arange(FLOW_SIZE) + 0.5) * 256 / FLOW_SIZE
+    np.testing.assert_allclose(where, np.stack(np.meshgrid(centres, centres), -1), atol=1e-3)
+
+
+def test_a_shifted_face_is_looked_up_where_it_came_from():
+    origin = 60 * synthetic_face() + [128, 128, 0]
+    target = origin + [6, -4, 0]
+    where = dense_map(Mesh(synthetic_face()).locate(target, 256), target, origin, 256)
+    middle, border = where[FLOW_SIZE // 2, FLOW_SIZE // 2], where[0, 0]
+    np.testing.assert_allclose(middle, [130 - 6, 130 + 4], atol=0.3)
+    np.testing.assert_allclose(border, [2, 2], atol=0.6)
+
+
+def test_warp_by_the_identity_gives_the_picture_back():
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    centres = (np.arange(FLOW_SIZE) + 0.5) * 256 / FLOW_SIZE
+    where = np.stack(np.meshgrid(centres, centres), -1).astype(np.float32)
+    np.testing.assert_array_equal(warp(picture, where, 256), picture)
+
+
+def test_samples_have_the_stated_shapes_and_ranges(prepared):
+    clips, space = load_clips(prepared, None, held_out=False, size=64)
+    sample = Sampler(clips, Mesh(space.template), seed=0).sample()
+    assert sample["source"].shape == sample["target"].shape == sample["driving"].shape == (3, 64, 64)
+    assert sample["driving_code"].shape == (MOTION_DIM,)
+    assert sample["exp_flow"].shape == (2, FLOW_SIZE, FLOW_SIZE)
+    assert sample["weight"].min() >= 1
+    assert all(np.isfinite(v).all() for v in sample.values())
+
+
+def test_a_mirrored_face_has_mirrored_pose_coordinates(prepared):
+    clips, space = load_clips(prepared, None, held_out=False, size=64)
+    sampler, clip, still = Sampler(clips, Mesh(space.template), 0), clips[0], (0.0, 1.0, np.zeros(2), np.array([128.0, 128.0]))
+    _, points, plain = sampler._move(None, clip.points[0], clip, 0, still, flip=False)
+    _, mirrored_points, mirrored = sampler._move(None, clip.points[0], clip, 0, still, flip=True)
+    np.testing.assert_allclose(mirrored[:POSE_DIM] * [-1, 1, -1, 1, -1, 1], plain[:POSE_DIM], atol=1e-5)
+    np.testing.assert_allclose(mirrored_points[:, 0], 256 - points[:, 0], atol=1e-6)
+
+
+def test_landmarks_of_a_photograph_lie_on_its_face(shared):
+    model = shared("models/mediapipe/face_landmarker.task")
+    skimage = pytest.importorskip("skimage.data")
+    landmarker = Landmarker(model)
+    face = landmarker.detect(skimage.astronaut())
+    landmarker.close()
+    assert face is not None
+    nose = face.points[4]
+    assert 200 < nose[0] < 250 and 90 < nose[1] < 140
+    assert face.blendshapes[BLENDSHAPES.index("mouthSmileLeft")] > 0.3
+
+
+def test_a_missing_landmark_model_is_named(tmp_path):
+    pytest.importorskip("mediapipe")
+    with pytest.raises(InputError, match="nothing.task"):
+        Landmarker(tmp_path / "nothing.task")
