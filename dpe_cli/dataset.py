@@ -3,14 +3,15 @@
 A prepared clip is two files: `NAME.npy` (N, 256, 256, 3) uint8 RGB frames of one fixed square crop, and `NAME.npz` with
 `points` (N, 478, 3), `blendshapes` (N, 52), `identity` and `source`.
 
-A sample holds a source S and a driving frame D of one clip, and what the paper has no target for: the intermediate image
-T (expression of D in the pose of S). T is D's face warped over S by the landmarks; inside one clip that is the same person
-in the same light, so T also shows the driving frame's own mouth interior. From the same landmarks come dense flows S <- T
-and T <- D (inverse warps) that teach the generators' flow fields directly.
+A sample holds a source S and a driving frame D of one clip, and what the paper has no target for: the intermediate
+image T (expression of D in the pose of S). T is D's face warped over S by the landmarks; inside one clip that is the
+same person in the same light, so T also shows the driving frame's own mouth interior. From the same landmarks come
+dense flows S <- T and T <- D (inverse warps) that teach the generators' flow fields directly.
 """
 
+import csv
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,8 @@ CROP = 256  # side of the prepared crops, pixels
 def prepare_clip(video: Path, landmarker: Landmarker, folder: Path, name: str, identity: str, fps: float = 12.5) -> int:
     """Decodes a square face clip, finds the landmarks, writes NAME.npy and NAME.npz; returns the number of frames kept.
 
-    Frames beyond `fps` and beyond 80 a clip are left out, evenly; so are frames without a face. Fewer than 10: nothing is
-    written and 0 is returned.
+    Frames beyond `fps` and beyond 80 a clip are left out, evenly; so are frames without a face. Fewer than 10: nothing
+    is written and 0 is returned.
     """
     from dpe_cli.video import probe, read_frames
 
@@ -54,6 +55,27 @@ def prepare_clip(video: Path, landmarker: Landmarker, folder: Path, name: str, i
         source=str(video.name),
     )
     return len(faces)
+
+
+def prepare(index: Path, landmarker: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """Prepares the clips that a CSV lists (columns `clip`, a path beside the CSV, and `identity_cluster`).
+
+    Clips that are there already are left alone, so it can be interrupted; each rejected one is told with the reason.
+    """
+    model = Landmarker(landmarker)
+    folder.mkdir(parents=True, exist_ok=True)
+    with index.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        name = Path(row["clip"]).with_suffix("").as_posix().replace("/", "_")
+        if (folder / f"{name}.npz").exists():
+            continue
+        try:
+            if not prepare_clip(index.parent / row["clip"], model, folder, name, row["identity_cluster"]):
+                say(f"{row['clip']}: left out, fewer than 10 frames with a face")
+        except InputError as error:
+            say(f"{row['clip']}: left out, {error}")
+    model.close()
 
 
 def is_held_out(identity: str) -> bool:
@@ -160,12 +182,16 @@ class Mesh:
 
 
 def dense_map(
-    place: tuple[np.ndarray, np.ndarray], target: np.ndarray, origin: np.ndarray, size: float, resolution: int = FLOW_SIZE
+    place: tuple[np.ndarray, np.ndarray],
+    target: np.ndarray,
+    origin: np.ndarray,
+    size: float,
+    resolution: int = FLOW_SIZE,
 ) -> np.ndarray:
     """Where each pixel of the target picture comes from: piecewise linear between landmarks, still at the border.
 
     place: what `Mesh.locate` says of the target's points; target, origin: (478, >=2) the same points in both pictures.
-    Returns (resolution, resolution, 2): x, y in the origin, pixels of a `size` crop, at the centres of the target's pixels.
+    Returns (resolution, resolution, 2): x, y in the origin, pixels of a `size` crop, for each centre of a target pixel.
     """
     triangles, weights = place
     shift = np.concatenate([origin[:, :2] - target[:, :2], np.zeros((28, 2))])
@@ -235,7 +261,8 @@ class Sampler:
             return clip, s, s
         others = self.random.integers(0, len(clip), 6)
         difference = np.linalg.norm(clip.expression[others] - clip.expression[s], axis=1)
-        turn = np.degrees(np.arccos(np.clip((np.einsum("nij,ij->n", clip.rotation[others], clip.rotation[s]) - 1) / 2, -1, 1)))
+        cosine = (np.einsum("nij,ij->n", clip.rotation[others], clip.rotation[s]) - 1) / 2
+        turn = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
         score = difference - 0.15 * np.maximum(turn - 6, 0) + self.random.gumbel(0, 1.0, len(others))
         return clip, s, int(others[score.argmax()])
 

@@ -7,8 +7,6 @@ second of small driving frames.
 
 import contextlib
 import os
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -17,13 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import cv2
 import numpy as np
 
 from dpe_cli.crop import cut, gaussian_mask, paste_back
 from dpe_cli.errors import FaceError, InputError, OutputError
 from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes, track_faces
 from dpe_cli.motion import MotionTrack
+from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
 from dpe_cli.video import Frame, VideoInfo, audio_codecs, probe, read_frames, write_image, write_video
 
@@ -31,7 +29,6 @@ AUDIO = ("auto", "source", "driving", "none")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 SAMPLE_SECONDS = 2.0  # between two measurements of the self-reconstruction
-PREVIEW_HEIGHT = 512  # pixels, at most
 NO_FACE, HELD = "no face", "no face, last box held"
 
 T = TypeVar("T")
@@ -540,7 +537,7 @@ def write_stills(
     ((job, frame),) = edited
     write_image(output, frame.rgb)
     if preview:
-        write_image(preview, side_by_side(job, frame, [DriverView(driver, settings.driving_end) for driver in drivers]))
+        write_image(preview, side_by_side(job.frame.rgb, frame.rgb, job.moment, views_of(drivers, settings)))
     return 1
 
 
@@ -560,105 +557,23 @@ def write_clips(
         if preview:
             square = replace(target.info, sample_aspect_ratio=Fraction(1))
             pushed = stack.enter_context(PushedVideo(square, preview, options))
-            frames = push_previews(edited, pushed, [DriverView(driver, settings.driving_end) for driver in drivers])
+            frames = push_previews(edited, pushed, views_of(drivers, settings))
         written = write_video(frames, target.info, output, **options)
     for note in written.notes:
         remark(note)
     return written.frames
 
 
+def views_of(drivers: list[Driver], settings: EditSettings) -> list[DriverView]:
+    """Each driver's pictures, matched in time as its motion is; one whose motion is a single code holds."""
+    ends = [settings.driving_end if len(driver.track.times) > 1 else "hold" for driver in drivers]
+    return [DriverView(driver.info, driver.times, end) for driver, end in zip(drivers, ends, strict=True)]
+
+
 def push_previews(
-    edited: Iterable[tuple[Job, Frame]], preview: "PushedVideo", views: list["DriverView"]
+    edited: Iterable[tuple[Job, Frame]], preview: PushedVideo, views: list[DriverView]
 ) -> Iterator[Frame]:
     """Passes the edited frames on and gives each, beside its source and driving, to the preview."""
     for job, frame in edited:
-        preview.push(replace(frame, rgb=side_by_side(job, frame, views)))
+        preview.push(replace(frame, rgb=side_by_side(job.frame.rgb, frame.rgb, job.moment, views)))
         yield frame
-
-
-def side_by_side(job: Job, result: Frame, views: list["DriverView"]) -> np.ndarray:
-    """source | driving | result, equally high. (H, W, 3) uint8 with even H and W"""
-    height = min(PREVIEW_HEIGHT, job.frame.rgb.shape[0]) // 2 * 2
-    pictures = [job.frame.rgb, *(view.at(job.moment) for view in views), result.rgb]
-    return np.hstack([to_height(picture, height) for picture in pictures])
-
-
-def to_height(rgb: np.ndarray, height: int) -> np.ndarray:
-    """The picture at this height, its width rounded to even."""
-    width = max(2, round(rgb.shape[1] * height / rgb.shape[0] / 2) * 2)
-    way = cv2.INTER_AREA if height < rgb.shape[0] else cv2.INTER_CUBIC
-    return cv2.resize(rgb, (width, height), interpolation=way)
-
-
-class DriverView:
-    """The driving's picture at any time, for the preview: keeps one second of small frames, whichever way time runs."""
-
-    def __init__(self, driver: Driver, end: str):
-        self.driver, self.end = driver, end
-        times = np.array([float(moment - driver.times[0]) for moment in driver.times])
-        self.clock = MotionTrack(times, times[:, None])  # its code at any moment is the time in the driving
-        self.second: int | None = None
-        self.frames: list[Frame] = []
-
-    def at(self, moment: float) -> np.ndarray:
-        """The driving frame for `moment` seconds of the source. (H, W, 3) uint8, H at most PREVIEW_HEIGHT"""
-        place = float(self.clock.at(moment, self.end if len(self.driver.track.times) > 1 else "hold")[0])
-        second = int(place + 0.001)  # a code is float32
-        if second != self.second:
-            self.second, self.frames = second, self._read(second) or self.frames
-        wanted = float(self.driver.times[0]) + place
-        return min(self.frames, key=lambda frame: abs(float(frame.time) - wanted)).rgb
-
-    def _read(self, second: int) -> list[Frame]:
-        """The frames of one second of the driving, small."""
-        info, start = self.driver.info, self.driver.times[0] + second
-        height = min(PREVIEW_HEIGHT, info.height) // 2 * 2
-        return [replace(frame, rgb=to_height(frame.rgb, height)) for frame in read_frames(info.path, start, start + 1)]
-
-
-class PushedVideo:
-    """`write_video` turned round: frames are pushed in and a thread writes them, so one pass writes two videos.
-
-    Leaving the `with` block by an error abandons the file; leaving it normally waits for it and raises what went wrong.
-    """
-
-    def __init__(self, info: VideoInfo, path: Path, options: dict[str, Any]):
-        self._frames: queue.Queue[Frame | None] = queue.Queue(maxsize=4)
-        self._failure: BaseException | None = None
-        self._abandoned = False
-        self._thread = threading.Thread(target=self._write, args=(info, path, options), daemon=True)
-
-    def __enter__(self) -> "PushedVideo":
-        self._thread.start()
-        return self
-
-    def push(self, frame: Frame) -> None:
-        """Hands over one frame; waits while four are waiting. Raises what stopped the writing, if it stopped."""
-        while self._thread.is_alive():
-            try:
-                return self._frames.put(frame, timeout=0.5)
-            except queue.Full:
-                continue
-        raise self._failure or OutputError("the preview stopped early", "leave --preview out and report this")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        self._abandoned = kind is not None
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self._frames.put(None, timeout=0.5)  # the end
-                break
-        self._thread.join()
-        if kind is None and self._failure is not None:
-            raise self._failure
-
-    def _write(self, info: VideoInfo, path: Path, options: dict[str, Any]) -> None:
-        try:
-            write_video(self._pushed(), info, path, **options)
-        except BaseException as error:  # carried to the thread that pushes
-            self._failure = error
-
-    def _pushed(self) -> Iterator[Frame]:
-        while (frame := self._frames.get()) is not None:
-            yield frame
-        if self._abandoned:
-            raise OutputError("the edit stopped", "see its own message")

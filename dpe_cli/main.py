@@ -27,6 +27,7 @@ OUT_OF_MEMORY = 6
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 FILE = click.Path(path_type=Path)  # a missing input is our error 3, not click's 2
 SECONDS = {"type": click.FloatRange(min=0), "metavar": "SECONDS"}
+FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 class Failure(click.ClickException):
@@ -286,6 +287,45 @@ def doctor() -> None:
             click.echo(f"{'':<6} -> {check.remedy}")
     if not healthy(checks):
         raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.option("--data", type=FOLDER, required=True, help="Folder of prepared clips.")
+@click.option("--clips", type=FILE, help="CSV (columns clip, identity_cluster) of videos to prepare into --data first.")
+@click.option("--landmarker", type=FILE, help="MediaPipe's face_landmarker.task, to prepare clips with.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run.")
+@click.option("--init", type=FILE, help="Weights to start from; those of half the size are grown by one level.")
+@click.option("--size", type=click.IntRange(16), default=256, show_default=True, help="Side of the crops in pixels.")
+@click.option("--space", type=FILE, help="motion-space.json of the weights to start from.")
+@click.option("--perceptual", type=FILE, help="VGG16 or VGG19 features (safetensors, torchvision's names).")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="A setting of the training, e.g. lr=0.003.")
+def train(
+    data: Path, clips: Path | None, landmarker: Path | None, output: Path, init: Path | None, size: int,
+    space: Path | None, perceptual: Path | None, device: str, changes: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Train the networks on prepared clips. Several processes: start it with torchrun.
+
+    \b
+    dpe train --data prepared --clips faces/index.csv --landmarker face_landmarker.task -o run --set minutes=30
+    """
+    from dpe_cli.dataset import prepare
+    from dpe_cli.initialise import start
+    from dpe_cli.models import DPEConfig
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.train import configure
+    from dpe_cli.train import train as run
+
+    def say(message: str) -> None:
+        click.echo(message, err=True)
+
+    if clips:
+        if landmarker is None:
+            raise click.UsageError("--clips needs --landmarker")
+        prepare(clips, landmarker, data, say)
+    model, small = start(init, DPEConfig.compact(size))
+    chosen = MotionSpace.load(space) if space else None
+    click.echo(run(data, output, model, configure(changes), chosen, perceptual, small, device, say))
 
 
 # What the options of edit mean

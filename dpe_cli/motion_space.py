@@ -1,8 +1,8 @@
 """What the 20 motion coordinates of our own weights mean: a supervised basis for DPE's motion code.
 
 The paper lets the 20 coordinates find their meaning from reconstruction alone, over millions of pairs. Our weights are
-trained with far less, so each coordinate is given a measured meaning: 6 of head pose, 8 of the mouth, 2 of the lids, 2 of
-gaze, 2 of the brows. The networks are the paper's; only the target of `motion_code` is ours.
+trained with far less, so each coordinate is given a measured meaning: 6 of head pose, 8 of the mouth, 2 of the lids,
+2 of gaze, 2 of the brows. The networks are the paper's; only the target of `motion_code` is ours.
 """
 
 import json
@@ -26,9 +26,7 @@ _BROW_BLENDSHAPES = [i for i, name in enumerate(BLENDSHAPES) if name.startswith(
 def mirror_blendshapes(scores: np.ndarray) -> np.ndarray:
     """Scores of the mirrored face. (..., 52) -> (..., 52)"""
     swapped = [
-        BLENDSHAPES.index(
-            name.replace("Left", "#").replace("Right", "Left").replace("#", "Right")
-        )
+        BLENDSHAPES.index(name.replace("Left", "#").replace("Right", "Left").replace("#", "Right"))
         for name in BLENDSHAPES
     ]
     return scores[..., swapped]
@@ -160,5 +158,6 @@ def normalise(points: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np.
     scale = np.array([f[0] for f in fits])
     rotation = np.stack([f[1] for f in fits])
     translation = np.stack([f[2] for f in fits])
-    shapes = np.einsum("nij,nkj->nki", rotation.transpose(0, 2, 1), points - translation[:, None]) / scale[:, None, None]
+    centred = (points - translation[:, None]) / scale[:, None, None]
+    shapes = np.einsum("nij,nkj->nki", rotation.transpose(0, 2, 1), centred)
     return shapes, scale, rotation, translation

@@ -4,16 +4,16 @@ Two kinds of step share the networks, the data and the optimiser:
 
 * guided: landmarks say what each network must do (motion codes, flows, and the intermediate image that the paper has no
   target for). Cheap enough for a CPU; it gives the codes and the flows their meaning.
-* cycle: the paper's first stage (section 3.3): S -> S' -> S'' and D -> D' -> D'' through both generators, reconstruction of
-  the three pairs, perceptual loss, self-reconstruction, non-saturating GAN on S'' and D'', and asymmetric
-  back-propagation: the middle pair (S', D') does not update the pose generator.
+* cycle: the paper's first stage (section 3.3): S -> S' -> S'' and D -> D' -> D'' through both generators,
+  reconstruction of the three pairs, perceptual loss, self-reconstruction, non-saturating GAN on S'' and D'', and
+  asymmetric back-propagation: the middle pair (S', D') does not update the pose generator.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from dpe_cli.dataset import FLOW_SIZE, Clip, Mesh, Sampler, load_clips
 from dpe_cli.errors import InputError
-from dpe_cli.models import DPE, Discriminator, DPEConfig, PerceptualLoss
+from dpe_cli.initialise import separate, to_image, warm_up
+from dpe_cli.models import DPE, Discriminator, PerceptualLoss
 from dpe_cli.motion_space import POSE_DIM, MotionSpace
-from dpe_cli.weights import load, save
+from dpe_cli.weights import save
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,19 @@ class TrainConfig:
     save_every: float = 5.0  # minutes
 
 
+def configure(changes: Iterable[str]) -> TrainConfig:
+    """The standard configuration with NAME=VALUE changes. Raises InputError for a name or a value that does not fit."""
+    kinds = {one.name: type(one.default) for one in fields(TrainConfig)}
+    values = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        try:
+            values[name] = text.lower() in ("1", "true", "yes") if kinds[name] is bool else kinds[name](text)
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{change} is no setting of the training", f"use one of {', '.join(kinds)}") from error
+    return TrainConfig(**values)
+
+
 @dataclass
 class Losses:
     """Named scalar terms of one step and their weighted sum."""
@@ -78,11 +92,6 @@ class _Stream(IterableDataset):
         return iter(Sampler(self.clips, self.mesh, self.seed * 1000 + (info.id if info else 0)))
 
 
-def to_image(batch: Tensor) -> Tensor:
-    """(B, 3, R, R) uint8 -> float32 in [-1, 1], channels last."""
-    return batch.to(memory_format=torch.channels_last).float().div_(127.5).sub_(1)
-
-
 def weighted_l1(image: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Mean absolute difference, pixels weighted, at three scales: coarse agreement first, detail last."""
     difference = image.float() - target
@@ -97,7 +106,7 @@ def flow_loss(flows: list[Tensor], where: Tensor, valid: Tensor) -> Tensor:
     """L1 between the tanh of each level's raw flow and the landmark flow.
 
     flows: raw (B, 3, r, r); where: (B, 2, F, F) sampling positions in [-1, 1] at pixel centres; valid: (B, F, F).
-    The generators add their flow to a grid whose ends lie ON -1 and 1 while sampling takes -1 and 1 as the picture's edges
+    The generators add their flow to a grid whose ends lie ON -1 and 1 while sampling takes these as the picture's edges
     (the official code's quirk): the target is measured from that very grid.
     """
     total, count = 0.0, 0
@@ -116,31 +125,6 @@ def flow_loss(flows: list[Tensor], where: Tensor, valid: Tensor) -> Tensor:
         total = total + (error * mask).sum() / (mask.sum() * 2 + 1) * 10
         count += 1
     return total / count
-
-
-def separate(model: DPE) -> None:
-    """Makes the two heads blind to each other's coordinates: pose to the expression ones, expression to the pose ones.
-
-    The motion path is affine, so blindness is exact: the first layer of each head loses its component along the other's
-    rows of the motion basis.
-    """
-    with torch.no_grad():
-        basis = model.motion_basis.basis()  # (L, 20), orthonormal
-        for head, banned in ((model.expression_head, basis[:, :POSE_DIM]), (model.pose_head, basis[:, POSE_DIM:])):
-            weight = next(p for n, p in head.named_parameters() if n.endswith("weight"))
-            weight -= weight @ banned @ banned.T
-
-
-def initialise(model: DPE) -> None:
-    """Starts the flows near zero (the standard start throws every pixel somewhere else) and the shifts large enough."""
-    with torch.no_grad():
-        for generator in (model.expression_generator, model.pose_generator):
-            for to_flow in generator.to_flows:
-                to_flow.conv.weight.mul_(0.05)
-        for head in (model.expression_head, model.pose_head):
-            [p for n, p in head.named_parameters() if n.endswith("weight")][-1].mul_(3)
-    model.motion_basis.weight.requires_grad_(False)
-    separate(model)
 
 
 class Trainer:
@@ -224,18 +208,16 @@ class Trainer:
         posed = model.pose_generator(
             encoded.latent[size:] + model.pose_shift(driving_code[:count]), [f[size:] for f in encoded.features]
         )
-        losses.add("pose", weighted_l1(posed.image, driving[:count], batch["pose_weight"][:count]), config.pose_share * 2)
-        losses.add(
-            "pose_flow",
-            flow_loss(posed.flows, batch["pose_flow"][:count], batch["pose_valid"][:count]),
-            config.flow_weight * config.pose_share * 2,
-        )
+        share = config.pose_share * 2
+        losses.add("pose", weighted_l1(posed.image, driving[:count], batch["pose_weight"][:count]), share)
+        flows = flow_loss(posed.flows, batch["pose_flow"][:count], batch["pose_valid"][:count])
+        losses.add("pose_flow", flows, config.flow_weight * share)
         if self.perceptual is not None and config.perceptual_weight:
             losses.add("vgg", self._perceptual(result.image, target, batch["weight"]), config.perceptual_weight)
         return losses
 
     def cycle(self, batch: dict[str, Tensor]) -> tuple[Losses, Tensor, Tensor]:
-        """The paper's stage 1 step; returns the losses, the two final images and the real ones for the discriminator."""
+        """The paper's stage 1 step: the losses, and the final images and the real ones for the discriminator."""
         model, config, losses = self.model, self.config, Losses()
         source, target, driving = (to_image(batch[k]) for k in ("source", "target", "driving"))
         size = len(source)
@@ -273,8 +255,12 @@ class Trainer:
             losses.add("exp_flow", flow_loss(expressed.flows, batch["exp_flow"], batch["exp_valid"]), guide)
             losses.add("pose_flow", flow_loss(end_source.flows, batch["pose_flow"], batch["pose_valid"]), guide)
         if self.perceptual is not None and config.perceptual_weight:
-            pairs = ((end_source.image, driving, pose_weight), (end_driving.image, source, weight),
-                     (expressed.image, turned.image.detach(), weight), (self_expression.image, source, weight))  # fmt: skip
+            pairs = (
+                (end_source.image, driving, pose_weight),
+                (end_driving.image, source, weight),
+                (expressed.image, turned.image.detach(), weight),
+                (self_expression.image, source, weight),
+            )
             for image, wanted, where in pairs:
                 losses.add("vgg", self._perceptual(image, wanted.float(), where), config.perceptual_weight)
         fakes, reals = torch.cat([end_source.image, end_driving.image]), torch.cat([driving, source])
@@ -300,7 +286,8 @@ class Trainer:
     def update_discriminator(self, fakes: Tensor, reals: Tensor) -> float:
         """Non-saturating loss of the discriminator on the final images."""
         with torch.autocast(self.device.type, torch.bfloat16):
-            loss = (F.softplus(self.discriminator(fakes).float()) + F.softplus(-self.discriminator(reals).float())).mean()
+            fake, real = self.discriminator(fakes).float(), self.discriminator(reals).float()
+            loss = (F.softplus(fake) + F.softplus(-real)).mean()
         self.discriminator_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.discriminator.parameters())
@@ -341,44 +328,6 @@ def shared_clock(minutes: float) -> float:
     return float(clock)
 
 
-def grow(small: DPE) -> DPE:
-    """The same network one level larger: 128 -> 256. The colour output of the new level starts near zero, so that the
-    first picture of the larger network is the smaller one's, enlarged."""
-    config = small.config
-    model = DPE(DPEConfig(**{**config.to_dict(), "size": config.size * 2}))
-    initialise(model)
-    new = model.state_dict()
-    for name, value in small.state_dict().items():
-        if name.startswith("encoder.convs.0."):
-            continue  # saw pixels; the larger network's saw those of twice the size: see `warm_up`
-        if name.startswith("encoder.convs."):
-            index, rest = name.removeprefix("encoder.convs.").split(".", 1)
-            name = f"encoder.convs.{int(index) + 1}.{rest}"
-        new[name] = value.clone()
-    model.load_state_dict(new)
-    with torch.no_grad():
-        for generator in (model.expression_generator, model.pose_generator):
-            for part in generator.to_rgbs[-1].parameters():
-                part.mul_(0.1)
-    return model
-
-
-def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps: int = 120) -> float:
-    """Teaches the new bottom of a grown encoder to give the features that the levels above it know; last error."""
-    bottom, first = model.encoder.convs[:2], small.encoder.convs[0]
-    optimiser = torch.optim.Adam(bottom.parameters(), lr=4e-3)
-    for _ in range(steps):
-        image = to_image(next(batches)["source"])
-        with torch.autocast(image.device.type, torch.bfloat16):
-            with torch.no_grad():
-                wanted = first(F.avg_pool2d(image, 2))
-            loss = F.mse_loss(bottom[1](bottom[0](image)).float(), wanted.float())
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-    return float(loss)
-
-
 @torch.inference_mode()
 def evaluate(model: DPE, clips: list[Clip], mesh: Mesh, count: int = 64) -> tuple[dict[str, float], np.ndarray]:
     """Numbers and a picture grid on people that training never saw.
@@ -414,7 +363,8 @@ def evaluate(model: DPE, clips: list[Clip], mesh: Mesh, count: int = 64) -> tupl
 
 def train(
     data: Path, output: Path, model: DPE, config: TrainConfig, space: MotionSpace | None = None,
-    perceptual: Path | None = None, small: DPE | None = None, device: str = "cpu", talk: Callable[[str], None] = print,
+    perceptual: Path | None = None, small: DPE | None = None, device: str = "cpu",
+    talk: Callable[[str], None] = lambda line: None,
 ) -> Path:  # fmt: skip
     """Runs for `config.minutes`, saving weights, numbers and a picture grid into `output` every few minutes.
 
@@ -465,7 +415,13 @@ def train(
 
 
 def report(
-    trainer: Trainer, held_out: list[Clip], mesh: Mesh, config: TrainConfig, weights: Path, minutes: float, talk: Callable
+    trainer: Trainer,
+    held_out: list[Clip],
+    mesh: Mesh,
+    config: TrainConfig,
+    weights: Path,
+    minutes: float,
+    talk: Callable,
 ) -> None:
     """Saves the averaged weights, measures them on held-out people and draws the grid."""
     import cv2
@@ -479,16 +435,3 @@ def report(
     with weights.with_name("held_out.jsonl").open("a") as file:
         file.write(json.dumps(numbers) + "\n")
     talk(json.dumps(numbers))
-
-
-def start(init: Path | None, config: DPEConfig) -> tuple[DPE, DPE | None]:
-    """Networks to train: fresh, or those of `init`. Weights of half the size are grown by one level; they come second."""
-    if init is None:
-        model = DPE(config)
-        initialise(model)
-        return model, None
-    loaded = load(init)
-    model = DPE(loaded.config)
-    model.load_state_dict(loaded.state)
-    model.motion_basis.weight.requires_grad_(False)
-    return (grow(model), model.eval()) if loaded.config.size * 2 == config.size else (model, None)

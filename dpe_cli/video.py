@@ -171,12 +171,13 @@ def read_frames(path: Path, start: float | None = None, end: float | None = None
     if info.is_image:
         yield Frame(0, Fraction(0), read_image(path))
         return
-    to_rgb, index = VideoReformatter(), 0
+    to_rgb, index, turned = VideoReformatter(), 0, None
     for time, frame in _timed(info, start):
+        turned = turned or turn(frame)  # asked once: PyAV holds a frame that was asked until garbage is collected
         if end is not None and time >= end:
             return
         if start is None or time >= start:
-            yield Frame(index, time, _upright_rgb(frame, info, to_rgb))
+            yield Frame(index, time, _upright_rgb(frame, info, turned, to_rgb))
             index += 1
 
 
@@ -192,43 +193,43 @@ def _timed(info: VideoInfo, start: Fraction | None) -> Iterator[tuple[Fraction, 
             stream = video_stream(container, info.path)
             stream.thread_type = "AUTO"
             zero = clock_zero(container)
-            if seek:
+            numbered = container.format.name == "avi"  # it knows no times, only the order of decoding
+            if seek and not numbered:
                 with contextlib.suppress(av.FFmpegError):
                     container.seek(math.floor((start + zero) / stream.time_base), stream=stream)
             frames = decoded(container, stream, info.path)
             first = next(frames, None)
-            # What comes before a key frame may refer to pictures that were skipped.
-            if seek and (first is None or not _lands(first, stream, zero, start)):
+            if first is None or (seek and (numbered or not _lands(first, stream, start + zero))):
                 continue
             last = None
-            for frame in chain([first] if first else [], frames):
-                last = _time(frame, stream, zero, last, info)
+            for frame in chain([first], frames):
+                stamp = frame.pts
+                if numbered:
+                    stamp = None if None in (frame.dts, first.dts) else frame.dts - first.dts
+                last = _after(last, None if stamp is None else stamp * stream.time_base - zero, info)
                 yield last, frame
             return
 
 
-def _lands(first: av.VideoFrame, stream: VideoStream, zero: Fraction, start: Fraction) -> bool:
-    """Whether seeking ended at a picture that stands alone and is early enough."""
-    return first.key_frame and first.pts is not None and first.pts * stream.time_base - zero <= start
+def _lands(first: av.VideoFrame, stream: VideoStream, start: Fraction) -> bool:
+    """Whether seeking ended at a picture that is early enough and refers to none that was skipped."""
+    return first.key_frame and first.pts is not None and first.pts * stream.time_base <= start
 
 
-def _time(
-    frame: av.VideoFrame, stream: VideoStream, zero: Fraction, last: Fraction | None, info: VideoInfo
-) -> Fraction:
-    """When to show a frame, in seconds: its own time if it has one that is later than the last."""
-    stamp = frame.pts if frame.pts is not None else frame.dts  # AVI knows only the order of decoding
+def _after(last: Fraction | None, time: Fraction | None, info: VideoInfo) -> Fraction:
+    """The time of the frame that follows `last` and says `time` itself, if that is known and later."""
     if last is None:
-        return Fraction(0) if stamp is None else stamp * stream.time_base - zero
-    if stamp is None:
+        return Fraction(0) if time is None else time
+    if time is None:
         return last + max(1, round(1 / info.fps / info.time_base)) * info.time_base
-    tick = math.ceil(Fraction(1, 1000) / info.time_base) * info.time_base
-    time = stamp * stream.time_base - zero
-    return time if time > last else last + tick
+    return time if time > last else last + math.ceil(Fraction(1, 1000) / info.time_base) * info.time_base
 
 
-def _upright_rgb(frame: av.VideoFrame, info: VideoInfo, to_rgb: VideoReformatter) -> np.ndarray:
+def _upright_rgb(
+    frame: av.VideoFrame, info: VideoInfo, turn: tuple[bool, bool, bool], to_rgb: VideoReformatter
+) -> np.ndarray:
     """(H, W, 3) uint8 of the size that `info` says, even where a stream changes its size midway."""
-    turned, mirrored, upside_down = turn(frame)
+    turned, mirrored, upside_down = turn
     matrix = _matrix(info.colour.matrix, info.width, info.height)
     rgb = to_rgb.reformat(
         frame,

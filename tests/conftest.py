@@ -65,10 +65,8 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         path, shape = tmp_path / name, f"{size[0]}x{size[1]}"
         fps = 30 if vfr else fps
-        picture = f"color=0x{bytes(colour).hex()}" if colour else "testsrc"
-        picture += (
-            f"{':' if colour else '='}s={shape}:r={fps},format=gbrp"  # there: else the colour would be made in YUV
-        )
+        picture = f"color=c=0x{bytes(colour).hex()}:" if colour else "testsrc="
+        picture += f"s={shape}:r={fps},format=gbrp"  # here, for else the colour would be made in YUV
         exact = "flags=bicubic+accurate_rnd+full_chroma_int"
         filters = ["select='not(mod(n,3))+not(mod(n,7))'"] if vfr else []
         filters += [f"scale=out_color_matrix={matrix or 'bt601'}:out_range={levels}:{exact}"]

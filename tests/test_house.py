@@ -26,16 +26,18 @@ MAY_IMPORT = {
     "engine": {"models", "weights", "errors"},
     "motion": {"video", "errors"},
     "report": {"errors"},
-    "edit": {"video", "face", "crop", "motion", "report", "errors"},
+    "preview": {"video", "motion", "errors"},
+    "edit": {"video", "face", "crop", "motion", "preview", "report", "errors"},
     "doctor": EVERYTHING - {"edit", "main"},
     "landmarks": {"errors"},
     "motion_space": {"landmarks", "errors"},
     "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
-    "train": {"dataset", "models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
+    "initialise": {"models", "motion_space", "weights"},
+    "train": {"dataset", "initialise", "models", "weights", "motion_space", "errors"},
     "evaluate": {"landmarks", "motion", "motion_space", "video", "face", "errors"},
     "main": EVERYTHING,
 }
-MAY_PRINT = {"main", "train"}
+MAY_PRINT = {"main"}
 KNOW_FFMPEG = {"video", "container", "doctor"}  # doctor looks at every package
 
 

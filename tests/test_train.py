@@ -4,17 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from dpe_cli.initialise import grow, initialise, separate
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
-from dpe_cli.train import TrainConfig, Trainer, flow_loss, grow, initialise, separate, weighted_l1
+from dpe_cli.train import TrainConfig, Trainer, flow_loss, weighted_l1
 
-TINY = {4: 8, 8: 8, 16: 8, 32: 8, 64: 4}
+TINY = {4: 8, 8: 8, 16: 8, 32: 8, 64: 8}
 
 
 @pytest.fixture
 def batch():
     random = np.random.default_rng(0)
-    pictures = {k: random.integers(0, 255, (4, 3, 32, 32), np.uint8) for k in ("source", "target", "driving")}
+    plain = random.integers(0, 255, (4, 3, 1, 1), np.uint8).repeat(32, 2).repeat(32, 3)
+    pictures = {"source": plain, "target": plain, "driving": plain}
     codes = {k: random.normal(0, 1, (4, 20)).astype(np.float32) for k in ("source_code", "driving_code")}
     line = (np.arange(64) + 0.5) / 32 - 1
     where = np.broadcast_to(np.stack(np.meshgrid(line, line)), (4, 2, 64, 64)).astype(np.float32)
@@ -118,6 +120,14 @@ def test_a_grown_network_keeps_every_level_it_had(model):
         assert torch.equal(old[name], new[name])
     assert torch.equal(old["encoder.convs.1.conv1.weight"], new["encoder.convs.2.conv1.weight"])
     assert grown.encode(torch.zeros(1, 3, 64, 64)).latent.shape == (1, 32)
+
+
+def test_a_fresh_network_shows_the_source(model):
+    """The start of `see_through`: no flow, so a smooth picture comes out nearly as it went in."""
+    smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4) * 1.6 - 0.8, size=32, mode="bilinear")
+    with torch.no_grad():
+        shown = model.transfer_expression(model.encode(smooth), torch.zeros(1, 20))
+    assert (shown - smooth)[..., 4:-4, 4:-4].abs().mean() < 0.1
 
 
 def test_the_average_follows_the_networks(model, batch):

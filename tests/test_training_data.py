@@ -141,7 +141,8 @@ def test_samples_have_the_stated_shapes_and_ranges(prepared):
 
 def test_a_mirrored_face_has_mirrored_pose_coordinates(prepared):
     clips, space = load_clips(prepared, None, held_out=False, size=64)
-    sampler, clip, still = Sampler(clips, Mesh(space.template), 0), clips[0], (0.0, 1.0, np.zeros(2), np.array([128.0, 128.0]))
+    sampler, clip = Sampler(clips, Mesh(space.template), 0), clips[0]
+    still = (0.0, 1.0, np.zeros(2), np.array([128.0, 128.0]))
     _, points, plain = sampler._move(None, clip.points[0], clip, 0, still, flip=False)
     _, mirrored_points, mirrored = sampler._move(None, clip.points[0], clip, 0, still, flip=True)
     np.testing.assert_allclose(mirrored[:POSE_DIM] * [-1, 1, -1, 1, -1, 1], plain[:POSE_DIM], atol=1e-5)

@@ -147,10 +147,13 @@ def test_matroska_keeps_times_to_half_a_millisecond(make_clip: Clip, tmp_path: P
     assert_same_sound(source, tmp_path / "out.mkv", tolerance=0.0005)
 
 
-def test_frames_without_times_are_reckoned_from_the_rate(make_clip: Clip):
-    source = make_clip("old.avi", fps=25, video_codec="mpeg4", audio_codec="mp2", more=("-bf", "2"))
-    times = [frame.time for frame in read_frames(source)]
-    assert len(times) == 25 and [time - times[0] for time in times] == [Fraction(index, 25) for index in range(25)]
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_avi_without_times_is_reckoned_from_the_order(make_clip: Clip, codec: str):
+    source = make_clip("old.avi", fps=25, video_codec=codec, audio_codec="mp2", more=("-bf", "2"))
+    frames = list(read_frames(source))
+    assert [frame.time for frame in frames] == [Fraction(index, 25) for index in range(25)]
+    sought = list(read_frames(source, start=0.4))
+    assert len(sought) == 15 and np.array_equal(sought[0].rgb, frames[10].rgb)
 
 
 def test_times_that_repeat_are_moved_on(make_clip: Clip, tmp_path: Path):
@@ -457,6 +460,7 @@ def test_what_is_no_video_is_named(make_clip: Clip, tmp_path: Path):
             read_image(tmp_path / name)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="such names are not allowed there")
 def test_a_name_that_looks_like_an_address_is_a_file(make_clip: Clip, tmp_path: Path):
     source = make_clip("a:b %03d.mp4")
     copy_video(source, tmp_path / "c:d %d.mp4")
@@ -587,6 +591,25 @@ def test_no_frame_is_kept(make_clip: Clip, tmp_path: Path):
 
     assert write_video(watched(), probe(source), tmp_path / "out.mp4", preset="ultrafast").frames == 90
     assert most <= 3
+
+
+def test_reading_takes_no_memory(make_clip: Clip):
+    """PyAV can hold frames that Python does not see, so the whole process is measured, in one of its own."""
+    source = make_clip(seconds=16, fps=25, audio=False)
+    code = f"""
+from pathlib import Path
+from dpe_cli.video import read_frames
+def pages():
+    return int(open("/proc/self/statm").read().split()[1])
+for frame in read_frames(Path({str(source)!r})):
+    if frame.index == 50:
+        early = pages()
+print((pages() - early) * 4096 // frame.rgb.nbytes)
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("only Linux tells it so")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30  # pictures, of 350
 
 
 class Pixels(np.ndarray):

@@ -1,0 +1,121 @@
+"""Where training begins: initial values, growth by a level, and the separation of the two heads."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpe_cli.models import DPE, DPEConfig
+from dpe_cli.motion_space import POSE_DIM
+from dpe_cli.weights import load
+
+
+def to_image(batch: Tensor) -> Tensor:
+    """(B, 3, R, R) uint8 -> float32 in [-1, 1], channels last."""
+    return batch.to(memory_format=torch.channels_last).float().div_(127.5).sub_(1)
+
+
+def separate(model: DPE) -> None:
+    """Makes the two heads blind to each other's coordinates: pose to the expression ones, expression to the pose ones.
+
+    The motion path is affine, so blindness is exact: the first layer of each head loses its component along the other's
+    rows of the motion basis.
+    """
+    with torch.no_grad():
+        basis = model.motion_basis.basis()  # (L, 20), orthonormal
+        for head, banned in ((model.expression_head, basis[:, :POSE_DIM]), (model.pose_head, basis[:, POSE_DIM:])):
+            weight = next(p for n, p in head.named_parameters() if n.endswith("weight"))
+            weight -= weight @ banned @ banned.T
+
+
+def initialise(model: DPE) -> None:
+    """Starts the flows near zero (the standard start throws every pixel somewhere else) and the shifts large enough."""
+    with torch.no_grad():
+        for generator in (model.expression_generator, model.pose_generator):
+            for to_flow in generator.to_flows:
+                to_flow.conv.weight.mul_(0.01)
+        for head in (model.expression_head, model.pose_head):
+            [p for n, p in head.named_parameters() if n.endswith("weight")][-1].mul_(3)
+    see_through(model)
+    model.motion_basis.weight.requires_grad_(False)
+    separate(model)
+
+
+def see_through(model: DPE) -> None:
+    """Sets the finest level so that a picture passes through it unchanged where the flow is zero.
+
+    Six of the encoder's first channels hold lrelu(x) and lrelu(-x) of the colours; the last colour layer takes
+    lrelu(x) - lrelu(-x) = 1.2 x of their warped values; the levels below start with no colour. Training then begins
+    with a sharp copy of the source and has to learn where pixels go, not how to paint them.
+    """
+    first, colours = model.encoder.convs[0], torch.arange(3)
+    shift = 1.3  # keeps the colour layer's leaky relu on its straight side
+    mask = 3.0  # logit of "show the warped source"
+    with torch.no_grad():
+        first.weight[:6] = 0
+        first.bias[:6] = 0
+        first.weight[colours, colours] = 1 / first.scale
+        first.weight[colours + 3, colours] = -1 / first.scale
+        for generator in (model.expression_generator, model.pose_generator):
+            for to_rgb in generator.to_rgbs:
+                for part in to_rgb.parameters():
+                    part.zero_()
+            top = generator.to_rgbs[-1]
+            gain = 1 / (1.2 * top.scale * torch.sigmoid(torch.tensor(mask)))
+            top.weight[colours, colours] = gain
+            top.weight[colours, colours + 3] = -gain
+            top.activation_bias += shift / 2**0.5
+            top.bias -= shift
+            generator.to_flows[-1].bias[2] = mask
+
+
+def grow(small: DPE) -> DPE:
+    """The same network one level larger: 128 -> 256. The new level shows the source through the flows of the level
+    below, which hands the painting over: its own colour layer starts anew from nothing."""
+    config = small.config
+    model = DPE(DPEConfig(**{**config.to_dict(), "size": config.size * 2}))
+    initialise(model)
+    new = model.state_dict()
+    last = len(small.expression_generator.to_rgbs) - 1
+    for name, value in small.state_dict().items():
+        if name.startswith("encoder.convs.0.") or f".to_rgbs.{last}." in name:
+            continue  # the encoder's saw pixels; the larger network's saw those of twice the size: see `warm_up`
+        if name.startswith("encoder.convs."):
+            index, rest = name.removeprefix("encoder.convs.").split(".", 1)
+            name = f"encoder.convs.{int(index) + 1}.{rest}"
+        new[name] = value.clone()
+    for name in ("expression_generator", "pose_generator"):
+        new[f"{name}.to_flows.{last + 1}.bias"][2] = 0  # the mask of the level below already says it
+    model.load_state_dict(new)
+    return model
+
+
+def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps: int = 120) -> float:
+    """Teaches the new bottom of a grown encoder to give the features that the levels above it know; last error."""
+    bottom, first = model.encoder.convs[:2], small.encoder.convs[0]
+    optimiser = torch.optim.Adam(bottom.parameters(), lr=4e-3)
+    for _ in range(steps):
+        image = to_image(next(batches)["source"])
+        with torch.autocast(image.device.type, torch.bfloat16):
+            with torch.no_grad():
+                wanted = first(F.avg_pool2d(image, 2))
+            loss = F.mse_loss(bottom[1](bottom[0](image)).float(), wanted.float())
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    return float(loss)
+
+
+def start(init: Path | None, config: DPEConfig) -> tuple[DPE, DPE | None]:
+    """Networks to train: fresh, or those of `init`. Weights of half the size are grown by one level and come second."""
+    if init is None:
+        model = DPE(config)
+        initialise(model)
+        return model, None
+    loaded = load(init)
+    model = DPE(loaded.config)
+    model.load_state_dict(loaded.state)
+    model.motion_basis.weight.requires_grad_(False)
+    return (grow(model), model.eval()) if loaded.config.size * 2 == config.size else (model, None)
