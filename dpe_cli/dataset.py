@@ -232,17 +232,18 @@ def region_weights(points: np.ndarray, size: float, resolution: int) -> np.ndarr
 class Sampler:
     """Endless training samples. Every worker needs its own seed.
 
-    Each sample is a dict of arrays (R = resolution of the pictures, F = FLOW_SIZE):
+    With `codes_only` a sample has only what codes are learnt from. Else it is a dict of arrays (R = resolution of the
+    pictures, F = FLOW_SIZE):
       source, target, driving: (3, R, R) uint8: S, T and D of the module's docstring;
       source_code, driving_code: (20,) float32 motion coordinates of S and D;
       exp_flow, pose_flow: (2, F, F) float32 sampling positions in [-1, 1] (pixel centres): T from S, D from T;
       exp_valid, pose_valid: (F, F) float32, where the flows are known; weight: (R, R) of T; pose_weight: (R, R) of D.
     """
 
-    def __init__(self, clips: list[Clip], mesh: Mesh, seed: int, augment: bool = True):
+    def __init__(self, clips: list[Clip], mesh: Mesh, seed: int, augment: bool = True, codes_only: bool = False):
         self.mesh = mesh
         self.random = np.random.default_rng(seed)
-        self.augment = augment
+        self.augment, self.codes_only = augment, codes_only
         people: dict[str, list[Clip]] = {}
         for clip in clips:
             people.setdefault(clip.identity, []).append(clip)
@@ -280,6 +281,15 @@ class Sampler:
         _, target_points, _ = self._move(None, target_points, clip, s, one, flip)
         driving, driving_points, driving_pose = self._move(driving, driving_points, clip, d, two, flip)
         source, driving = self._colour(source, driving)
+        codes = clip.mirrored if flip else clip.expression
+        learnt = {
+            "source": _planes(source),
+            "driving": _planes(driving),
+            "source_code": np.concatenate([source_pose, codes[s]]).astype(np.float32),
+            "driving_code": np.concatenate([driving_pose, codes[d]]).astype(np.float32),
+        }
+        if self.codes_only:
+            return learnt
 
         place = self.mesh.locate(target_points, size)
         from_source = dense_map(place, target_points, source_points, size)
@@ -287,11 +297,8 @@ class Sampler:
         target = self._compose(source, driving, from_source, from_driving, target_points, size)
         pose_flow = dense_map(self.mesh.locate(driving_points, size), driving_points, target_points, size)
         resolution = source.shape[0]
-        codes = clip.mirrored if flip else clip.expression
-        return {
-            "source": _planes(source), "target": _planes(target), "driving": _planes(driving),
-            "source_code": np.concatenate([source_pose, codes[s]]).astype(np.float32),
-            "driving_code": np.concatenate([driving_pose, codes[d]]).astype(np.float32),
+        return learnt | {
+            "target": _planes(target),
             "exp_flow": _positions(from_source, size), "pose_flow": _positions(pose_flow, size),
             "exp_valid": _valid(target_points, source_points, size, 0.3),
             "pose_valid": _valid(driving_points, target_points, size, 0.0),

@@ -7,7 +7,7 @@ import numpy as np
 
 from dpe_cli.errors import FaceError
 from dpe_cli.landmarks import Landmarker, align, eye_openings, mouth_opening
-from dpe_cli.motion import pingpong_index
+from dpe_cli.motion import MotionTrack
 from dpe_cli.motion_space import MotionSpace
 from dpe_cli.video import read_frames
 
@@ -58,10 +58,9 @@ class Transfer:
 
 def compare(source: Track, driving: Track, output: Track) -> Transfer:
     """Measures an output that has the source's frames, driven in step with a driver played back and forth."""
-    last = len(driving.times) - 1
-    step = driving.times[-1] / max(last, 1) or 1.0
-    matched = np.array([pingpong_index(round(t / step), last + 1) for t in source.times])
+    track = MotionTrack(driving.times, np.stack([driving.mouth, driving.eyes], -1))
     count = min(len(source.times), len(output.times))
+    mouth, eyes = np.stack([track.at(t, "pingpong") for t in source.times[:count]], -1)
     turn = np.einsum("nij,nij->n", source.rotation[:count], output.rotation[:count])
     drift = np.degrees(np.arccos(np.clip((turn - 1) / 2, -1, 1)))
 
@@ -69,7 +68,6 @@ def compare(source: Track, driving: Track, output: Track) -> Transfer:
         known = np.isfinite(a) & np.isfinite(b)
         return float(np.corrcoef(a[known], b[known])[0, 1]) if known.sum() > 2 else float("nan")
 
-    mouth, eyes = driving.mouth[matched][:count], driving.eyes[matched][:count]
     return Transfer(
         count,
         correlation(output.mouth[:count], mouth),

@@ -81,15 +81,17 @@ class Losses:
 
 
 class _Stream(IterableDataset):
-    def __init__(self, clips: list[Clip], mesh: Mesh, seed: int):
-        self.clips, self.mesh, self.seed = clips, mesh, seed
+    def __init__(self, clips: list[Clip], mesh: Mesh, seed: int, codes_only: bool):
+        self.clips, self.mesh, self.seed, self.codes_only = clips, mesh, seed, codes_only
 
     def __iter__(self):
         import cv2
 
         cv2.setNumThreads(1)
         info = torch.utils.data.get_worker_info()
-        return iter(Sampler(self.clips, self.mesh, self.seed * 1000 + (info.id if info else 0)))
+        return iter(
+            Sampler(self.clips, self.mesh, self.seed * 1000 + (info.id if info else 0), codes_only=self.codes_only)
+        )
 
 
 def weighted_l1(image: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -390,7 +392,13 @@ def train(
         network = PerceptualLoss(load_file(str(perceptual)), config.perceptual_blocks)
     mesh = Mesh(space.template)
     trainer = Trainer(model, config, network, device)
-    loader = iter(DataLoader(_Stream(clips, mesh, config.seed + 1 + rank), config.batch, num_workers=config.workers))
+    loader = iter(
+        DataLoader(
+            _Stream(clips, mesh, config.seed + 1 + rank, config.code_minutes >= config.minutes),
+            config.batch,
+            num_workers=config.workers,
+        )
+    )
     if small is not None:
         talk(f"warm-up of the new level: mean square error {warm_up(model, small, loader):.4f}")
     talk(f"{len(clips)} clips of {len({c.identity for c in clips})} people; {len(held_out)} clips held out")
