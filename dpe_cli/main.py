@@ -189,12 +189,15 @@ def edit(
     output = output or default_output(source, drivers)
     check_request(source, drivers, output, chosen, preview, report)
 
+    from dpe_cli.detectors import RESEARCH_ONLY
     from dpe_cli.engine import Engine  # torch takes seconds to import, so what can fail has failed before
     from dpe_cli.face import make_detector
 
     say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
     engine = Engine(weights, device=device, precision=precision, batch_size=batch_size)
     finder = make_detector(detector, face_models)
+    if finder.name.startswith("insightface"):
+        say(f"{finder.name}: {RESEARCH_ONLY}")
     if verbose:
         say(f"networks: {engine.description}; faces: {finder.name}; {drivers}; {chosen}")
     done = edit_video(

@@ -272,7 +272,8 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise OutputError(f"{path} cannot hold a picture", "name a .png or .jpg")
-    _, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
+    _, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
     with _workplace(path) as folder:
         try:
             (folder / path.name).write_bytes(data)

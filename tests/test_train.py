@@ -3,11 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from dpe_cli.dataset import is_held_out
+from dpe_cli.errors import InputError
 from dpe_cli.initialise import grow, initialise, separate
+from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
-from dpe_cli.train import TrainConfig, Trainer, flow_loss, weighted_l1
+from dpe_cli.train import TrainConfig, Trainer, configure, flow_loss, weighted_l1
+from dpe_cli.weights import load
 
 TINY = {4: 8, 8: 8, 16: 8, 32: 8, 64: 8}
 
@@ -138,3 +143,28 @@ def test_the_average_follows_the_networks(model, batch):
     name = "encoder.convs.0.weight"
     assert not torch.equal(averaged.state_dict()[name], model.state_dict()[name])
     torch.testing.assert_close(averaged.state_dict()[name], model.state_dict()[name], atol=0.2, rtol=0)
+
+
+def test_the_command_prepares_clips_and_trains_on_them(shared, tmp_path):
+    """Two real clips, a few seconds: weights that load, a curve, a picture of people it was not trained on."""
+    pytest.importorskip("mediapipe")
+    landmarker = shared("models/mediapipe/face_landmarker.task")
+    videos = [shared(f"faces/train/part0/{name}.mp4") for name in ("0002", "0004")]
+    known = next(f"id{n}" for n in range(100) if not is_held_out(f"id{n}"))
+    unknown = next(f"id{n}" for n in range(100) if is_held_out(f"id{n}"))
+    index = tmp_path / "index.csv"
+    index.write_text(f"clip,identity_cluster\n{videos[0]},{known}\n{videos[1]},{unknown}\nnothing.mp4,{known}\n")
+    arguments = ["train", "--data", tmp_path / "data", "--clips", index, "--landmarker", landmarker, "--size", "32"]
+    arguments += ["-o", tmp_path / "run", "--set", "minutes=0.05", "--set", "batch=4", "--set", "workers=0"]
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    assert "nothing.mp4: left out" in result.stderr
+    assert load(tmp_path / "run" / "weights.safetensors").config.size == 32
+    assert (tmp_path / "run" / "held_out.jsonl").read_text().count("code_correlation") >= 1
+    assert (tmp_path / "run" / "grid.png").stat().st_size > 1000
+
+
+def test_an_unknown_setting_of_the_training_is_named():
+    with pytest.raises(InputError, match="speed=3"):
+        configure(["speed=3"])
+    assert configure(["lr=0.5", "cycle=true"]).lr == 0.5
