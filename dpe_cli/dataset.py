@@ -300,8 +300,8 @@ class Sampler:
         return learnt | {
             "target": _planes(target),
             "exp_flow": _positions(from_source, size), "pose_flow": _positions(pose_flow, size),
-            "exp_valid": _valid(target_points, source_points, size, 0.3),
-            "pose_valid": _valid(driving_points, target_points, size, 0.0),
+            "exp_valid": _valid(target_points, size, 0.3),
+            "pose_valid": _valid(driving_points, size, 0.0),
             "weight": region_weights(target_points, size, resolution),
             "pose_weight": region_weights(driving_points, size, resolution),
         }  # fmt: skip
@@ -381,8 +381,9 @@ def _positions(where: np.ndarray, size: float) -> np.ndarray:
     return np.ascontiguousarray((where / size * 2 - 1).transpose(2, 0, 1))
 
 
-def _valid(target: np.ndarray, origin: np.ndarray, size: float, outside: float) -> np.ndarray:
-    """1 on the face, `outside` elsewhere, 0 in a mouth that is open in one of the two (nothing corresponds there)."""
+def _valid(target: np.ndarray, size: float, outside: float) -> np.ndarray:
+    """Weights of the flow: the loss's on the face, `outside` elsewhere, 0 in an open mouth (it comes from nowhere)."""
     face = _polygon(target, FACE_OVAL, size, FLOW_SIZE).astype(np.float32) / 255
     mouth = _polygon(target, LIPS_INNER, size, FLOW_SIZE) > 0
-    return np.where(mouth, 0, np.maximum(face, outside)).astype(np.float32)
+    weight = np.maximum(face, outside) * region_weights(target, size, FLOW_SIZE)
+    return np.where(mouth, 0, weight).astype(np.float32)

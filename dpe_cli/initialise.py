@@ -71,6 +71,27 @@ def see_through(model: DPE) -> None:
             generator.to_flows[-1].bias[2] = mask
 
 
+def subtract_own(model: DPE) -> None:
+    """Sets the expression head so that its shift lowers the latent's own expression reading by the driving's.
+
+    The motion path is affine: code = M latent + c. With shift(code) = -M^+ code on the expression coordinates, the shifted
+    latent reads as the source's expression minus the driving's, which is what a flow has to follow: no difference, no
+    flow. For an encoder that knows its codes; the head is trained on from there.
+    """
+    with torch.no_grad():
+        dim = model.config.latent_dim
+        zero = torch.zeros(1, dim)
+        read = (model.motion_mlp(torch.eye(dim)) - model.motion_mlp(zero)).T  # M: (20, L)
+        back = -torch.linalg.pinv(read)
+        back[:, :POSE_DIM] = 0
+        whole = back @ model.motion_basis.basis().T  # (L, L), acts on the direction that the basis gives
+        turns = [torch.linalg.qr(torch.randn(dim, dim))[0] for _ in range(2)]
+        for layer, matrix in zip(model.expression_head, (*turns, whole @ turns[0].T @ turns[1].T), strict=True):
+            layer.weight.copy_(matrix / layer.scale)
+            layer.bias.zero_()
+    separate(model)
+
+
 def grow(small: DPE) -> DPE:
     """The same network one level larger: 128 -> 256. The new level shows the source through the flows of the level
     below, which hands the painting over: its own colour layer starts anew from nothing."""
@@ -105,7 +126,7 @@ def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def start(init: Path | None, config: DPEConfig) -> tuple[DPE, DPE | None]:

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from dpe_cli.dataset import is_held_out
 from dpe_cli.errors import InputError
-from dpe_cli.initialise import grow, initialise, separate
+from dpe_cli.initialise import grow, initialise, separate, subtract_own
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
@@ -133,6 +133,15 @@ def test_a_fresh_network_shows_the_source(model):
     with torch.no_grad():
         shown = model.transfer_expression(model.encode(smooth), torch.zeros(1, 20))
     assert (shown - smooth)[..., 4:-4, 4:-4].abs().mean() < 0.1
+
+
+def test_a_head_that_subtracts_leaves_the_difference_of_the_expressions(model):
+    subtract_own(model)
+    latent, code = torch.randn(3, 32), torch.randn(3, 20)
+    with torch.no_grad():
+        change = model.motion_code(latent + model.expression_shift(code)) - model.motion_code(latent)
+    torch.testing.assert_close(change[:, POSE_DIM:], -code[:, POSE_DIM:], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(change[:, :POSE_DIM], torch.zeros(3, POSE_DIM), atol=1e-3, rtol=0)
 
 
 def test_the_average_follows_the_networks(model, batch):
