@@ -74,9 +74,9 @@ def see_through(model: DPE) -> None:
 def subtract_own(model: DPE) -> None:
     """Sets the expression head so that its shift lowers the latent's own expression reading by the driving's.
 
-    The motion path is affine: code = M latent + c. With shift(code) = -M^+ code on the expression coordinates, the shifted
-    latent reads as the source's expression minus the driving's, which is what a flow has to follow: no difference, no
-    flow. For an encoder that knows its codes; the head is trained on from there.
+    The motion path is affine: code = M latent + c. With shift(code) = -M^+ code on the expression coordinates, the
+    shifted latent reads as the source's expression minus the driving's, which is what a flow has to follow: no
+    difference, no flow. For an encoder that knows its codes; the head is trained on from there.
     """
     with torch.no_grad():
         dim = model.config.latent_dim
@@ -129,8 +129,11 @@ def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps:
     return float(loss.detach())
 
 
-def start(init: Path | None, config: DPEConfig) -> tuple[DPE, DPE | None]:
-    """Networks to train: fresh, or those of `init`. Weights of half the size are grown by one level and come second."""
+def start(init: Path | None, config: DPEConfig, subtract: bool = False) -> tuple[DPE, DPE | None]:
+    """Networks to train: fresh, or those of `init`. Weights of half the size are grown by one level and come second.
+
+    `subtract`: see `subtract_own`.
+    """
     if init is None:
         model = DPE(config)
         initialise(model)
@@ -139,4 +142,6 @@ def start(init: Path | None, config: DPEConfig) -> tuple[DPE, DPE | None]:
     model = DPE(loaded.config)
     model.load_state_dict(loaded.state)
     model.motion_basis.weight.requires_grad_(False)
+    if subtract:
+        subtract_own(model)
     return (grow(model), model.eval()) if loaded.config.size * 2 == config.size else (model, None)

@@ -298,14 +298,15 @@ def doctor() -> None:
 @click.option("--landmarker", type=FILE, help="MediaPipe's face_landmarker.task, to prepare clips with.")
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run.")
 @click.option("--init", type=FILE, help="Weights to start from; those of half the size are grown by one level.")
+@click.option("--subtract-own", is_flag=True, help="Begin with an expression head that subtracts the source's own.")
 @click.option("--size", type=click.IntRange(16), default=256, show_default=True, help="Side of the crops in pixels.")
 @click.option("--space", type=FILE, help="motion-space.json of the weights to start from.")
 @click.option("--perceptual", type=FILE, help="VGG16 or VGG19 features (safetensors, torchvision's names).")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="A setting of the training, e.g. lr=0.003.")
 def train(
-    data: Path, clips: Path | None, landmarker: Path | None, output: Path, init: Path | None, size: int,
-    space: Path | None, perceptual: Path | None, device: str, changes: tuple[str, ...],
+    data: Path, clips: Path | None, landmarker: Path | None, output: Path, init: Path | None, subtract_own: bool,
+    size: int, space: Path | None, perceptual: Path | None, device: str, changes: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Train the networks on prepared clips. Several processes: start it with torchrun.
 
@@ -326,7 +327,7 @@ def train(
         if landmarker is None:
             raise click.UsageError("--clips needs --landmarker")
         prepare(clips, landmarker, data, say)
-    model, small = start(init, DPEConfig.compact(size))
+    model, small = start(init, DPEConfig.compact(size), subtract=subtract_own)
     chosen = MotionSpace.load(space) if space else None
     click.echo(run(data, output, model, configure(changes), chosen, perceptual, small, device, say))
 
