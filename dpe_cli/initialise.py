@@ -75,8 +75,8 @@ def subtract_own(model: DPE) -> None:
     """Sets the expression head so that its shift lowers the latent's own expression reading by the driving's.
 
     The motion path is affine: code = M latent + c. With shift(code) = -M^+ code on the expression coordinates, the
-    shifted latent reads as the source's expression minus the driving's, which is what a flow has to follow: no
-    difference, no flow. For an encoder that knows its codes; the head is trained on from there.
+    shifted latent reads as the source's expression minus the driving's, which is what a flow has to follow. The styles
+    of the flow layers start as that very reading, a coordinate a channel: no difference, no flow. For an encoder that knows its codes; the head is trained on from there.
     """
     with torch.no_grad():
         dim = model.config.latent_dim
@@ -89,6 +89,14 @@ def subtract_own(model: DPE) -> None:
         for layer, matrix in zip(model.expression_head, (*turns, whole @ turns[0].T @ turns[1].T), strict=True):
             layer.weight.copy_(matrix / layer.scale)
             layer.bias.zero_()
+        own = model.motion_mlp(zero)[0]
+        for to_flow in model.expression_generator.to_flows:
+            style = to_flow.conv.modulation
+            number = POSE_DIM + torch.arange(len(style.bias)) % (model.config.motion_dim - POSE_DIM)
+            style.weight.copy_(read[number] / style.scale)
+            style.bias.copy_(own[number])
+            to_flow.conv.weight.copy_(0.05 * torch.randn_like(to_flow.conv.weight))
+            to_flow.bias[:2] = 0
     separate(model)
 
 
