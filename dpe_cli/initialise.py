@@ -102,15 +102,15 @@ def subtract_own(model: DPE) -> None:
 
 def grow(small: DPE) -> DPE:
     """The same network one level larger: 128 -> 256. The new level shows the source through the flows of the level
-    below, which hands the painting over: its own colour layer starts anew from nothing."""
+    below; the colour layers of all levels below start anew from nothing."""
     config = small.config
     model = DPE(DPEConfig(**{**config.to_dict(), "size": config.size * 2}))
     initialise(model)
     new = model.state_dict()
     last = len(small.expression_generator.to_rgbs) - 1
     for name, value in small.state_dict().items():
-        if name.startswith("encoder.convs.0.") or f".to_rgbs.{last}." in name:
-            continue  # the encoder's saw pixels; the larger network's saw those of twice the size: see `warm_up`
+        if name.startswith("encoder.convs.0.") or ".to_rgbs." in name:
+            continue  # the encoder's first layer saw other pixels: see `warm_up`
         if name.startswith("encoder.convs."):
             index, rest = name.removeprefix("encoder.convs.").split(".", 1)
             name = f"encoder.convs.{int(index) + 1}.{rest}"
@@ -121,7 +121,7 @@ def grow(small: DPE) -> DPE:
     return model
 
 
-def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps: int = 120) -> float:
+def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps: int = 80) -> float:
     """Teaches the new bottom of a grown encoder to give the features that the levels above it know; last error."""
     bottom, first = model.encoder.convs[:2], small.encoder.convs[0]
     optimiser = torch.optim.Adam(bottom.parameters(), lr=4e-3)

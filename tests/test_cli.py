@@ -246,7 +246,9 @@ def test_ctrl_c_in_the_middle_leaves_nothing_behind(tmp_path: Path, small_weight
     before = sorted(tmp_path.iterdir())
     command = [sys.executable, "-m", "dpe_cli", "edit", "--source", str(source), "--batch-size", "1"]
     command += ["--driving", str(tmp_path / "smile.png"), "--weights", str(small_weights), "--detector", "centerface"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Where the tests run in the background of a shell, SIGINT is ignored, and children inherit that.
+    with subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         deadline = time.monotonic() + 60
         while sorted(tmp_path.iterdir()) == before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)  # until the working folder of the output appears

@@ -546,6 +546,7 @@ from fractions import Fraction
 from pathlib import Path
 import numpy as np
 from dpe_cli.video import Frame, VideoInfo, write_video
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 def frames():
     for index in range(1000):
         if index == 60:
