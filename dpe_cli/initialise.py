@@ -76,7 +76,8 @@ def subtract_own(model: DPE) -> None:
 
     The motion path is affine: code = M latent + c. With shift(code) = -M^+ code on the expression coordinates, the
     shifted latent reads as the source's expression minus the driving's, which is what a flow has to follow. The styles
-    of the flow layers start as that very reading, a coordinate a channel: no difference, no flow. For an encoder that knows its codes; the head is trained on from there.
+    of the flow layers start as that very reading, a coordinate a channel: no difference, no flow. For an encoder that
+    knows its codes; the head is trained on from there.
     """
     with torch.no_grad():
         dim = model.config.latent_dim
