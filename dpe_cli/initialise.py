@@ -126,6 +126,7 @@ def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps:
     """Teaches the new bottom of a grown encoder to give the features that the levels above it know; last error."""
     bottom, first = model.encoder.convs[:2], small.encoder.convs[0]
     optimiser = torch.optim.Adam(bottom.parameters(), lr=4e-3)
+    colours = [part[:6].detach().clone() for part in bottom[0].parameters()]  # what `see_through` set: stays as it is
     for _ in range(steps):
         image = to_image(next(batches)["source"])
         with torch.autocast(image.device.type, torch.bfloat16):
@@ -135,6 +136,9 @@ def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
+        with torch.no_grad():
+            for part, fixed in zip(bottom[0].parameters(), colours, strict=True):
+                part[:6] = fixed
     return float(loss.detach())
 
 

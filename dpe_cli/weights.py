@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 # After new default weights: write the output of `sha256sum weights/compact.safetensors` here.
-COMPACT_SHA256: str | None = "635360557dfe4980103ee685b4e72cbfcb5e8f9fd06b01cadd05b7d15aac721c"
+COMPACT_SHA256: str | None = "53c6d29bf43151697e88a69b8d040811bb32cbd873055809cf5401be2aafff45"
 
 
 def known(*checkpoints: Checkpoint) -> dict[str, Checkpoint]:
