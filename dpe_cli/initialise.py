@@ -122,7 +122,7 @@ def grow(small: DPE) -> DPE:
     return model
 
 
-def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps: int = 80) -> float:
+def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps: int = 130) -> float:
     """Teaches the new bottom of a grown encoder to give the features that the levels above it know; last error."""
     bottom, first = model.encoder.convs[:2], small.encoder.convs[0]
     optimiser = torch.optim.Adam(bottom.parameters(), lr=4e-3)
