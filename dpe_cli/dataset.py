@@ -150,6 +150,7 @@ class Mesh:
     def __init__(self, template: np.ndarray):
         side = 3.2  # the crops are about three times as wide as the outer eye corners are apart
         nodes = np.concatenate([template[:, :2], _border_anchors(side) - side / 2])
+        self.template = template
         self.triangles = Delaunay(nodes).simplices.astype(np.int32)
         ring = (self.triangles >= len(template)).any(1)
         self.triangles = np.concatenate([self.triangles[ring], self.triangles[~ring]])
@@ -244,6 +245,7 @@ class Sampler:
         self.mesh = mesh
         self.random = np.random.default_rng(seed)
         self.augment, self.codes_only = augment, codes_only
+        self.mirror = mirror_permutation(mesh.template)
         people: dict[str, list[Clip]] = {}
         for clip in clips:
             people.setdefault(clip.identity, []).append(clip)
@@ -280,13 +282,18 @@ class Sampler:
         source, source_points, source_pose = self._move(source, source_points, clip, s, one, flip)
         _, target_points, _ = self._move(None, target_points, clip, s, one, flip)
         driving, driving_points, driving_pose = self._move(driving, driving_points, clip, d, two, flip)
-        source, driving = self._colour(source, driving)
+        if self.codes_only:
+            source, driving = self._spoil(*self._colour(source)), self._spoil(*self._colour(driving))
+        else:
+            source, driving = self._colour(source, driving)
         codes = clip.mirrored if flip else clip.expression
         learnt = {
             "source": _planes(source),
             "driving": _planes(driving),
             "source_code": np.concatenate([source_pose, codes[s]]).astype(np.float32),
             "driving_code": np.concatenate([driving_pose, codes[d]]).astype(np.float32),
+            "source_points": self._ordered(source_points, flip),
+            "driving_points": self._ordered(driving_points, flip),
         }
         if self.codes_only:
             return learnt
@@ -356,6 +363,35 @@ class Sampler:
         levels = np.arange(256)[:, None] / 255
         table = np.clip(levels**gamma * gain * 255, 0, 255).astype(np.uint8)[None]
         return tuple(cv2.LUT(image, table) for image in images)
+
+    def _ordered(self, points: np.ndarray, flip: bool) -> np.ndarray:
+        """Landmarks as they are learnt: (956,) float32, x, y in [-1, 1] of the crop, left and right by the picture."""
+        if flip:
+            points = points[self.mirror]
+        return (points[:, :2] / CROP * 2 - 1).astype(np.float32).ravel()
+
+    def _spoil(self, image: np.ndarray) -> np.ndarray:
+        """What cameras and codecs do: lost detail, block edges, grain, no colour, a covered patch. (R, R, 3) uint8"""
+        if not self.augment:
+            return image
+        random, size = self.random, image.shape[0]
+        if random.random() < 0.3:
+            small = max(16, int(size / random.uniform(1.2, 2.5)))
+            image = cv2.resize(cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA), (size, size))
+        if random.random() < 0.3:
+            quality = [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(25, 90))]
+            image = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+        if random.random() < 0.3:
+            grain = random.normal(0, random.uniform(2, 10), image.shape)
+            image = np.clip(image + grain, 0, 255).astype(np.uint8)
+        if random.random() < 0.1:
+            image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
+        if random.random() < 0.2:
+            side = int(size * random.uniform(0.08, 0.2))
+            top, left = random.integers(0, size - side, 2)
+            image = image.copy()
+            image[top : top + side, left : left + side] = random.integers(0, 256, 3)
+        return image
 
     @staticmethod
     def _compose(

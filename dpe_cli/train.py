@@ -27,8 +27,11 @@ from dpe_cli.dataset import FLOW_SIZE, Clip, Mesh, Sampler, load_clips
 from dpe_cli.errors import InputError
 from dpe_cli.initialise import separate, to_image, warm_up
 from dpe_cli.models import DPE, Discriminator, Encoded, PerceptualLoss
+from dpe_cli.models.layers import in_float32
 from dpe_cli.motion_space import POSE_DIM, MotionSpace
 from dpe_cli.weights import save
+
+LANDMARKS = 2 * 478  # x and y of MediaPipe's face mesh
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class TrainConfig:
     guide: float = 1.0  # weight of the landmark terms inside a cycle step
     flow_weight: float = 2.0
     code_weight: float = 15.0  # less, and the pictures' gradients drown it in the shared encoder
+    landmark_weight: float = 0.0  # of landmarks read from the latent by a layer that is thrown away: richer latents
+    motion_weight: float = 1.0  # of the codes' difference between the two frames of a clip, relative to the codes
     code_minutes: float = 0.0  # at first only the motion codes are learnt: fast, for the generators rest
     perceptual_weight: float = 0.0  # the paper's lambda_p is 20 on its own scale of VGG19 features
     perceptual_blocks: int = 3
@@ -141,7 +146,8 @@ class Trainer:
         self.model = model.to(self.device)
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.perceptual = perceptual.to(self.device) if perceptual else None
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.landmarks = nn.Linear(model.config.latent_dim, LANDMARKS).to(self.device)
+        self.parameters = [p for p in (*model.parameters(), *self.landmarks.parameters()) if p.requires_grad]
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, betas=(0.5, 0.99))
         self.discriminator = None
         if config.gan_weight:
@@ -188,9 +194,26 @@ class Trainer:
         losses = Losses()
         image = torch.cat([to_image(batch["source"]), to_image(batch["driving"])])
         known = torch.cat([batch["source_code"], batch["driving_code"]])
-        codes = self.model.motion_code(self.model.encode(image).latent)
-        losses.add("code", F.smooth_l1_loss(codes, known), self.config.code_weight)
+        points = torch.cat([batch["source_points"], batch["driving_points"]])
+        self.add_codes(losses, self.model.encode(image).latent, known, points, paired=True)
         return losses
+
+    def add_codes(self, losses: Losses, latent: Tensor, known: Tensor, points: Tensor, paired: bool = False) -> None:
+        """Terms of the motion codes, and of the landmarks, that a latent holds.
+
+        paired: the two halves of the batch are two frames of each clip; what changes between them is what a viewer
+        sees move, while the rest is mostly the shape of the person's face.
+        """
+        config = self.config
+        codes = self.model.motion_code(latent).float()
+        losses.add("code", F.smooth_l1_loss(codes, known), config.code_weight)
+        if paired and config.motion_weight:
+            change = [one - two for one, two in (codes.chunk(2), known.chunk(2))]
+            losses.add("motion", F.smooth_l1_loss(*change), config.code_weight * config.motion_weight)
+        if config.landmark_weight:
+            with in_float32(latent):
+                error = (self.landmarks(latent.float()) - points).abs().mean()
+            losses.add("landmarks", error, config.landmark_weight)
 
     def guided(self, batch: dict[str, Tensor]) -> Losses:
         """Landmark-supervised step: S -> T by the expression generator, T -> D by the pose generator."""
@@ -207,10 +230,10 @@ class Trainer:
         target_code = torch.cat([source_code[:, :POSE_DIM], driving_code[:, POSE_DIM:]], 1)
 
         encoded = model.encode(torch.cat([source, target[:count]]).contiguous(memory_format=torch.channels_last))
-        codes = model.motion_code(encoded.latent).float()
-        losses.add("code", F.smooth_l1_loss(codes, torch.cat([source_code, target_code[:count]])), config.code_weight)
-
         size = len(source)
+        self.add_codes(losses, encoded.latent[:size], source_code, batch["source_points"])
+        codes = model.motion_code(encoded.latent[size:]).float()
+        losses.add("code_target", F.smooth_l1_loss(codes, target_code[:count]), config.code_weight * count / size)
         self.add_expression(losses, Encoded(encoded.latent[:size], [f[:size] for f in encoded.features]), batch)
         posed = model.pose_generator(
             encoded.latent[size:] + model.pose_shift(driving_code[:count]), [f[size:] for f in encoded.features]
@@ -238,7 +261,8 @@ class Trainer:
         first = model.encode(torch.cat([source, driving]))
         codes = model.motion_code(first.latent)
         known = torch.cat([batch["source_code"], batch["driving_code"]])
-        losses.add("code", F.smooth_l1_loss(codes.float(), known), config.code_weight)
+        points = torch.cat([batch["source_points"], batch["driving_points"]])
+        self.add_codes(losses, first.latent, known, points, paired=True)
         of_source, of_driving = [f[:size] for f in first.features], [f[size:] for f in first.features]
         source_latent, driving_latent = first.latent.split(size)
         source_code, driving_code = codes.split(size)

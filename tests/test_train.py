@@ -11,7 +11,7 @@ from dpe_cli.initialise import grow, initialise, separate, subtract_own
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
-from dpe_cli.train import TrainConfig, Trainer, configure, flow_loss, weighted_l1
+from dpe_cli.train import LANDMARKS, TrainConfig, Trainer, configure, flow_loss, weighted_l1
 from dpe_cli.weights import load
 
 TINY = {4: 8, 8: 8, 16: 8, 32: 8, 64: 8}
@@ -23,6 +23,7 @@ def batch():
     plain = random.integers(0, 255, (4, 3, 1, 1), np.uint8).repeat(32, 2).repeat(32, 3)
     pictures = {"source": plain, "target": plain, "driving": plain}
     codes = {k: random.normal(0, 1, (4, 20)).astype(np.float32) for k in ("source_code", "driving_code")}
+    codes |= {k: np.zeros((4, LANDMARKS), np.float32) for k in ("source_points", "driving_points")}
     line = (np.arange(64) + 0.5) / 32 - 1
     where = np.broadcast_to(np.stack(np.meshgrid(line, line)), (4, 2, 64, 64)).astype(np.float32)
     rest = {

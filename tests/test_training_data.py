@@ -179,3 +179,11 @@ def test_an_output_that_follows_its_driver_correlates_with_it_and_not_with_the_s
     assert abs(found.mouth_correlation_unedited) < 0.5
     assert found.mouth_range == pytest.approx(0.5)
     assert found.head_drift_mean == pytest.approx(2, abs=1e-3)
+
+
+def test_landmarks_are_learnt_left_and_right_by_the_picture(prepared):
+    clips, space = load_clips(prepared, None, held_out=False, size=64)
+    sampler = Sampler(clips, Mesh(space.template), 0, codes_only=True)
+    for _ in range(8):  # mirrored or not
+        points = sampler.sample()["source_points"].reshape(-1, 2)
+        assert points[33, 0] < points[263, 0]  # outer eye corners
