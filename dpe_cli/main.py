@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MODES = ("exp", "pose", "both")
 INTERRUPTED = 130
+STOPPED = 75  # by SIGTERM; can be resumed
 OUT_OF_MEMORY = 6
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 FILE = click.Path(path_type=Path)  # a missing input is our error 3, not click's 2
@@ -293,43 +294,53 @@ def doctor() -> None:
 
 
 @cli.command()
+@click.option("--config", "recipe", type=FILE, help="Recipe: a TOML file with settings and phases.")
+@click.option(
+    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; PHASE.NAME=VALUE in one."
+)
 @click.option("--data", type=FOLDER, required=True, help="Folder of prepared clips.")
 @click.option("--clips", type=FILE, help="CSV (columns clip, identity_cluster) of videos to prepare into --data first.")
 @click.option("--landmarker", type=FILE, help="MediaPipe's face_landmarker.task, to prepare clips with.")
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run.")
 @click.option("--init", type=FILE, help="Weights to start from; those of half the size are grown by one level.")
-@click.option("--subtract-own", is_flag=True, help="Begin with an expression head that subtracts the source's own.")
-@click.option("--size", type=click.IntRange(16), default=256, show_default=True, help="Side of the crops in pixels.")
 @click.option("--space", type=FILE, help="motion-space.json of the weights to start from.")
 @click.option("--perceptual", type=FILE, help="VGG16 or VGG19 features (safetensors, torchvision's names).")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="A setting of the training, e.g. lr=0.003.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder, exactly.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
 def train(
-    data: Path, clips: Path | None, landmarker: Path | None, output: Path, init: Path | None, subtract_own: bool,
-    size: int, space: Path | None, perceptual: Path | None, device: str, changes: tuple[str, ...],
+    recipe: Path | None, changes: tuple[str, ...], data: Path, clips: Path | None, landmarker: Path | None,
+    output: Path, init: Path | None, space: Path | None, perceptual: Path | None, device: str, resume: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
-    """Train the networks on prepared clips. Several processes: start it with torchrun.
+    """Train the networks on prepared clips. Several processes or machines: start it with torchrun.
+
+    Prints the path of the weights. Exit code 75: a SIGTERM came, the state is saved, go on with --resume.
 
     \b
-    dpe train --data prepared --clips faces/index.csv --landmarker face_landmarker.task -o run --set minutes=30
+    dpe train --data prepared -o run --set stage=codes --set size=64 --set minutes=30
     """
     from dpe_cli.dataset import prepare
-    from dpe_cli.initialise import start
-    from dpe_cli.models import DPEConfig
     from dpe_cli.motion_space import MotionSpace
-    from dpe_cli.train import configure
+    from dpe_cli.recipe import read_recipe
+    from dpe_cli.train import Inputs
     from dpe_cli.train import train as run
 
     def say(message: str) -> None:
-        click.echo(message, err=True)
+        if not quiet:
+            click.echo(message, err=True)
 
+    phases = read_recipe(recipe, changes)
     if clips:
         if landmarker is None:
             raise click.UsageError("--clips needs --landmarker")
         prepare(clips, landmarker, data, say)
-    model, small = start(init, DPEConfig.compact(size), subtract=subtract_own)
     chosen = MotionSpace.load(space) if space else None
-    click.echo(run(data, output, model, configure(changes), chosen, perceptual, small, device, say))
+    inputs = Inputs(data, output, init, chosen, perceptual, None, device, resume)
+    result = run(inputs, phases, say, lambda progress: say(progress.line()))
+    click.echo(result.weights)
+    if not result.finished:
+        raise click.exceptions.Exit(STOPPED)
 
 
 # What the options of edit mean

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import imageio_ffmpeg
+import numpy as np
 import pytest
 
 
@@ -90,3 +91,43 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+def synthetic_face(seed: int = 0) -> np.ndarray:
+    """478 points on the front of an ellipsoid, outer eye corners one unit apart: (478, 3)"""
+    random = np.random.default_rng(seed)
+    x, y = random.uniform(-0.9, 0.9, 478), random.uniform(-1.2, 1.2, 478)
+    face = np.stack([x, y, 0.4 * (x**2 + y**2)], -1)
+    face[[33, 133, 362, 263], :2] = [[-0.5, -0.3], [-0.2, -0.3], [0.2, -0.3], [0.5, -0.3]]
+    face[[13, 14, 61, 291], :2] = [[0, 0.50], [0, 0.52], [-0.25, 0.5], [0.25, 0.5]]
+    return face
+
+
+def turned(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
+    """Rotation matrix of a head, degrees."""
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.from_euler("YXZ", [yaw, pitch, roll], degrees=True).as_matrix()
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Twelve clips of twelve frames: a face that turns and opens its mouth over a smooth picture."""
+    random = np.random.default_rng(1)
+    template = synthetic_face()
+    for number in range(12):
+        points, frames = [], []
+        for step in range(12):
+            face = template.copy()
+            face[14, 1] += 0.02 * (step % 6)
+            face[:, :2] += random.normal(0, 0.003, (478, 2))
+            points.append(60 * face @ turned(yaw=3 * step - 15).T + [128, 128, 0])
+            frames.append(np.full((256, 256, 3), 20 * step, np.uint8))
+        np.save(tmp_path / f"{number}.npy", np.stack(frames))
+        np.savez(
+            tmp_path / f"{number}.npz",
+            points=np.stack(points).astype(np.float32),
+            blendshapes=random.uniform(0, 0.3, (12, 52)).astype(np.float32),
+            identity=f"id{number:04}",
+        )
+    return tmp_path

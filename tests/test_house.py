@@ -32,8 +32,10 @@ MAY_IMPORT = {
     "landmarks": {"errors"},
     "motion_space": {"landmarks", "errors"},
     "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
-    "initialise": {"models", "motion_space", "weights"},
-    "train": {"dataset", "initialise", "models", "weights", "motion_space", "errors"},
+    "initialise": {"models", "motion_space"},
+    "recipe": {"errors"},
+    "trainer": {"dataset", "initialise", "models", "motion_space", "recipe", "errors"},
+    "train": {"dataset", "initialise", "models", "weights", "motion_space", "recipe", "trainer", "errors"},
     "evaluate": {"landmarks", "motion", "motion_space", "video", "face", "errors"},
     "main": EVERYTHING,
 }
