@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from dpe_cli.dataset import Clip, Mesh, Sampler, load_clips
 from dpe_cli.errors import InputError, OutputError
@@ -49,6 +50,7 @@ class Progress:
     minutes: float
     rate: float  # steps a second
     waiting: float  # share of the time in which the networks waited for data
+    use: float  # operations a second over what the device does in products of matrices; 0: not known
     terms: dict[str, float] = field(default_factory=dict)
 
     def line(self) -> str:
@@ -56,7 +58,8 @@ class Progress:
         left = self.minutes * (1 - self.share) / self.share if self.share else 0
         terms = ", ".join(f"{name} {value:.4g}" for name, value in self.terms.items())
         head = f"{self.phase}: step {self.step}, {self.share:.0%}, {self.rate:.2f} it/s, {left:.0f} min left"
-        return f"{head}, {self.waiting:.0%} waiting, {terms}"
+        use = f", {self.use:.0%} of the matrix rate" if self.use else ""
+        return f"{head}, {self.waiting:.0%} waiting{use}, {terms}"
 
 
 class _Samples(Dataset):
@@ -400,19 +403,24 @@ class _PhaseRun:
         phase, trainer = self.phase, self.trainer
         loader = batches(self.clips.training, self.clips.mesh, phase, trainer.step_number)
         began, before, saved = time.monotonic(), self.minutes, self.minutes
-        waited, lap, terms = 0.0, time.monotonic(), []
+        waited, terms, operations, limit = 0.0, [], 0, matrix_rate(trainer.device)
+        lap = time.monotonic()
         while (share := self.share()) < 1:
             asked = time.monotonic()
             batch = {k: v.to(trainer.device, non_blocking=True) for k, v in next(loader).items()}
             waited += time.monotonic() - asked
-            terms.append(trainer.step(batch, share))
+            counter = FlopCounterMode(display=False) if not operations and not phase.compile else None
+            with counter or contextlib.nullcontext():
+                terms.append(trainer.step(batch, share))
+            operations = counter.get_total_flops() if counter else operations
             self.minutes = shared_clock(before + (time.monotonic() - began) / 60)
             if self.alone and trainer.step_number % LOG_STEPS == 0:
                 seconds, lap = time.monotonic() - lap, time.monotonic()
                 mean = {k: float(np.mean([float(t[k]) for t in terms if k in t])) for k in terms[-1]}
                 rate = len(terms) / seconds
-                show(Progress(phase.name, trainer.step_number, share, self.minutes, rate, waited / seconds, mean))
-                line = {"phase": phase.name, "step": trainer.step_number, "minutes": self.minutes, **mean, "rate": rate}
+                pace = {"rate": rate, "waiting": waited / seconds, "use": operations * rate / limit}
+                show(Progress(phase.name, trainer.step_number, share, self.minutes, **pace, terms=mean))
+                line = {"phase": phase.name, "step": trainer.step_number, "minutes": self.minutes, **mean, **pace}
                 self.journal.note("curve.jsonl", {k: significant(v) for k, v in line.items()}, trainer.step_number)
                 waited = 0.0
                 terms.clear()
@@ -460,6 +468,20 @@ class _PhaseRun:
         os.replace(whole, path)
         while len(states := list(self.folder.glob("state-*.pt"))) > max(1, self.phase.keep):
             min(states, key=lambda one: tuple(map(int, one.stem.split("-")[1:]))).unlink()
+
+
+def matrix_rate(device: torch.device, seconds: float = 0.2) -> float:
+    """Operations a second of this process in products of large matrices of 16-bit numbers, measured."""
+    one = torch.randn(1024 if device.type == "cpu" else 8192, 1024, device=device, dtype=torch.bfloat16)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    one @ one.T
+    wait()
+    began, count = time.monotonic(), 0
+    while (gone := time.monotonic() - began) < seconds:
+        one @ one.T
+        wait()
+        count += 1
+    return 2 * len(one) ** 2 * one.shape[1] * count / gone
 
 
 def significant(value: Any) -> Any:
