@@ -298,6 +298,9 @@ def doctor() -> None:
 @click.option(
     "--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; PHASE.NAME=VALUE in one."
 )
+@click.option(
+    "--budget", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Of all phases together."
+)
 @click.option("--data", type=FOLDER, required=True, help="Folder of prepared clips.")
 @click.option("--clips", type=FILE, help="CSV (columns clip, identity_cluster) of videos to prepare into --data first.")
 @click.option("--landmarker", type=FILE, help="MediaPipe's face_landmarker.task, to prepare clips with.")
@@ -309,9 +312,9 @@ def doctor() -> None:
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder, exactly.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
 def train(
-    recipe: Path | None, changes: tuple[str, ...], data: Path, clips: Path | None, landmarker: Path | None,
-    output: Path, init: Path | None, space: Path | None, perceptual: Path | None, device: str, resume: bool,
-    quiet: bool,
+    recipe: Path | None, changes: tuple[str, ...], budget: float | None, data: Path, clips: Path | None,
+    landmarker: Path | None, output: Path, init: Path | None, space: Path | None, perceptual: Path | None, device: str,
+    resume: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train the networks on prepared clips. Several processes or machines: start it with torchrun.
 
@@ -330,7 +333,7 @@ def train(
         if not quiet:
             click.echo(message, err=True)
 
-    phases = read_recipe(recipe, changes)
+    phases = read_recipe(recipe, changes, budget)
     if clips:
         if landmarker is None:
             raise click.UsageError("--clips needs --landmarker")

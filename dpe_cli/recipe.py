@@ -17,7 +17,7 @@ steps = 100000
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,10 @@ class Phase:
             raise InputError(f"{self.stage} is no stage of the training", f"use one of {', '.join(STAGES)}")
 
 
-def read_recipe(file: Path | None, changes: Iterable[str] = ()) -> list[Phase]:
+def read_recipe(file: Path | None, changes: Iterable[str] = (), budget: float | None = None) -> list[Phase]:
     """The phases of a TOML file, or one with the standard settings, changed by NAME=VALUE or PHASE.NAME=VALUE.
+
+    budget: minutes that the phases are to take together, each its share; those that go by steps count for nothing.
 
     Raises:
         InputError: no such file, not TOML, a name or value that does not fit.
@@ -114,7 +116,11 @@ def read_recipe(file: Path | None, changes: Iterable[str] = ()) -> list[Phase]:
         for one, its_name in zip(given, names, strict=True):
             if phase in ("", its_name):
                 one[setting] = text
-    return [Phase(**{name: fitting(name, value) for name, value in one.items()}) for one in given]
+    phases = [Phase(**{name: fitting(name, value) for name, value in one.items()}) for one in given]
+    if budget is not None:
+        total = sum(phase.minutes for phase in phases if not phase.steps)
+        phases = [phase if phase.steps else replace(phase, minutes=phase.minutes * budget / total) for phase in phases]
+    return phases
 
 
 def fitting(name: str, value: Any) -> Any:

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -123,6 +124,8 @@ def prepared(tmp_path):
             face[:, :2] += random.normal(0, 0.003, (478, 2))
             points.append(60 * face @ turned(yaw=3 * step - 15).T + [128, 128, 0])
             frames.append(np.full((256, 256, 3), 20 * step, np.uint8))
+            for corner in (33, 263, 61, 291, 14):  # something to see: the eyes' and the mouth's corners, the lower lip
+                cv2.circle(frames[-1], points[-1][corner, :2].round().astype(int).tolist(), 9, (255, 40, 80), -1)
         np.save(tmp_path / f"{number}.npy", np.stack(frames))
         np.savez(
             tmp_path / f"{number}.npz",

@@ -190,6 +190,26 @@ def test_a_recipe_has_phases_with_common_settings_and_changes(tmp_path):
     assert (two.stage, two.batch, two.size, two.lr, two.copy_start) == ("guided", 4, 512, 0.5, True)
 
 
+def test_a_budget_is_shared_by_the_phases(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text("[[phase]]\nminutes = 30\n[[phase]]\nminutes = 10\n[[phase]]\nsteps = 5")
+    assert [phase.minutes for phase in read_recipe(file, budget=4)][:2] == [3, 1]
+
+
+@pytest.mark.smoke
+def test_smoke_a_short_run_learns_what_it_is_shown(prepared, tmp_path, tiny):
+    """Discs at the corners of eyes and mouth that turn and open: codes and pictures get closer in a minute."""
+    settings = SMALL | {"batch": 12, "lr": 5e-3, "landmark_weight": 5.0}
+    phases = [Phase(**settings, name="codes", stage="codes", steps=160), Phase(**settings, name="all", steps=80)]
+    train(Inputs(prepared, tmp_path / "run"), phases)
+    curve = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    codes, everything = ([line for line in curve if line["phase"] == name] for name in ("codes", "all"))
+    assert codes[-1]["code"] < 0.9 * codes[0]["code"]  # half of it is noise here
+    assert codes[-1]["landmarks"] < 0.5 * codes[0]["landmarks"]
+    assert everything[-1]["exp_flow"] < 0.5 * everything[0]["exp_flow"]
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(
     ("text", "changes", "problem"),
     [
