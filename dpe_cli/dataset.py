@@ -21,7 +21,7 @@ from scipy.spatial import Delaunay
 
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box, Detection, crop_box
-from dpe_cli.landmarks import CORNERS, EYES, FACE_OVAL, LIPS_INNER, LIPS_OUTER, Landmarker
+from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER, LIPS_OUTER, Landmarker, five_points
 from dpe_cli.motion_space import MotionSpace, mean_face, mirror_blendshapes, mirror_permutation, normalise
 
 FLOW_SIZE = 64  # resolution of the dense flows
@@ -131,6 +131,12 @@ def _clip(path: Path, points: np.ndarray, scores: np.ndarray, identity: str, spa
         frames, points, shapes, scale, rotation, translation,
         space.expression(shapes, scores), space.expression(mirrored, mirror_blendshapes(scores)), identity, path.stem,
     )  # fmt: skip
+
+
+def face_at(points: np.ndarray) -> Detection:
+    """What a face detector would say of a face with these landmarks. points: (478, >=2) pixels"""
+    low, high = points[:, :2].min(0), points[:, :2].max(0)
+    return Detection(Box(*low, *high), five_points(points), 1.0)
 
 
 # --- dense warps from landmarks ------------------------------------------------------------------------------------
@@ -318,10 +324,7 @@ class Sampler:
 
         Returns an angle (radians), a scale and a shift (pixels) about the face's centre, and that centre (pixels).
         """
-        eyes = [points[list(corners), :2].mean(0) for corners in CORNERS]
-        five = np.stack([*eyes, *points[[4, 61, 291], :2]])
-        low, high = points[:, :2].min(0), points[:, :2].max(0)
-        box = crop_box(Detection(Box(*low, *high), five, 1.0))
+        box = crop_box(face_at(points))
         scale, centre = CROP / box.width, np.array(box.centre)
         if not self.augment:
             return 0.0, scale, np.zeros(2), centre

@@ -51,6 +51,8 @@ class Landmarker:
         InputError: mediapipe is not installed or the model file is missing.
     """
 
+    name = "MediaPipe FaceLandmarker"
+
     def __init__(self, model: Path):
         try:
             import mediapipe
@@ -105,6 +107,12 @@ def head_angles(rotation: np.ndarray) -> np.ndarray:
     pitch = np.arcsin(np.clip(-rotation[..., 1, 2], -1, 1))
     roll = np.arctan2(rotation[..., 1, 0], rotation[..., 1, 1])
     return np.degrees(np.stack([yaw, pitch, roll], -1))
+
+
+def five_points(points: np.ndarray) -> np.ndarray:
+    """Eyes, nose and mouth corners as face detectors give them, left first in the picture. (478, >=2) -> (5, 2)"""
+    eyes = [points[list(corners), :2].mean(0) for corners in CORNERS]
+    return np.stack([*eyes, *points[[4, 61, 291], :2]])
 
 
 def _distance(points: np.ndarray, a: int, b: int) -> np.ndarray:

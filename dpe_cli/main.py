@@ -5,6 +5,7 @@ The result's path (or JSON) goes to stdout, all talk to stderr. Exit codes: 0 do
 --help answers at once.
 """
 
+import functools
 import json
 import sys
 import time
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dpe_cli.edit import Driving
 
 MODES = ("exp", "pose", "both")
+PROTOCOLS = ("same", "cross", "video")  # of eval
 INTERRUPTED = 130
 STOPPED = 75  # by SIGTERM; can be resumed
 OUT_OF_MEMORY = 6
@@ -68,12 +70,17 @@ class Cli(click.Group):
     group_class = type
 
 
+WEIGHTS = {"metavar": "PATH|NAME", "help": "Checkpoint: our .safetensors, an official .pt, or a name."}
+
+
 def shared_options(function: Callable) -> Callable:
-    """Options of every command that runs the networks: --weights, --device, --precision, --batch-size, -q, -v."""
+    """Options of commands that run one checkpoint: --weights and `machine_options`."""
+    return click.option("--weights", **WEIGHTS)(machine_options(function))
+
+
+def machine_options(function: Callable) -> Callable:
+    """Options of every command that runs the networks: --device, --precision, --batch-size, -q, -v."""
     options = [
-        click.option(
-            "--weights", metavar="PATH|NAME", help="Checkpoint: our .safetensors, an official .pt, or a name."
-        ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
         click.option(
             "--precision",
@@ -346,6 +353,82 @@ def train(
         raise click.exceptions.Exit(STOPPED)
 
 
+@cli.command("eval")
+@click.option("--data", type=FOLDER, required=True, help="Folder of prepared clips; only held-out people are used.")
+@click.option("--weights", multiple=True, **{**WEIGHTS, "help": WEIGHTS["help"] + " Several: side by side."})
+@click.option("--protocol", "protocols", type=click.Choice(PROTOCOLS), multiple=True, help="[default: all three]")
+@click.option("-m", "--mode", "modes", type=click.Choice(MODES), multiple=True, help="[default: all three]")
+@click.option("--pairs", type=click.IntRange(1), default=10, show_default=True, help="Of source and driving clip.")
+@click.option("--frames", type=click.IntRange(3), default=14, show_default=True, help="Of each pair.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides which people meet.")
+@click.option(
+    "--landmarker", type=FILE, help="MediaPipe's face_landmarker.task: expression, pose, mouth, eyes, jitter."
+)
+@click.option("--identity", type=FILE, help="Face recognition network (ONNX), or its folder: CSIM, identity drift.")
+@click.option("--lpips", type=FOLDER, help="Folder of LPIPS's weights.")
+@click.option("--lpips-network", type=click.Choice(["alex", "vgg"]), default="alex", show_default=True)
+@click.option("--space", type=FILE, help="motion-space.json, for the mean face.  [default: the shipped one]")
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder for eval.json and eval.html.")
+@click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+@machine_options
+def evaluate_command(
+    data: Path, weights: tuple[str, ...], protocols: tuple[str, ...], modes: tuple[str, ...], pairs: int, frames: int,
+    seed: int, landmarker: Path | None, identity: Path | None, lpips: Path | None, lpips_network: str,
+    space: Path | None, output: Path, overwrite: bool, device: str, precision: str, batch_size: int | None,
+    quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Measure checkpoints on people they were not trained on, beside two baselines that need no weights.
+
+    Protocols: same (one person), cross (driven by another person), video (the same, pasted back into the frames).
+
+    \b
+    dpe eval --data prepared --landmarker face_landmarker.task -o scores
+    """
+    from dpe_cli.edit import check_output
+    from dpe_cli.errors import InputError
+    from dpe_cli.evaluate import evaluate
+    from dpe_cli.extractors import ArcFace, Extractors, Lpips
+    from dpe_cli.landmarks import Landmarker
+    from dpe_cli.protocols import Plan, systems_of
+    from dpe_cli.scoreboard import JSON_NAME, PAGE_NAME, terminal_tables, write
+
+    plan = Plan(protocols or PROTOCOLS, modes or MODES, pairs, frames, seed)
+    plan.cases  # noqa: B018 - fails here, before anything is loaded, if nothing is left to do
+    output.mkdir(parents=True, exist_ok=True)
+    for name in (JSON_NAME, PAGE_NAME):
+        check_output(output / name, [], overwrite)
+
+    from dpe_cli.dataset import CROP, load_clips
+    from dpe_cli.engine import Engine
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.weights import folder
+
+    space = space or folder() / "motion-space.json"
+    if not space.is_file():
+        raise InputError(f"{space}: no such motion space", "name a motion-space.json with --space")
+    extractors = Extractors(
+        Landmarker(landmarker) if landmarker else None,
+        ArcFace(identity) if identity else None,
+        Lpips(lpips, lpips_network, device) if lpips else None,
+    )
+    engines = [Engine(one, device=device, precision=precision, batch_size=batch_size) for one in weights or (None,)]
+    systems = systems_of(engines, [Path(engine.description["weights"]).stem for engine in engines])
+    clips, motion = load_clips(data, MotionSpace.load(space), held_out=True, size=CROP)
+    try:
+        summary, strips = evaluate(clips, systems, extractors, motion.template, plan, progress_for(quiet, "edits"))
+    finally:
+        if extractors.landmarks:
+            extractors.landmarks.close()  # at the interpreter's end MediaPipe would complain
+    summary["data"] = str(data)
+    if not quiet:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        for table in terminal_tables(summary):
+            console.print(table)
+    click.echo(write(output, summary, strips))
+
+
 # What the options of edit mean
 
 
@@ -381,19 +464,19 @@ def closing_words(summary: dict[str, Any]) -> str:
 # Progress
 
 
-def progress_for(quiet: bool) -> Callable[[Iterable, int | None, str], Iterator]:
-    """Nothing, a bar on a terminal, or lines in a log."""
+def progress_for(quiet: bool, unit: str = "frames") -> Callable[[Iterable, int | None, str], Iterator]:
+    """Nothing, a bar on a terminal, or lines in a log; `unit` is what the items are called."""
     if quiet:
         return lambda items, total, what: iter(items)
-    return progress_bar if sys.stderr.isatty() else progress_lines
+    return functools.partial(progress_bar if sys.stderr.isatty() else progress_lines, unit=unit)
 
 
-def progress_bar(items: Iterable, total: int | None, what: str) -> Iterator:
-    """Passes the items on under a bar with frames, frames a second and the time left."""
+def progress_bar(items: Iterable, total: int | None, what: str, unit: str = "frames") -> Iterator:
+    """Passes the items on under a bar with their number, how many a second and the time left."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    rate = TextColumn("{task.fields[rate]:.1f} frames/s")
+    rate = TextColumn(f"{{task.fields[rate]:.1f}} {unit}/s")
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()]
     started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -403,7 +486,7 @@ def progress_bar(items: Iterable, total: int | None, what: str) -> Iterator:
             bar.update(task, completed=count, rate=count / max(time.monotonic() - started, 1e-6))
 
 
-def progress_lines(items: Iterable, total: int | None, what: str) -> Iterator:
+def progress_lines(items: Iterable, total: int | None, what: str, unit: str = "frames") -> Iterator:
     """Passes the items on and writes a line every five seconds and at each tenth of the way."""
     started = last = time.monotonic()
     count = shown = 0
@@ -412,14 +495,14 @@ def progress_lines(items: Iterable, total: int | None, what: str) -> Iterator:
         count += 1
         now = time.monotonic()
         if now - last >= LINE_SECONDS or (total and count - shown >= total / 10 and now - last >= 1):
-            click.echo(progress_line(what, count, total, now - started), err=True)
+            click.echo(progress_line(what, count, total, now - started, unit), err=True)
             last, shown = now, count
-    click.echo(progress_line(what, count, count, time.monotonic() - started), err=True)
+    click.echo(progress_line(what, count, count, time.monotonic() - started, unit), err=True)
 
 
-def progress_line(what: str, count: int, total: int | None, seconds: float) -> str:
+def progress_line(what: str, count: int, total: int | None, seconds: float, unit: str = "frames") -> str:
     """For instance: editing talk.mp4: 40 of 120 frames, 8.1 frames/s, 10 s left"""
     rate = count / max(seconds, 1e-6)
-    frames = f"{count} of {total} frames" if total else f"{count} frames"
+    done = f"{count} of {total} {unit}" if total else f"{count} {unit}"
     left = f", {max(total - count, 0) / rate:.0f} s left" if total and rate else ""
-    return f"{what}: {frames}, {rate:.1f} frames/s{left}"
+    return f"{what}: {done}, {rate:.1f} {unit}/s{left}"

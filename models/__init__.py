@@ -5,10 +5,12 @@ from .decoder import Generator, Rendered
 from .discriminator import Discriminator
 from .encoder import Encoded, Encoder
 from .generator import DPE, MotionBasis
+from .lpips import LPIPS
 from .perceptual import PerceptualLoss
 
 __all__ = [
     "DPE",
+    "LPIPS",
     "DPEConfig",
     "Discriminator",
     "Encoded",

@@ -111,12 +111,14 @@ def turned(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndarra
     return Rotation.from_euler("YXZ", [yaw, pitch, roll], degrees=True).as_matrix()
 
 
-@pytest.fixture
-def prepared(tmp_path):
-    """Twelve clips of twelve frames: a face that turns and opens its mouth over a smooth picture."""
+def write_clips(folder: Path, identities: list[str], discs: bool = False) -> None:
+    """A clip of twelve frames for each: a face that turns and opens its mouth over a picture that grows brighter.
+
+    discs: marks the corners of eyes and mouth and the lower lip, so that there is something to learn from.
+    """
     random = np.random.default_rng(1)
     template = synthetic_face()
-    for number in range(12):
+    for number, identity in enumerate(identities):
         points, frames = [], []
         for step in range(12):
             face = template.copy()
@@ -124,13 +126,19 @@ def prepared(tmp_path):
             face[:, :2] += random.normal(0, 0.003, (478, 2))
             points.append(60 * face @ turned(yaw=3 * step - 15).T + [128, 128, 0])
             frames.append(np.full((256, 256, 3), 20 * step, np.uint8))
-            for corner in (33, 263, 61, 291, 14):  # something to see: the eyes' and the mouth's corners, the lower lip
+            for corner in (33, 263, 61, 291, 14) if discs else ():
                 cv2.circle(frames[-1], points[-1][corner, :2].round().astype(int).tolist(), 9, (255, 40, 80), -1)
-        np.save(tmp_path / f"{number}.npy", np.stack(frames))
+        np.save(folder / f"{number}.npy", np.stack(frames))
         np.savez(
-            tmp_path / f"{number}.npz",
+            folder / f"{number}.npz",
             points=np.stack(points).astype(np.float32),
             blendshapes=random.uniform(0, 0.3, (12, 52)).astype(np.float32),
-            identity=f"id{number:04}",
+            identity=identity,
         )
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Prepared clips of twelve people."""
+    write_clips(tmp_path, [f"id{number:04}" for number in range(12)], discs=True)
     return tmp_path
