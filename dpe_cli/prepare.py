@@ -122,6 +122,8 @@ class LandmarkModel(Protocol):
 
     def detect(self, rgb: np.ndarray) -> FaceShape | None: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass
 class Tools:
@@ -193,6 +195,8 @@ def prepare(
             journal.add(outcome)
             explain(outcome, say)
     finally:
+        tools.landmarker.close()
+        clear(output)
         summary = write_index(output, journal.outcomes.values(), len(sources) - len(todo))
     if not summary.clips:
         raise FaceError(f"{output}: not one clip could be made", f"see {output / REJECTED} for the reasons")
@@ -233,9 +237,9 @@ _tools: Tools | None = None  # of a worker process
 
 
 def start_worker(make_tools: Callable[[PrepareSettings], Tools], settings: PrepareSettings) -> None:
-    """Loads the networks once for all that a process will do; Ctrl-C is for the parent, which lets it finish."""
+    """Loads the networks once for all that a process will do. Ctrl-C ends it at once and quietly."""
     global _tools
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     cv2.setNumThreads(1)
     _tools = make_tools(settings)
 
@@ -472,7 +476,7 @@ def make_clip(
         "points": points,
         "blendshapes": np.stack([face.blendshapes for face in faces]),
         "times": times,
-        "box": np.array([box.x0, box.y0, box.x1, box.y1]),
+        "box": np.array([box.x0, box.y0, box.x1, box.y1], float),
         **head_pose(faces, points, tools.template),
     }
     if tools.recogniser is not None:
@@ -511,6 +515,12 @@ def write_whole(path: Path, save: Callable[[BinaryIO], None]) -> None:
         os.replace(part, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}", "free some space or name another") from error
+
+
+def clear(folder: Path) -> None:
+    """Removes what an interruption left half-written."""
+    for part in folder.glob(".*.part"):
+        part.unlink()
 
 
 # Shots and tracks
@@ -578,6 +588,7 @@ Seen = tuple[int, float, Box]  # frame number, seconds, crop box
 def steady(found: list[Seen]) -> Iterator[list[Seen]]:
     """Runs without long gaps in which the boxes together reach no farther than SPREAD times the smallest of them."""
     run: list[Seen] = []
+    reach, smallest = np.zeros(4), 0.0  # of the run: all its boxes together, as x0, y0, -x1, -y1, and the least side
     for index, time, box in found:
         edges = np.array([box.x0, box.y0, -box.x1, -box.y1])
         if run:
@@ -612,7 +623,7 @@ class Journal:
     """The finished sources of a dataset; a line is added when all clips of a source are there."""
 
     def __init__(self, folder: Path, settings: PrepareSettings):
-        """Opens or begins the dataset in `folder` and clears away what an interruption left half-written.
+        """Opens or begins the dataset in `folder`.
 
         Raises InputError if it was made with other settings or by something else, OutputError.
         """
@@ -620,8 +631,7 @@ class Journal:
         self.outcomes: dict[str, Outcome] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for part in folder.glob(".*.part"):
-                part.unlink()
+            clear(folder)
             if self.path.exists():
                 self.read(settings)
                 return
