@@ -112,15 +112,18 @@ def subtract_own(model: DPE) -> None:
 
 
 def grow(small: DPE) -> DPE:
-    """The same network one level larger: 128 -> 256. The new level shows the source through the flows of the level
-    below; the colour layers of all levels below start anew from nothing."""
+    """The same network one level larger: 128 -> 256.
+
+    The new level takes over from what was the finest: it shows the source through the flow and the mask of the level
+    below it, whose colour layer begins anew from nothing. Coarser colour layers keep what they paint.
+    """
     config = small.config
     model = DPE(DPEConfig(**{**config.to_dict(), "size": config.size * 2}))
     initialise(model)
     new = model.state_dict()
     last = len(small.expression_generator.to_rgbs) - 1
     for name, value in small.state_dict().items():
-        if name.startswith("encoder.convs.0.") or ".to_rgbs." in name:
+        if name.startswith("encoder.convs.0.") or f".to_rgbs.{last}." in name:
             continue  # the encoder's first layer saw other pixels: see `warm_up`
         if name.startswith("encoder.convs."):
             index, rest = name.removeprefix("encoder.convs.").split(".", 1)

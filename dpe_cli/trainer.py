@@ -52,9 +52,11 @@ def weighted_l1(image: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return loss / 3
 
 
-def flow_loss(flows: list[Tensor], where: Tensor, valid: Tensor) -> Tensor:
+def flow_loss(flows: list[Tensor], where: Tensor, valid: Tensor, beta: float = 0.03) -> Tensor:
     """Distance (smooth L1) between the tanh of each level's raw flow and the landmark flow.
 
+    Errors up to `beta` count by their square, larger ones by their size: a small value makes rare wide movements, such
+    as an open mouth, weigh little.
     flows: raw (B, 3, r, r); where: (B, 2, F, F) sampling positions in [-1, 1] at pixel centres; valid: (B, F, F).
     The generators add their flow to a grid whose ends lie ON -1 and 1 while sampling takes these as the picture's edges
     (the official code's quirk): the target is measured from that very grid.
@@ -73,7 +75,7 @@ def flow_loss(flows: list[Tensor], where: Tensor, valid: Tensor) -> Tensor:
         grid = torch.stack(torch.meshgrid(line, line, indexing="xy"))
         # Quadratic where small: an absolute error asks for the median, and most of a face hardly moves.
         flow = torch.tanh(raw[:, :2].float())
-        error = F.smooth_l1_loss(flow, (wanted - grid).expand_as(flow), reduction="none", beta=0.03)
+        error = F.smooth_l1_loss(flow, (wanted - grid).expand_as(flow), reduction="none", beta=beta)
         total = total + (error * mask).sum() / (mask.sum() * 2 + 1) * 10
         count += 1
     return total / count
@@ -229,7 +231,7 @@ class Trainer:
         posed = self.turn(of_target, driving_code[:count])
         share = phase.pose_share * 2
         losses.add("pose", weighted_l1(posed.image, driving[:count], batch["pose_weight"][:count]), share)
-        flows = flow_loss(posed.flows, batch["pose_flow"][:count], batch["pose_valid"][:count])
+        flows = self.flow_error("pose", posed.flows, batch)
         losses.add("pose_flow", flows, phase.flow_weight * share)
         return losses
 
@@ -240,6 +242,11 @@ class Trainer:
         losses = Losses()
         self.add_expression(losses, encoded, batch)
         return losses
+
+    def flow_error(self, which: str, flows: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
+        """Flow loss of the first pictures of a batch, as many as there are flows; `which` is exp or pose."""
+        count = len(flows[0])
+        return flow_loss(flows, batch[f"{which}_flow"][:count], batch[f"{which}_valid"][:count], self.phase.flow_beta)
 
     def flows(self, batch: dict[str, Tensor]) -> Losses:
         """Flows of both generators alone, no finer than the landmark flows; the encoder rests, no picture is made."""
@@ -252,9 +259,9 @@ class Trainer:
             coarse = [feature for feature in encoded.features if feature.shape[-1] <= FLOW_SIZE]
             of_source, of_target = split(Encoded(encoded.latent, coarse), size)
         expressed = self.express(of_source, batch["driving_code"])
-        losses.add("exp_flow", flow_loss(expressed.flows, batch["exp_flow"], batch["exp_valid"]), phase.flow_weight)
+        losses.add("exp_flow", self.flow_error("exp", expressed.flows, batch), phase.flow_weight)
         posed = self.turn(of_target, batch["driving_code"][:count])
-        flows = flow_loss(posed.flows, batch["pose_flow"][:count], batch["pose_valid"][:count])
+        flows = self.flow_error("pose", posed.flows, batch)
         losses.add("pose_flow", flows, phase.flow_weight * phase.pose_share * 2)
         return losses
 
@@ -263,7 +270,7 @@ class Trainer:
         phase, target = self.phase, to_image(batch["target"])
         result = self.express(source, batch["driving_code"])
         losses.add("exp", weighted_l1(result.image, target, batch["weight"]), phase.image_weight)
-        losses.add("exp_flow", flow_loss(result.flows, batch["exp_flow"], batch["exp_valid"]), phase.flow_weight)
+        losses.add("exp_flow", self.flow_error("exp", result.flows, batch), phase.flow_weight)
         self.add_perceptual(losses, result.image, target, batch["weight"])
 
     def cycle(self, batch: dict[str, Tensor]) -> tuple[Losses, Tensor, Tensor]:
@@ -304,8 +311,8 @@ class Trainer:
         if phase.guide:
             losses.add("exp", weighted_l1(expressed.image, target, weight), phase.guide)
             guide = phase.guide * phase.flow_weight
-            losses.add("exp_flow", flow_loss(expressed.flows, batch["exp_flow"], batch["exp_valid"]), guide)
-            losses.add("pose_flow", flow_loss(end_source.flows, batch["pose_flow"], batch["pose_valid"]), guide)
+            losses.add("exp_flow", self.flow_error("exp", expressed.flows, batch), guide)
+            losses.add("pose_flow", self.flow_error("pose", end_source.flows, batch), guide)
         fakes, reals = torch.cat([end_source.image, end_driving.image]), torch.cat([driving, source])
         if self.discriminator is not None:
             losses.add("gan", F.softplus(-self.discriminator(fakes).float()).mean(), phase.gan_weight)
