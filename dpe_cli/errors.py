@@ -7,7 +7,10 @@ class DPEError(Exception):
     exit_code = 1
 
     def __init__(self, problem: str, remedy: str):
-        super().__init__(f"{problem}; {remedy}")
+        super().__init__(problem, remedy)  # both, so that it can be pickled by a worker process
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 class InputError(DPEError):

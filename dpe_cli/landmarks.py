@@ -42,6 +42,7 @@ CORNERS = ((33, 133), (362, 263))
 class FaceShape:
     points: np.ndarray  # (478, 3) float32, pixels
     blendshapes: np.ndarray  # (52,) float32 in [0, 1], in the order of BLENDSHAPES
+    rotation: np.ndarray | None = None  # (3, 3) of the head, as `head_angles` takes it; None: the model has none
 
 
 class Landmarker:
@@ -65,6 +66,7 @@ class Landmarker:
         options = vision.FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(model)),
             output_face_blendshapes=True,
+            output_facial_transformation_matrixes=True,
             num_faces=1,
             min_face_detection_confidence=0.3,
         )
@@ -78,7 +80,10 @@ class Landmarker:
         if not result.face_landmarks:
             return None
         points = np.array([[p.x * width, p.y * height, p.z * width] for p in result.face_landmarks[0]], np.float32)
-        return FaceShape(points, np.array([b.score for b in result.face_blendshapes[0]], np.float32))
+        blendshapes = np.array([b.score for b in result.face_blendshapes[0]], np.float32)
+        matrix = np.asarray(result.facial_transformation_matrixes[0])[:3, :3]  # y upwards, z towards the camera
+        rotation = matrix / np.cbrt(np.linalg.det(matrix)) * np.outer([1, -1, -1], [1, -1, -1])
+        return FaceShape(points, blendshapes, rotation.astype(np.float32))
 
     def close(self) -> None:
         """Frees the model."""

@@ -7,6 +7,7 @@ The result's path (or JSON) goes to stdout, all talk to stderr. Exit codes: 0 do
 
 import functools
 import json
+import os
 import sys
 import time
 import traceback
@@ -301,6 +302,78 @@ def doctor() -> None:
 
 
 @cli.command()
+@click.argument("videos", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the dataset; an existing one is continued.")
+@click.option("--landmarker", type=FILE, required=True, help="MediaPipe's face_landmarker.task.")
+@click.option("--identity", type=FILE, help="Recognition network (.onnx), or an insightface pack with one.")
+@click.option("--space", type=FILE, help="motion-space.json: also store size and place of the head.")
+@click.option(
+    "--detector", default="auto", show_default=True, help="auto, centerface, insightface, yunet or mediapipe."
+)
+@click.option("--face-models", type=FILE, help="Folder or file of the detector's models.")
+@click.option(
+    "--fps",
+    type=click.FloatRange(min=0, min_open=True),
+    default=12.5,
+    show_default=True,
+    help="Frames kept a second, about: every k-th is.",
+)
+@click.option(
+    "--max-frames",
+    type=click.IntRange(min=10),
+    default=128,
+    show_default=True,
+    help="Frames of a clip; longer ones are divided.",
+)
+@click.option(
+    "--min-side",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Least side of a crop in the video, pixels.",
+)
+@click.option(
+    "--min-sharpness",
+    type=click.FloatRange(min=0),
+    default=15.0,
+    show_default=True,
+    help="Least variance of the Laplacian on the face.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: half the CPU cores]")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a bug.")
+def prepare(
+    videos: tuple[Path, ...], output: Path, workers: int | None, quiet: bool, verbose: bool, **settings: Any
+) -> None:  # fmt: skip
+    """Make a dataset to train on: shots, tracked faces, square crops of 256 pixels, landmarks, identities.
+
+    VIDEOS are videos, folders of videos, CSV files (column clip, and identity_cluster if known) of square face clips,
+    or folders with an LMDB in the layout of the authors' training sets. Each clip left out is told with the reason. An
+    interrupted run goes on when it is started again. Prints the path of the dataset's index.csv.
+
+    \b
+    dpe prepare talks/ interview.mp4 -o dataset --landmarker face_landmarker.task
+    """
+    from dpe_cli.prepare import PrepareSettings
+    from dpe_cli.prepare import prepare as run
+
+    def say(message: str) -> None:
+        if not quiet:
+            click.echo(message, err=True)
+
+    started = time.monotonic()
+    # Half: the networks in each use two threads.
+    workers = workers or max(1, (os.cpu_count() or 1) // 2)
+    progress = progress_for(quiet, "videos")
+    done = run(videos, output, PrepareSettings(**settings), workers=workers, progress=progress, say=say)
+    say(
+        f"{done.clips} clips ({done.frames} frames) of {done.people} people, {done.test_people} of them to test on; "
+        f"{done.rejected} left out; {time.monotonic() - started:.1f} s"
+    )
+    click.echo(done.index)
+
+
+@cli.command()
 @click.option("--config", "recipe", type=FILE, help="Recipe: a TOML file with settings and phases.")
 @click.option(
     "--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; PHASE.NAME=VALUE in one."
@@ -309,8 +382,6 @@ def doctor() -> None:
     "--budget", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Of all phases together."
 )
 @click.option("--data", type=FOLDER, required=True, help="Folder of prepared clips.")
-@click.option("--clips", type=FILE, help="CSV (columns clip, identity_cluster) of videos to prepare into --data first.")
-@click.option("--landmarker", type=FILE, help="MediaPipe's face_landmarker.task, to prepare clips with.")
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run.")
 @click.option("--init", type=FILE, help="Weights to start from; those of half the size are grown by one level.")
 @click.option("--space", type=FILE, help="motion-space.json of the weights to start from.")
@@ -319,18 +390,16 @@ def doctor() -> None:
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder, exactly.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
 def train(
-    recipe: Path | None, changes: tuple[str, ...], budget: float | None, data: Path, clips: Path | None,
-    landmarker: Path | None, output: Path, init: Path | None, space: Path | None, perceptual: Path | None, device: str,
-    resume: bool, quiet: bool,
+    recipe: Path | None, changes: tuple[str, ...], budget: float | None, data: Path, output: Path, init: Path | None,
+    space: Path | None, perceptual: Path | None, device: str, resume: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Train the networks on prepared clips. Several processes or machines: start it with torchrun.
+    """Train the networks on clips that `dpe prepare` made. Several processes or machines: start it with torchrun.
 
     Prints the path of the weights. Exit code 75: a SIGTERM came, the state is saved, go on with --resume.
 
     \b
     dpe train --data prepared -o run --set stage=codes --set size=64 --set minutes=30
     """
-    from dpe_cli.dataset import prepare
     from dpe_cli.motion_space import MotionSpace
     from dpe_cli.recipe import read_recipe
     from dpe_cli.train import Inputs
@@ -341,10 +410,6 @@ def train(
             click.echo(message, err=True)
 
     phases = read_recipe(recipe, changes, budget)
-    if clips:
-        if landmarker is None:
-            raise click.UsageError("--clips needs --landmarker")
-        prepare(clips, landmarker, data, say)
     chosen = MotionSpace.load(space) if space else None
     inputs = Inputs(data, output, init, chosen, perceptual, None, device, resume)
     result = run(inputs, phases, say, lambda progress: say(progress.line()))
@@ -476,14 +541,14 @@ def progress_bar(items: Iterable, total: int | None, what: str, unit: str = "fra
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    rate = TextColumn(f"{{task.fields[rate]:.1f}} {unit}/s")
+    rate = TextColumn("{task.fields[rate]}")
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn()]
     started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, rate=0.0)
+        task = bar.add_task(what, total=total, rate="")
         for count, item in enumerate(items, 1):
             yield item
-            bar.update(task, completed=count, rate=count / max(time.monotonic() - started, 1e-6))
+            bar.update(task, completed=count, rate=pace(count / max(time.monotonic() - started, 1e-6), unit))
 
 
 def progress_lines(items: Iterable, total: int | None, what: str, unit: str = "frames") -> Iterator:
@@ -505,4 +570,9 @@ def progress_line(what: str, count: int, total: int | None, seconds: float, unit
     rate = count / max(seconds, 1e-6)
     done = f"{count} of {total} {unit}" if total else f"{count} {unit}"
     left = f", {max(total - count, 0) / rate:.0f} s left" if total and rate else ""
-    return f"{what}: {done}, {rate:.1f} {unit}/s{left}"
+    return f"{what}: {done}, {pace(rate, unit)}{left}"
+
+
+def pace(rate: float, unit: str) -> str:
+    """A rate in items a second, told by the minute where it is slow."""
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{60 * rate:.1f} {unit}/min"

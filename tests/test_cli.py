@@ -186,6 +186,10 @@ def test_lines_of_progress_come_at_a_measured_pace(monkeypatch: pytest.MonkeyPat
     assert len(lines) == 11 and lines[0].startswith("editing: 4 of 40 frames, ") and lines[0].endswith(" s left")
 
 
+def test_a_slow_pace_is_told_by_the_minute():
+    assert main.progress_line("preparing", 1, 4, 30, "videos") == "preparing: 1 of 4 videos, 2.0 videos/min, 90 s left"
+
+
 def test_the_bar_passes_everything_on(capsys: pytest.CaptureFixture):
     assert list(main.progress_bar(range(5), None, "editing")) == list(range(5))
     assert capsys.readouterr().out == ""

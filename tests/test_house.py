@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "landmarks": {"errors"},
     "motion_space": {"landmarks", "errors"},
     "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
+    "prepare": {"video", "face", "crop", "detectors", "dataset", "landmarks", "motion_space", "errors"},
     "initialise": {"models", "motion_space"},
     "recipe": {"errors"},
     "trainer": {"dataset", "initialise", "models", "motion_space", "recipe", "errors"},

@@ -172,11 +172,14 @@ def test_the_command_prepares_clips_and_trains_on_them(shared, tmp_path):
     unknown = next(f"id{n}" for n in range(100) if is_held_out(f"id{n}"))
     index = tmp_path / "index.csv"
     index.write_text(f"clip,identity_cluster\n{videos[0]},{known}\n{videos[1]},{unknown}\nnothing.mp4,{known}\n")
-    arguments = ["train", "--data", tmp_path / "data", "--clips", index, "--landmarker", landmarker, "--set", "size=32"]
-    arguments += ["-o", tmp_path / "run", "--set", "minutes=0.05", "--set", "batch=4", "--set", "workers=0"]
+    arguments = ["prepare", index, "-o", tmp_path / "data", "--landmarker", landmarker, "--workers", "1"]
     result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     assert "nothing.mp4: left out" in result.stderr
+    arguments = ["train", "--data", tmp_path / "data", "-o", tmp_path / "run", "--set", "size=32"]
+    arguments += ["--set", "minutes=0.05", "--set", "batch=4", "--set", "workers=0"]
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
     assert load(tmp_path / "run" / "weights.safetensors").config.size == 32
     assert (tmp_path / "run" / "held_out.jsonl").read_text().count("code_correlation") >= 1
     assert (tmp_path / "run" / "grid.png").stat().st_size > 1000
