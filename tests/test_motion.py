@@ -248,9 +248,9 @@ def test_a_curve_is_read_from_csv(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "no keyframes"), ("time,value\n", "no keyframes"), ("0,1\n0,2\n", "must rise"),
-        ("0,4\n", "between 0 and 3"),        ("0,nan\n", "between 0 and 3"), ("nan,1\n", "must rise"), ("0,1\n1,high\n", "high"), ("0;1\n", "line 1 has 1"),
-        ("0,1\n1,1,1\n", "line 2 has 3"), (b"\xff\xfe0", "no curve"),
+        ("", "no keyframes"), ("time,value\n", "no keyframes"), ("0,1\n0,2\n", "must rise"), ("nan,1\n", "must rise"),
+        ("0,4\n", "between 0 and 3"), ("0,nan\n", "between 0 and 3"), ("0,1\n1,high\n", "high"),
+        ("0;1\n", "line 1 has 1"), ("0,1\n1,1,1\n", "line 2 has 3"), (b"\xff\xfe0", "no curve"),
     ],
 )  # fmt: skip
 def test_a_wrong_curve_is_told_in_one_line(tmp_path: Path, text: str | bytes, why: str):
