@@ -20,7 +20,9 @@ import numpy as np
 from dpe_cli.crop import cut, gaussian_mask, paste_back
 from dpe_cli.errors import FaceError, InputError, OutputError
 from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes, track_faces
-from dpe_cli.motion import MotionTrack
+from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
+from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, smoothed
+from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
 from dpe_cli.video import Frame, VideoInfo, audio_codecs, probe, read_frames, write_image, write_video
@@ -29,7 +31,7 @@ AUDIO = ("auto", "source", "driving", "none")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 SAMPLE_SECONDS = 2.0  # between two measurements of the self-reconstruction
-NO_FACE, HELD = "no face", "no face, last box held"
+NO_FACE, HELD, NO_STRENGTH = "no face", "no face, last box held", "strength 0"
 
 T = TypeVar("T")
 
@@ -46,6 +48,9 @@ class Engine(Protocol):
 
     def edit(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
         """(N, S, S, 3) uint8, (N, K) float32 or None twice -> (N, S, S, 3) uint8"""
+
+    def shifts(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, K) float32 -> what expression and pose add to a latent, (N, L) float32 twice; for motion files"""
 
 
 class Progress(Protocol):
@@ -89,6 +94,10 @@ class EditSettings:
     """How to edit. Times in seconds of the source; `audio` is auto, source, driving, none or the path of a file."""
 
     strength: float = 1.0  # 0 = the source's own motion, 1 = the driving's
+    curve: Curve | None = None  # keyframes of the strength, in its place; where it is 0, frames are left untouched
+    motion: str = "absolute"  # the driving's own motion, or relative: its change against its neutral frame
+    neutral_frame: float | None = None  # seconds in the driving; None: chosen by `most_neutral`
+    smooth: float = 1.0  # times the usual smoothing of the source's boxes and the driving's codes; 0 = none
     driving_end: str = "pingpong"  # hold, loop, pingpong, trim
     on_no_face: str = "pass"  # pass, hold, fail
     face: str = "largest"
@@ -101,15 +110,6 @@ class EditSettings:
 
 
 @dataclass(frozen=True)
-class Driver:
-    """A driving file, read: its pixels are gone, its motion stays."""
-
-    info: VideoInfo
-    times: list[Fraction]  # of all its frames, seconds
-    track: MotionTrack  # of its frames with a face
-
-
-@dataclass(frozen=True)
 class Job:
     """One source frame and what is to be done with it: codes (K,), both None for a frame that is passed."""
 
@@ -119,6 +119,8 @@ class Job:
     reason: str | None = None  # why there is no edit, or whence the box
     expression: np.ndarray | None = None
     pose: np.ndarray | None = None
+    neutral: tuple[np.ndarray | None, np.ndarray | None] = (None, None)  # what they are relative to; None: absolute
+    strength: float = 1.0
     score: float | None = None
     sampled: bool = False  # its self-reconstruction is measured
 
@@ -155,11 +157,13 @@ def edit_video(
     paste = decide_paste(driving.mode, settings, remark)
     first_time, first_box = find_face(source, detector, settings)
     drivers = [read_driver(info, engine, detector, settings, progress) for info in driver_infos]
+    drivers = [prepare_driver(driver, settings, remark) for driver in drivers]
+    report.inputs["driving"] = [describe_driver(driver) for driver in drivers]
     scores: dict[int, float] = {}
     boxed = source_boxes(source_info, drivers, detector, settings, scores)
     roles = dict(zip(driving.paths, drivers, strict=True))
     jobs = plan_jobs(boxed, roles, driving, settings, scores, None if paste else first_box)
-    edited = run_jobs(jobs, engine, settings.strength, paste, report)
+    edited = run_jobs(jobs, engine, paste, report)
     if is_still(source_info, driver_infos):
         written = write_stills(edited, output, preview, drivers, settings)
     else:
@@ -195,7 +199,7 @@ def check_request(
         raise OutputError(f"{output} is asked for twice", "give the result, the preview and the report different names")
     for path in outputs:
         check_output(path, inputs, settings.overwrite)
-    source_info, driver_infos = probe(source), [probe(path) for path in driving.paths]
+    source_info, driver_infos = probe(source), [probe_driving(path) for path in driving.paths]
     still = is_still(source_info, driver_infos)
     suffixes = IMAGE_SUFFIXES if still else VIDEO_SUFFIXES
     for path in (output, preview):
@@ -264,13 +268,24 @@ def describe(info: VideoInfo) -> dict[str, Any]:
     }
 
 
+def describe_driver(driver: Driver) -> dict[str, Any]:
+    """The same of a driving that has been read, with the time of its neutral frame in seconds."""
+    neutral = None if driver.neutral is None else float(driver.times[0]) + driver.track.times[driver.neutral]
+    return {**describe(driver.info), "neutral_frame": neutral and round(float(neutral), 6)}
+
+
 # Driving: pixels to motion
 
 
 def read_driver(
     info: VideoInfo, engine: Engine, detector: FaceDetector, settings: EditSettings, progress: Progress
 ) -> Driver:
-    """Motion codes of the face in a driving video or still. Raises FaceError if there is none."""
+    """Motion codes of the face in a driving video or still, or those of a motion file; not smoothed.
+
+    Raises FaceError if there is none, InputError and WeightsError for a motion file that does not fit.
+    """
+    if is_motion_file(info.path):
+        return read_motion(info.path, engine.description["sha256"])
     times: list[Fraction] = []
 
     def frames() -> Iterator[Frame]:
@@ -279,21 +294,63 @@ def read_driver(
             yield frame
 
     boxed = smooth_boxes(track_faces(frames(), detector, settings.driving_face), smoothing_radius(info))
-    crops = ((frame.time, cut(frame.rgb, box, engine.size)[0]) for frame, box in boxed if box is not None)
+    crops = ((frame.time, box, cut(frame.rgb, box, engine.size)[0]) for frame, box in boxed if box is not None)
     moments: list[float] = []
+    boxes: list[tuple[float, ...]] = []
     codes: list[np.ndarray] = []
     for batch in batched(crops, engine.batch_size):
-        moments += [float(moment - times[0]) for moment, _ in batch]
-        codes.append(engine.motion_codes(np.stack([crop for _, crop in batch])))
+        moments += [float(moment - times[0]) for moment, _, _ in batch]
+        boxes += [(box.x0, box.y0, box.x1, box.y1) for _, box, _ in batch]
+        codes.append(engine.motion_codes(np.stack([crop for _, _, crop in batch])))
     if not codes:
         raise FaceError(f"no face was found in {info.path}", "use a driving with a visible face, or another --detector")
     track = MotionTrack(np.array(moments), np.concatenate(codes), float(times[-1] - times[0]))
-    return Driver(info, times, track)
+    return Driver(info, times, track, np.array(boxes))
 
 
-def smoothing_radius(info: VideoInfo) -> int:
+def smoothing_radius(info: VideoInfo, smooth: float = 1.0) -> int:
     """Frames each way that smooth a box."""
-    return 0 if info.is_image else max(1, round(float(info.fps) * SMOOTH_SECONDS))
+    return 0 if info.is_image or smooth == 0 else max(1, round(float(info.fps) * SMOOTH_SECONDS * smooth))
+
+
+def prepare_driver(driver: Driver, settings: EditSettings, remark: Callable[[str], None]) -> Driver:
+    """The driver with its codes smoothed and, for relative motion, its neutral frame.
+
+    Raises InputError where relative motion has nothing to go by.
+    """
+    driver = replace(driver, track=smoothed(driver.track, CODE_SECONDS * settings.smooth))
+    if settings.motion == "absolute":
+        return driver
+    path, first, asked = driver.info.path, float(driver.times[0]), settings.neutral_frame
+    if len(driver.track.times) == 1:
+        raise InputError(f"{path} shows one moment, which has no relative motion", "use --motion absolute")
+    try:
+        neutral = most_neutral(driver.track) if asked is None else nearest_code(driver.track, asked - first)
+    except ValueError as error:
+        raise InputError(f"{path} has no such neutral frame: {error}", "check --neutral-frame") from error
+    remark(f"the neutral frame of {path.name} is at {first + driver.track.times[neutral]:.3f} s")
+    return replace(driver, neutral=neutral)
+
+
+def extract_motion(
+    video: Path,
+    output: Path,
+    engine: Engine,
+    detector: FaceDetector,
+    settings: EditSettings | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Writes the motion of the face in a video or still to `output`, a motion file (`motion_file.py`).
+
+    Of `settings` the driving's face and overwrite count. Editing by the file gives the frames that editing by the video
+    gives. Raises InputError, FaceError, OutputError.
+    """
+    settings = settings or EditSettings()
+    check_output(output, [video], settings.overwrite)
+    if not is_motion_file(output):
+        raise OutputError(f"{output} cannot hold motion", "name a file that ends in .safetensors")
+    driver = read_driver(probe(video), engine, detector, settings, progress)
+    write_motion(output, driver, *engine.shifts(driver.track.codes), engine.description)
 
 
 # Source: frames, boxes, jobs
@@ -317,7 +374,7 @@ def source_boxes(
     """Source frames with their smoothed boxes; a still is repeated at the driving's times. Fills `scores`."""
     frames = read_frames(info.path, settings.start, settings.end)
     tracked = remember_scores(track_faces(frames, detector, settings.face), scores)
-    boxed = smooth_boxes(tracked, smoothing_radius(info))
+    boxed = smooth_boxes(tracked, smoothing_radius(info, settings.smooth))
     return repeat_still(next(iter(boxed)), clock(drivers), scores) if info.is_image else iter(boxed)
 
 
@@ -363,6 +420,8 @@ def plan_jobs(
     Ends early where --driving-end trim runs out of driving. Raises FaceError for --on-no-face fail.
     """
     origin, last, sample_at = None, None, 0.0
+    roles = [drivers.get(path) for path in (driving.expression, driving.pose)]
+    neutral = tuple(None if driver is None else driver.neutral_code for driver in roles)
     for frame, box in boxed:
         origin = frame.time if origin is None else origin
         moment = float(frame.time - origin)
@@ -375,31 +434,34 @@ def plan_jobs(
                 f"no face in frame {frame.index} ({float(frame.time):.3f} s)", "use --on-no-face pass or hold"
             )
         held = box or last or first_box
+        strength = settings.curve.at(float(frame.time)) if settings.curve else settings.strength
+        if settings.curve and strength == 0:
+            yield Job(frame, first_box and held, moment, NO_STRENGTH)
+            last = held if box else last
+            continue
         if box is None and (settings.on_no_face == "pass" or last is None):
             yield Job(frame, first_box and held, moment, NO_FACE)
             continue
         expression, pose = codes.get(driving.expression), codes.get(driving.pose)
         sampled = moment >= sample_at
         sample_at = moment + SAMPLE_SECONDS if sampled else sample_at
-        yield Job(frame, held, moment, None if box else HELD, expression, pose, score, sampled)
+        yield Job(frame, held, moment, None if box else HELD, expression, pose, neutral, strength, score, sampled)
         last = held
 
 
 # Jobs to edited frames
 
 
-def run_jobs(
-    jobs: Iterable[Job], engine: Engine, strength: float, paste: bool, report: Report
-) -> Iterator[tuple[Job, Frame]]:
+def run_jobs(jobs: Iterable[Job], engine: Engine, paste: bool, report: Report) -> Iterator[tuple[Job, Frame]]:
     """Edits in batches, in order, one frame out for each frame in; leaves each frame's fate in the report."""
-    mask = gaussian_mask(engine.size)
+    mask, jitter = gaussian_mask(engine.size), Jitter()
     for batch in batched(jobs, engine.batch_size):
         crops = [None if job.box is None else cut(job.frame.rgb, job.box, engine.size) for job in batch]
         chosen = [number for number, job in enumerate(batch) if job.edited]
         faces: dict[int, np.ndarray] = {}
         if chosen:
             stack = np.stack([crops[number][0] for number in chosen])
-            edited = edit_crops([batch[number] for number in chosen], stack, engine, strength, report)
+            edited = edit_crops([batch[number] for number in chosen], stack, engine, report)
             faces = dict(zip(chosen, edited, strict=True))
         for number, job in enumerate(batch):
             rgb = job.frame.rgb
@@ -407,30 +469,41 @@ def run_jobs(
                 rgb = faces.get(number, crops[number][0])
             elif number in faces:
                 rgb = paste_back(rgb, faces[number], mask, crops[number][1])
-            report.frames.append(fate_of(job, strength))
+            report.frames.append(replace(fate_of(job), jitter=jitter_of(job, rgb, paste, jitter)))
             yield job, replace(job.frame, rgb=rgb)
 
 
-def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, strength: float, report: Report) -> np.ndarray:
+def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, report: Report) -> np.ndarray:
     """(N, S, S, 3) uint8 source crops to edited ones of the same shape; measures the sampled ones on the way."""
     expression = None if jobs[0].expression is None else np.stack([job.expression for job in jobs])
     pose = None if jobs[0].pose is None else np.stack([job.pose for job in jobs])
     sampled = np.array([job.sampled for job in jobs])
-    own = engine.motion_codes(crops) if strength != 1 else None
+    strength, neutral = np.array([job.strength for job in jobs], np.float32), jobs[0].neutral
+    absolute = all(base is None for base in neutral)
+    own = None if absolute and (strength == 1).all() else engine.motion_codes(crops)
     if sampled.any():
         own_sampled = own[sampled] if own is not None else engine.motion_codes(crops[sampled])
         roles = [None if codes is None else own_sampled for codes in (expression, pose)]
         rebuilt = engine.edit(crops[sampled], *roles)
         report.self_reconstruction += [psnr(a, b) for a, b in zip(rebuilt, crops[sampled], strict=True)]
-    return engine.edit(crops, towards(own, expression, strength), towards(own, pose, strength))
+    pairs = zip((expression, pose), neutral, strict=True)
+    return engine.edit(crops, *(towards(own, codes, strength, base) for codes, base in pairs))
 
 
-def towards(own: np.ndarray | None, driving: np.ndarray | None, strength: float) -> np.ndarray | None:
-    """Motion codes (N, K) between the source's own (strength 0) and the driving's (1), or past it.
+def towards(
+    own: np.ndarray | None, driving: np.ndarray | None, strength: np.ndarray, neutral: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Motion codes (N, K) between the source's own (strength (N,) 0) and the driving's (1), or past it.
 
-    The decoder replaces the motion that the source latent holds, so keeping it means sending the frame's own code.
+    The decoder replaces the motion that the source latent holds, so keeping it means sending the frame's own code. With
+    a neutral code (K,) the motion is relative: what the driving differs from it by is added to the source's own.
     """
-    return driving if own is None or driving is None else own + np.float32(strength) * (driving - own)
+    if own is None or driving is None:
+        return driving
+    share = strength[:, None]
+    if neutral is not None:
+        return own + share * (driving - neutral)
+    return np.where(share == 1, driving, own + share * (driving - own))  # all of it is exact, whatever the batch
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -439,7 +512,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return PSNR_CEILING if error == 0 else min(PSNR_CEILING, float(10 * np.log10(255**2 / error)))
 
 
-def fate_of(job: Job, strength: float) -> FrameFate:
+def fate_of(job: Job) -> FrameFate:
     """The report's line for a frame."""
     box, score = job.box, job.score
     corners = None if box is None else tuple(round(float(value), 2) for value in (box.x0, box.y0, box.x1, box.y1))
@@ -450,8 +523,17 @@ def fate_of(job: Job, strength: float) -> FrameFate:
         reason=job.reason,
         box=corners,
         score=None if score is None else round(score, 4),
-        strength=strength if job.edited else None,
+        strength=job.strength if job.edited else None,
     )
+
+
+def jitter_of(job: Job, result: np.ndarray, pasted: bool, jitter: Jitter) -> float | None:
+    """This frame's jitter, see there. `result` is the whole frame if `pasted`, else the crop."""
+    if not job.edited:
+        return jitter.forget()
+    top, bottom, left, right = (max(0, round(edge)) for edge in (job.box.y0, job.box.y1, job.box.x0, job.box.x1))
+    codes = [code for code in (job.expression, job.pose) if code is not None]
+    return jitter.step(job.frame.rgb, (slice(top, bottom), slice(left, right)), result, pasted, codes, job.strength)
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -466,7 +548,7 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def default_output(source: Path, driving: Driving) -> Path:
     """`talk.mp4` edited in mode exp becomes `talk_exp.mp4` beside it; a still edited by a still `portrait_exp.png`."""
-    still = is_still(probe(source), [probe(path) for path in driving.paths])
+    still = is_still(probe(source), [probe_driving(path) for path in driving.paths])
     return source.with_name(f"{source.stem}_{driving.mode}{'.png' if still else '.mp4'}")
 
 
@@ -565,9 +647,13 @@ def write_clips(
 
 
 def views_of(drivers: list[Driver], settings: EditSettings) -> list[DriverView]:
-    """Each driver's pictures, matched in time as its motion is; one whose motion is a single code holds."""
-    ends = [settings.driving_end if len(driver.track.times) > 1 else "hold" for driver in drivers]
-    return [DriverView(driver.info, driver.times, end) for driver, end in zip(drivers, ends, strict=True)]
+    """Each driver's pictures, matched in time as its motion is; one whose motion is a single code holds.
+
+    A motion file has no pictures.
+    """
+    shown = [driver for driver in drivers if not is_motion_file(driver.info.path)]
+    ends = [settings.driving_end if len(driver.track.times) > 1 else "hold" for driver in shown]
+    return [DriverView(driver.info, driver.times, end) for driver, end in zip(shown, ends, strict=True)]
 
 
 def push_previews(

@@ -83,6 +83,13 @@ class Engine:
             return crops.copy()
         return self.in_batches(self.edited, crops, expression, pose)
 
+    def shifts(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What expression and pose of motion codes add to a latent. (N, K) float32 -> two (N, L) float32"""
+        networks = self.networks
+        with torch.inference_mode():
+            shifts = networks.expression_shift(self.to_device(codes)), networks.pose_shift(self.to_device(codes))
+        return shifts[0].cpu().numpy(), shifts[1].cpu().numpy()
+
     def check_crops(self, crops: np.ndarray) -> None:
         """Raises ValueError unless these are uint8 crops of our size."""
         if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[1:] != (self.size, self.size, 3):

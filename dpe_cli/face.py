@@ -318,9 +318,12 @@ def smooth_boxes(tracked: Iterable[tuple[Frame, Detection | None]], radius: int)
     Looks `radius` frames each way, so it keeps radius + 1 frames and 2 * radius + 1 boxes, however long the video. A
     box is the value at its own time of a straight line through its neighbours, with Gaussian weights: no lag behind a
     face that moves evenly, at the ends and at any frame rate, and single wrong boxes do not count. A still face has a
-    still box. Gaps and jumps (cuts) end a run of boxes; nothing is smoothed across them.
+    still box. Gaps and jumps (cuts) end a run of boxes; nothing is smoothed across them. Radius 0 smooths nothing.
     """
     source = iter(tracked)
+    if radius == 0:
+        yield from ((frame, None if face is None else crop_box(face)) for frame, face in source)
+        return
     frames: deque[Frame] = deque()  # the current one and those ahead
     window: deque[np.ndarray | None] = deque()  # `radius` each way: time, centre x, centre y, side
     place, last = 0, None  # of the current one in the window; what became of the one before
@@ -384,9 +387,10 @@ def settle(run: np.ndarray, here: int, radius: int, last: Settled | None) -> Set
     the two within a few frames, so that it starts without a jerk and does not lag.
     """
     values = without_outliers(run)[:, 1:]
-    weights = np.exp(-0.5 * ((np.arange(len(run)) - here) / max(radius / 2, 0.5)) ** 2)
-    weights /= weights.sum()
     times = run[:, 0] - run[here, 0]
+    step = float(np.median(np.diff(times))) if len(run) > 1 else 1.0  # by time: frame rates may vary
+    weights = np.exp(-0.5 * (times / step / max(radius / 2, 0.5)) ** 2)
+    weights /= weights.sum()
     middle, mean = weights @ times, weights @ values
     spread = weights @ (times - middle) ** 2
     slope = (weights * (times - middle)) @ values / spread if spread > 0 else np.zeros(3)

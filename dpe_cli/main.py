@@ -111,13 +111,32 @@ def cli() -> None:
 
 @cli.command()
 @click.option("-s", "--source", type=FILE, required=True, help="Video, or still image, of the person to edit.")
-@click.option("-d", "--driving", type=FILE, help="Video or still image whose expression or pose is transferred.")
+@click.option("-d", "--driving", type=FILE, help="Video, still or motion file whose expression or pose is transferred.")
 @click.option("--exp-driving", type=FILE, help="Driving of the expression alone.")
 @click.option("--pose-driving", type=FILE, help="Driving of the pose alone; with --exp-driving: two drivers.")
 @click.option("-m", "--mode", type=click.Choice(MODES), help="What --driving gives.  [default: exp]")
 @click.option("-o", "--output", type=FILE, help="Where to write.  [default: SOURCE_MODE.mp4 beside the source]")
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--strength", type=click.FloatRange(0, 3), default=1.0, show_default=True, metavar="F")
+@click.option("--curve", type=FILE, help="CSV of keyframes, seconds,strength; in place of --strength.")
+@click.option(
+    "--motion",
+    type=click.Choice(["absolute", "relative"]),
+    default="absolute",
+    show_default=True,
+    help="Take over the driving's motion, or add its change against its neutral frame to the source's.",
+)
+@click.option(
+    "--neutral-frame", **SECONDS, help="Neutral frame of the driving, for relative motion.  [default: found by itself]"
+)
+@click.option(
+    "--smooth",
+    type=click.FloatRange(0, 3),
+    default=1.0,
+    show_default=True,
+    metavar="F",
+    help="Smoothing over time of face boxes and driving motion, times the usual; 0 is none.",
+)
 @click.option(
     "--driving-end",
     type=click.Choice(["hold", "loop", "pingpong", "trim"]),
@@ -191,9 +210,15 @@ def edit(
     drivers = choose_driving(driving, exp_driving, pose_driving, mode)
     if settings["end"] is not None and settings["end"] <= (settings["start"] or 0):
         raise click.UsageError("--end must be after --start")
+    if settings["neutral_frame"] is not None and settings["motion"] != "relative":
+        raise click.UsageError("--neutral-frame needs --motion relative")
+    if settings["curve"] and given("strength"):
+        raise click.UsageError("--curve stands in place of --strength: give one of them")
 
     from dpe_cli.edit import EditSettings, check_request, default_output, edit_video
+    from dpe_cli.motion import read_curve
 
+    settings["curve"] = settings["curve"] and read_curve(settings["curve"])
     chosen = EditSettings(**settings)
     output = output or default_output(source, drivers)
     check_request(source, drivers, output, chosen, preview, report)
@@ -216,6 +241,41 @@ def edit(
         done.write(report)
     say(closing_words(done.summary()))
     click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
+
+
+@cli.command()
+@click.argument("video", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="Motion file to write: NAME.safetensors.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@click.option("--face", "driving_face", default="largest", show_default=True, metavar="WHICH", help="As for edit.")
+@click.option(
+    "--detector", default="auto", show_default=True, help="auto, centerface, insightface, yunet or mediapipe."
+)
+@click.option("--face-models", type=FILE, help="Folder or file of the detector's models.")
+@shared_options
+def extract(
+    video: Path, output: Path, overwrite: bool, driving_face: str, detector: str, face_models: Path | None,
+    weights: str | None, device: str, precision: str, batch_size: int | None, quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Write the motion of the face in a video to a file that edit takes as its driving.
+
+    Editing by the file gives the same frames as editing by the video, without the video.
+
+    \b
+    dpe extract examples/out/driving.mp4 -o motion.safetensors
+    """
+    from dpe_cli.edit import EditSettings, check_output, extract_motion
+
+    check_output(output, [video], overwrite)
+
+    from dpe_cli.engine import Engine
+    from dpe_cli.face import make_detector
+
+    engine = Engine(weights, device=device, precision=precision, batch_size=batch_size)
+    finder = make_detector(detector, face_models)
+    chosen = EditSettings(driving_face=driving_face, overwrite=overwrite)
+    extract_motion(video, output, engine, finder, chosen, progress_for(quiet))
+    click.echo(output)
 
 
 @cli.group(cls=Cli)
@@ -495,6 +555,12 @@ def evaluate_command(
 
 
 # What the options of edit mean
+
+
+def given(option: str) -> bool:
+    """Whether the user named an option of the current command."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is not click.core.ParameterSource.DEFAULT
 
 
 def choose_driving(both: Path | None, expression: Path | None, pose: Path | None, mode: str | None) -> "Driving":

@@ -25,6 +25,7 @@ class FrameFate:
     box: tuple[float, float, float, float] | None  # x0, y0, x1, y1 of the crop in pixels of the full frame
     score: float | None  # of the detection
     strength: float | None  # None for a passed frame
+    jitter: float | None = None  # change since the frame before, of 255, where nothing should change: `motion.Jitter`
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Report:
             "frames_per_second": round(len(self.frames) / self.seconds, 3) if self.seconds else None,
             "peak_memory_mib": peak_memory(),
             "self_reconstruction": self._self_reconstruction(),
+            "jitter": self._jitter(),
             "settings": self.settings,
             "inputs": self.inputs,
             "engine": self.engine,
@@ -83,6 +85,13 @@ class Report:
             return None
         mean = sum(values) / len(values)
         return {"psnr_db": round(mean, 2), "lowest_psnr_db": round(min(values), 2), "samples": len(values)}
+
+    def _jitter(self) -> dict[str, Any] | None:
+        """Mean absolute change of the face between frames where nothing should change it, in 1/255: `motion.Jitter`."""
+        values = [frame.jitter for frame in self.frames if frame.jitter is not None]
+        if not values:
+            return None
+        return {"mean": round(sum(values) / len(values), 3), "largest": max(values), "frames": len(values)}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -102,7 +102,7 @@ def planned(faces: list[bool], codes: list[list[float]], first_box: Box | None =
 def test_frames_without_a_face_pass_bit_for_bit_and_in_order():
     faces = [False, True, True, False, True, False, False]
     jobs, report = planned(faces, [[255, 0, 0]]), Report()
-    results = list(run_jobs(jobs, ColourEngine(3), 1.0, True, report))
+    results = list(run_jobs(jobs, ColourEngine(3), True, report))
     assert [frame.index for _, frame in results] == list(range(7))
     for (before, _), (_, after), face in zip(boxed(faces), results, faces, strict=True):
         assert np.array_equal(before.rgb, after.rgb) is not face
@@ -113,7 +113,7 @@ def test_frames_without_a_face_pass_bit_for_bit_and_in_order():
 
 def test_pixels_outside_the_mask_are_the_sources():
     (job,) = planned([True], [[255, 0, 0]])
-    ((_, after),) = run_jobs([job], ENGINE, 1.0, True, Report())
+    ((_, after),) = run_jobs([job], ENGINE, True, Report())
     changed = (after.rgb != job.frame.rgb).any(-1)
     assert changed[45, 80] and not changed[:30].any() and not changed[90:].any()
     assert not changed[:, :50].any() and not changed[:, 110:].any()
@@ -143,7 +143,7 @@ def test_two_drivers_give_the_expression_and_the_pose():
     drivers = {Path("a"): driver([[200, 0, 0]]), Path("b"): driver([[0, 0, 200]])}
     driving = Driving(expression=Path("a"), pose=Path("b"))
     jobs = list(plan_jobs(boxed([True]), drivers, driving, EditSettings(), {}, Box(50, 30, 110, 90)))
-    ((_, after),) = run_jobs(jobs, ENGINE, 1.0, False, Report())
+    ((_, after),) = run_jobs(jobs, ENGINE, False, Report())
     assert driving.mode == "both"
     assert (after.rgb[:32] == (200, 0, 0)).all() and (after.rgb[32:] == (0, 0, 200)).all()
 
@@ -157,8 +157,8 @@ def test_one_driver_for_both_is_read_once():
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
 def test_strength_goes_from_the_sources_own_motion_to_the_drivings(strength: float):
-    jobs = planned([True, True], [[120, 130, 140]])
-    results = run_jobs(jobs, ENGINE, strength, False, Report())
+    jobs = planned([True, True], [[120, 130, 140]], strength=strength)
+    results = run_jobs(jobs, ENGINE, False, Report())
     for job, after in results:
         own = ENGINE.motion_codes(cut(job.frame.rgb, job.box, 64)[0][None])[0]
         wanted = np.rint(own + strength * (np.array([120, 130, 140]) - own))
@@ -169,7 +169,7 @@ def test_the_self_reconstruction_is_measured_at_once_and_every_two_seconds():
     drivers, driving, report = {Path("d"): driver([[9, 9, 9]])}, Driving(Path("d")), Report()
     jobs = list(plan_jobs(boxed([True] * 8, fps=2), drivers, driving, EditSettings(), {}, None))
     assert [job.sampled for job in jobs] == [True, False, False, False, True, False, False, False]
-    list(run_jobs(jobs, ColourEngine(5), 1.0, True, report))
+    list(run_jobs(jobs, ColourEngine(5), True, report))
     crop = cut(jobs[0].frame.rgb, jobs[0].box, 64)[0]
     own = ENGINE.motion_codes(crop[None])
     assert len(report.self_reconstruction) == 2
@@ -196,7 +196,7 @@ def test_a_crop_has_a_box_even_where_there_is_no_face():
     jobs = planned([False, True, False], [[255, 0, 0]], first_box=first)
     assert [job.box for job in jobs] == [first, Box(50, 30, 110, 90), Box(50, 30, 110, 90)]
     assert [job.edited for job in jobs] == [False, True, False]
-    results = list(run_jobs(jobs, ENGINE, 1.0, False, Report()))
+    results = list(run_jobs(jobs, ENGINE, False, Report()))
     assert np.array_equal(results[0][1].rgb, cut(jobs[0].frame.rgb, first, 64)[0])
 
 

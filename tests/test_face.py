@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpe_cli.errors import FaceError, InputError
-from dpe_cli.face import Box, Detection, crop_box, face_size, smooth_boxes, track_faces
+from dpe_cli.face import Box, Detection, crop_box, face_size, settle, smooth_boxes, track_faces
 from dpe_cli.video import Frame
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -294,6 +294,13 @@ def test_a_radius_of_nothing_gives_the_boxes_as_they_are():
     for place, box in zip(places, boxes_of(places, 0), strict=True):
         expected = crop_box(face_at(*place))
         assert box == pytest.approx([*expected.centre, expected.width])
+
+
+def test_boxes_are_smoothed_by_time_not_by_number():
+    """Two frames a second and more before the others do not pull at them."""
+    times, x = [0, 1, 2, 2.04, 2.08, 2.12, 2.16, 2.20], [300, 300, 320, 320, 320, 320, 320, 320]
+    run = np.array([[time, place, 240, 200] for time, place in zip(times, x, strict=True)], float)
+    assert settle(run, 4, 5, None).smooth[0] == pytest.approx(320, abs=0.01)
 
 
 def test_a_still_face_under_detector_noise_gets_a_still_box():
