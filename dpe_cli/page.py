@@ -124,7 +124,7 @@ def plot(name: str, unit: str, frames: list[dict[str, Any]], values: list[float 
         return f'{title}<p class="note">not measured in this edit</p>'
     times = [float(frame["time"]) for frame in frames]
     first, span = times[0], max(times[-1] - times[0], 1e-9)
-    top = max(*known, 1e-9)
+    top = max(known) or 1.0
     x = [LEFT + (time - first) / span * (WIDTH - LEFT - 8) for time in times]
     y = [None if value is None else 8 + (1 - value / top) * (HEIGHT - BOTTOM - 8) for value in values]
     passed = "".join(
