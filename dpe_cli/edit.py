@@ -17,12 +17,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from dpe_cli.crop import cut, gaussian_mask, paste_back
-from dpe_cli.errors import FaceError, InputError, OutputError
+from dpe_cli.crop import cut
+from dpe_cli.errors import FaceError, InputError, OutputError, QualityError
 from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes, track_faces
 from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
 from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, smoothed
 from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
+from dpe_cli.paste import Paster, Seam, make_paster
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
 from dpe_cli.video import Frame, VideoInfo, audio_codecs, probe, read_frames, write_image, write_video
@@ -106,6 +107,14 @@ class EditSettings:
     start: float | None = None
     end: float | None = None
     paste: bool | None = None  # None: pasted back for an expression, the crop otherwise
+    mask: str = "gaussian"  # one of masks.MASKS
+    feather: float | None = None  # width of the mask's soft edge, percent of the face's height; None: the mask's own
+    colour_match: bool = True
+    detail: bool = True
+    parsing: Path | None = None  # model files: face parsing, MediaPipe's landmarks, face enhancement
+    landmarker: Path | None = None
+    enhancer: Path | None = None
+    seam_limit: float | None = None  # a higher seam score in any frame refuses the result
     overwrite: bool = False
 
 
@@ -143,7 +152,8 @@ def edit_video(
 ) -> Report:
     """Gives the face in `source` the expression, the pose or both of `driving` and writes `output`.
 
-    Raises InputError, FaceError, OutputError; what `engine` raises passes through. `output` appears when it is whole.
+    Raises InputError, FaceError, WeightsError, OutputError, and for a seam above the limit QualityError, which carries
+    the report; what `engine` raises passes through. `output` appears when it is whole.
     """
     settings, started = settings or EditSettings(), time.monotonic()
     source_info, driver_infos = check_request(source, driving, output, settings, preview)
@@ -155,6 +165,9 @@ def edit_video(
         say(message)
 
     paste = decide_paste(driving.mode, settings, remark)
+    paster = paster_for(settings, engine, detector) if paste else None
+    if settings.seam_limit is not None and paster is None:
+        raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     first_time, first_box = find_face(source, detector, settings)
     drivers = [read_driver(info, engine, detector, settings, progress) for info in driver_infos]
     drivers = [prepare_driver(driver, settings, remark) for driver in drivers]
@@ -163,7 +176,7 @@ def edit_video(
     boxed = source_boxes(source_info, drivers, detector, settings, scores)
     roles = dict(zip(driving.paths, drivers, strict=True))
     jobs = plan_jobs(boxed, roles, driving, settings, scores, None if paste else first_box)
-    edited = run_jobs(jobs, engine, paste, report)
+    edited = refuse_seams(run_jobs(jobs, engine, paster, report), settings.seam_limit, report)
     if is_still(source_info, driver_infos):
         written = write_stills(edited, output, preview, drivers, settings)
     else:
@@ -244,6 +257,12 @@ def decide_paste(mode: str, settings: EditSettings, remark: Callable[[str], None
     else:
         remark("a moved head does not fit into its frame: only the crop is written; --paste forces it in")
     return bool(settings.paste)
+
+
+def paster_for(settings: EditSettings, engine: Engine, detector: FaceDetector) -> Paster:
+    """What pastes the faces back as the settings say."""
+    names = ("mask", "feather", "colour_match", "detail", "parsing", "landmarker", "enhancer")
+    return make_paster(engine.size, detector, **{name: getattr(settings, name) for name in names})
 
 
 def start_report(
@@ -452,9 +471,12 @@ def plan_jobs(
 # Jobs to edited frames
 
 
-def run_jobs(jobs: Iterable[Job], engine: Engine, paste: bool, report: Report) -> Iterator[tuple[Job, Frame]]:
-    """Edits in batches, in order, one frame out for each frame in; leaves each frame's fate in the report."""
-    mask, jitter = gaussian_mask(engine.size), Jitter()
+def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report: Report) -> Iterator[tuple[Job, Frame]]:
+    """Edits in batches, in order, one frame out for each frame in; leaves each frame's fate in the report.
+
+    Without a `paster` a frame is the crop alone.
+    """
+    jitter = Jitter()
     for batch in batched(jobs, engine.batch_size):
         crops = [None if job.box is None else cut(job.frame.rgb, job.box, engine.size) for job in batch]
         chosen = [number for number, job in enumerate(batch) if job.edited]
@@ -464,13 +486,28 @@ def run_jobs(jobs: Iterable[Job], engine: Engine, paste: bool, report: Report) -
             edited = edit_crops([batch[number] for number in chosen], stack, engine, report)
             faces = dict(zip(chosen, edited, strict=True))
         for number, job in enumerate(batch):
-            rgb = job.frame.rgb
-            if not paste:
+            rgb, seam = job.frame.rgb, None
+            if paster is None:
                 rgb = faces.get(number, crops[number][0])
             elif number in faces:
-                rgb = paste_back(rgb, faces[number], mask, crops[number][1])
-            report.frames.append(replace(fate_of(job), jitter=jitter_of(job, rgb, paste, jitter)))
+                pasted = paster.paste(rgb, job.box, crops[number][0], faces[number], float(job.frame.time))
+                rgb, seam = pasted.rgb, pasted.seam
+            trembling = jitter_of(job, rgb, paster is not None, jitter)
+            report.frames.append(replace(fate_of(job, seam), jitter=trembling))
             yield job, replace(job.frame, rgb=rgb)
+
+
+def refuse_seams(edited: Iterator[T], limit: float | None, report: Report) -> Iterator[T]:
+    """Passes everything on; raises QualityError after the last if a seam is above the limit, so that all are known."""
+    yield from edited
+    worst = report.worst_seam()
+    if limit is not None and worst is not None and worst.seam > limit:
+        above = sum(frame.seam is not None and frame.seam > limit for frame in report.frames)
+        raise QualityError(
+            f"the seam of {above} frames is above {limit:g}, the worst {worst.seam} in frame {worst.index}",
+            "look at --report, try another --mask or --feather, or allow a higher seam",
+            report,
+        )
 
 
 def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, report: Report) -> np.ndarray:
@@ -512,7 +549,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return PSNR_CEILING if error == 0 else min(PSNR_CEILING, float(10 * np.log10(255**2 / error)))
 
 
-def fate_of(job: Job) -> FrameFate:
+def fate_of(job: Job, seam: Seam | None) -> FrameFate:
     """The report's line for a frame."""
     box, score = job.box, job.score
     corners = None if box is None else tuple(round(float(value), 2) for value in (box.x0, box.y0, box.x1, box.y1))
@@ -524,6 +561,8 @@ def fate_of(job: Job) -> FrameFate:
         box=corners,
         score=None if score is None else round(score, 4),
         strength=job.strength if job.edited else None,
+        track=None if score is None else 0,  # one face is followed
+        **({} if seam is None else seam.rounded()),
     )
 
 

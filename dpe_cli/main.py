@@ -1,8 +1,8 @@
 """The commands: they parse, call and print, and decide nothing about video.
 
 The result's path (or JSON) goes to stdout, all talk to stderr. Exit codes: 0 done, 2 usage, 3 input, 4 no usable face,
-5 weights, 6 device or memory, 7 output, 1 unexpected, 130 interrupted. Heavy imports are inside the commands, so that
---help answers at once.
+5 weights, 6 device or memory, 7 output, 10 quality, 1 unexpected, 130 interrupted. Heavy imports are inside the
+commands, so that --help answers at once.
 """
 
 import functools
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli import __version__
-from dpe_cli.errors import DPEError
+from dpe_cli.errors import DPEError, QualityError
 
 if TYPE_CHECKING:
     from dpe_cli.edit import Driving
@@ -157,6 +157,38 @@ def cli() -> None:
     help="Put the face back into the full frame, or write the crop.  [default: paste for exp, crop for pose and both]",
 )
 @click.option(
+    "--mask",
+    type=click.Choice(["gaussian", "ellipse", "landmarks", "parsing"]),
+    default="gaussian",
+    show_default=True,
+    help="What is pasted back: the crop's square, an oval, the face's own oval, or what is face and hair.",
+)
+@click.option(
+    "--feather",
+    type=click.FloatRange(1, 50),
+    metavar="PERCENT",
+    help="Width of the mask's soft edge, of the face's height.  [default: 16; parsing 5]",
+)
+@click.option(
+    "--colour-match/--no-colour-match",
+    default=True,
+    show_default=True,
+    help="Take the edit to the source's colours, by what they are along the mask's edge.",
+)
+@click.option(
+    "--detail/--no-detail", default=True, show_default=True, help="Keep the source's detail where nothing moved."
+)
+@click.option("--parsing", type=FILE, help="ONNX file of a face parsing network (BiSeNet), for --mask parsing.")
+@click.option("--landmarker", type=FILE, help="MediaPipe's face_landmarker.task, for --mask landmarks.")
+@click.option("--enhancer", type=FILE, help="ONNX file of a face enhancer (GFPGAN, CodeFormer) run on the edited face.")
+@click.option(
+    "--fail-if",
+    "seam_limit",
+    callback=lambda ctx, param, value: seam_limit(value),
+    metavar="'seam>X'",
+    help="Refuse the result, with exit code 10, if a frame's seam score is above X.",
+)
+@click.option(
     "--face",
     default="largest",
     show_default=True,
@@ -234,9 +266,14 @@ def edit(
         say(f"{finder.name}: {RESEARCH_ONLY}")
     if verbose:
         say(f"networks: {engine.description}; faces: {finder.name}; {drivers}; {chosen}")
-    done = edit_video(
-        source, drivers, output, engine, finder, chosen, preview=preview, progress=progress_for(quiet), say=say
-    )
+    try:
+        done = edit_video(
+            source, drivers, output, engine, finder, chosen, preview=preview, progress=progress_for(quiet), say=say
+        )
+    except QualityError as error:
+        if report:
+            error.report.write(report)
+        raise
     if report:
         done.write(report)
     say(closing_words(done.summary()))
@@ -275,6 +312,23 @@ def extract(
     finder = make_detector(detector, face_models)
     chosen = EditSettings(driving_face=driving_face, overwrite=overwrite)
     extract_motion(video, output, engine, finder, chosen, progress_for(quiet))
+    click.echo(output)
+
+
+@cli.command()
+@click.argument("report", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Where to write.  [default: REPORT.html beside the report]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing page.")
+def report(report: Path, output: Path | None, overwrite: bool) -> None:
+    """Make a page of the report of an edit: plots over time, and the worst frames as pictures.
+
+    \b
+    dpe report report.json -o page.html
+    """
+    from dpe_cli.page import write_page
+
+    output = output or report.with_suffix(".html")
+    write_page(report, output, overwrite)
     click.echo(output)
 
 
@@ -581,6 +635,20 @@ def choose_driving(both: Path | None, expression: Path | None, pose: Path | None
     return Driving(expression, pose)
 
 
+def seam_limit(text: str | None) -> float | None:
+    """The X of --fail-if 'seam>X'."""
+    if text is None:
+        return None
+    name, _, number = text.replace(" ", "").partition(">")
+    try:
+        limit = float(number)
+    except ValueError:
+        limit = -1.0
+    if name != "seam" or not limit >= 0:
+        raise click.BadParameter("it is 'seam>X', X a number from 0, in quotes: > means something to a shell")
+    return limit
+
+
 def closing_words(summary: dict[str, Any]) -> str:
     """The last line for a person: what was done, how fast."""
     counts, quality = summary["counts"], summary["self_reconstruction"]
@@ -589,6 +657,8 @@ def closing_words(summary: dict[str, Any]) -> str:
     words.append(f"{summary['seconds']:.1f} s ({summary['frames_per_second']} frames/s)")
     if quality:
         words.append(f"self-reconstruction {quality['psnr_db']} dB")
+    if seam := summary["seam"]:
+        words.append(f"seam {seam['mean']} (worst {seam['worst']} in frame {seam['worst_frame']})")
     return ", ".join(words)
 
 

@@ -26,6 +26,11 @@ class FrameFate:
     score: float | None  # of the detection
     strength: float | None  # None for a passed frame
     jitter: float | None = None  # change since the frame before, of 255, where nothing should change: `motion.Jitter`
+    track: int | None = None  # which of the followed faces; None where none was seen
+    seam: float | None = None  # colour_step + gradient_step; None where nothing was pasted back
+    colour_step: float | None = None  # these three: see `paste.Seam`
+    gradient_step: float | None = None
+    sharpness: float | None = None
 
 
 @dataclass
@@ -60,6 +65,7 @@ class Report:
             "peak_memory_mib": peak_memory(),
             "self_reconstruction": self._self_reconstruction(),
             "jitter": self._jitter(),
+            "seam": self._seam(),
             "settings": self.settings,
             "inputs": self.inputs,
             "engine": self.engine,
@@ -71,10 +77,16 @@ class Report:
         """Everything, each frame included."""
         return {**self.summary(), "frames": [asdict(frame) for frame in self.frames]}
 
+    def to_json(self) -> str:
+        """Everything as JSON, each frame on a line of its own."""
+        head = json.dumps(self.summary(), indent=1, default=str, allow_nan=False).removesuffix("\n}")
+        frames = ",\n  ".join(json.dumps(asdict(frame), default=str, allow_nan=False) for frame in self.frames)
+        return f'{head},\n "frames": [\n  {frames}\n ]\n}}\n'
+
     def write(self, path: Path) -> None:
         """Writes the whole report as JSON: to a temporary name, then renamed. Raises OutputError."""
         try:
-            write_text(path, json.dumps(self.to_dict(), indent=1, default=str, allow_nan=False) + "\n")
+            write_text(path, self.to_json())
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}", "choose another place for --report") from error
 
@@ -92,6 +104,23 @@ class Report:
         if not values:
             return None
         return {"mean": round(sum(values) / len(values), 3), "largest": max(values), "frames": len(values)}
+
+    def worst_seam(self) -> FrameFate | None:
+        """The frame with the highest seam score; None where nothing was pasted back."""
+        return max((frame for frame in self.frames if frame.seam is not None), key=lambda f: f.seam, default=None)
+
+    def _seam(self) -> dict[str, Any] | None:
+        """Seam scores and sharpness over all frames that were pasted back."""
+        worst, pasted = self.worst_seam(), [frame for frame in self.frames if frame.seam is not None]
+        if worst is None:
+            return None
+        means = {name: sum(getattr(frame, name) for frame in pasted) / len(pasted) for name in ("seam", "sharpness")}
+        return {
+            "mean": round(means["seam"], 3),
+            "worst": worst.seam,
+            "worst_frame": worst.index,
+            "sharpness": round(means["sharpness"], 3),
+        }
 
 
 def write_text(path: Path, text: str) -> None:

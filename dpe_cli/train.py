@@ -69,10 +69,6 @@ class _Samples(Dataset):
         self.sampler, self.seed = Sampler(clips, mesh, seed, codes_only=codes_only), seed
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        import cv2
-
-        if torch.utils.data.get_worker_info() is not None:
-            cv2.setNumThreads(1)
         self.sampler.random = np.random.default_rng([self.seed, number])
         return self.sampler.sample()
 
@@ -215,6 +211,9 @@ def train(
         InputError: nothing to train on, a network that a phase needs was not given, a batch that the processes cannot
             share evenly. OutputError: the folder holds a run and `resume` is not set. WeightsError: a wrong `init`.
     """
+    import cv2
+
+    cv2.setNumThreads(1)  # its threads do not survive the fork of the workers: these would wait for ever
     rank = join_processes()
     alone, world = rank == 0, dist.get_world_size() if dist.is_initialized() else 1
     for phase in phases:

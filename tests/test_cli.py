@@ -112,6 +112,10 @@ def code_and_line(done: Result) -> tuple[int, str]:
         ["--driving", "d.mp4", "--start", "3", "--end", "2"],
         ["--driving", "d.mp4", "--strength", "-1"],
         ["--driving", "d.mp4", "--batch-size", "0"],
+        ["--driving", "d.mp4", "--mask", "square"],
+        ["--driving", "d.mp4", "--feather", "0"],
+        ["--driving", "d.mp4", "--fail-if", "seam<1"],
+        ["--driving", "d.mp4", "--fail-if", "seam>much"],
     ],
     ids=lambda arguments: " ".join(arguments) or "no driving",
 )
@@ -158,6 +162,26 @@ def test_7_for_an_output_that_exists_or_cannot_be(clips: Path):
     assert (clips / "there.mp4").read_bytes() == b"old"
     assert edit(clips, "-o", clips / "there.mp4", "--overwrite").exit_code == 0
     assert probe(clips / "there.mp4").n_frames == 5
+
+
+def test_10_for_a_seam_above_the_limit_with_its_report(clips: Path):
+    """The stand-in paints half of the crop: the seam could not be worse."""
+    before = {path.name for path in clips.iterdir()}
+    code, line = code_and_line(
+        edit(clips, "--fail-if", "seam > 1", "--report", clips / "r.json", "--preview", clips / "p.mp4")
+    )
+    assert code == 10 and "the seam of 4 frames is above 1, the worst " in line
+    written = json.loads((clips / "r.json").read_text())
+    assert len(written["frames"]) == 5 and written["seam"]["worst"] > 1
+    assert {path.name for path in clips.iterdir()} == before | {"r.json"}
+    assert edit(clips, "--fail-if", "seam>1000").exit_code == 0
+
+
+def test_5_for_paste_back_models_that_are_not_there(clips: Path):
+    code, line = code_and_line(edit(clips, "--mask", "parsing", "--parsing", clips / "none.onnx"))
+    assert code == 5 and "none.onnx: no such file" in line
+    code, line = code_and_line(edit(clips, "--mask", "parsing"))
+    assert code == 3 and "--parsing" in line
 
 
 def test_1_for_a_bug_in_one_line_and_its_traceback_with_v(clips: Path, monkeypatch: pytest.MonkeyPatch):

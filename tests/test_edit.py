@@ -15,6 +15,7 @@ from dpe_cli.edit import Driver, Driving, EditSettings, Job, edit_video, plan_jo
 from dpe_cli.errors import FaceError, InputError, OutputError
 from dpe_cli.face import Box, Detection
 from dpe_cli.motion import MotionTrack
+from dpe_cli.paste import Paster, make_paster
 from dpe_cli.report import Report
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image, write_image, write_video
 
@@ -55,6 +56,10 @@ class ColourDetector:
 
 
 ENGINE, DETECTOR = ColourEngine(), ColourDetector()
+
+
+def paster() -> Paster:
+    return make_paster(ENGINE.size, DETECTOR)
 
 
 def picture(face: bool = True, shade: int = 90, colour: tuple[int, int, int] = SKIN) -> np.ndarray:
@@ -102,7 +107,7 @@ def planned(faces: list[bool], codes: list[list[float]], first_box: Box | None =
 def test_frames_without_a_face_pass_bit_for_bit_and_in_order():
     faces = [False, True, True, False, True, False, False]
     jobs, report = planned(faces, [[255, 0, 0]]), Report()
-    results = list(run_jobs(jobs, ColourEngine(3), True, report))
+    results = list(run_jobs(jobs, ColourEngine(3), paster(), report))
     assert [frame.index for _, frame in results] == list(range(7))
     for (before, _), (_, after), face in zip(boxed(faces), results, faces, strict=True):
         assert np.array_equal(before.rgb, after.rgb) is not face
@@ -113,7 +118,7 @@ def test_frames_without_a_face_pass_bit_for_bit_and_in_order():
 
 def test_pixels_outside_the_mask_are_the_sources():
     (job,) = planned([True], [[255, 0, 0]])
-    ((_, after),) = run_jobs([job], ENGINE, True, Report())
+    ((_, after),) = run_jobs([job], ENGINE, paster(), Report())
     changed = (after.rgb != job.frame.rgb).any(-1)
     assert changed[45, 80] and not changed[:30].any() and not changed[90:].any()
     assert not changed[:, :50].any() and not changed[:, 110:].any()
@@ -143,7 +148,7 @@ def test_two_drivers_give_the_expression_and_the_pose():
     drivers = {Path("a"): driver([[200, 0, 0]]), Path("b"): driver([[0, 0, 200]])}
     driving = Driving(expression=Path("a"), pose=Path("b"))
     jobs = list(plan_jobs(boxed([True]), drivers, driving, EditSettings(), {}, Box(50, 30, 110, 90)))
-    ((_, after),) = run_jobs(jobs, ENGINE, False, Report())
+    ((_, after),) = run_jobs(jobs, ENGINE, None, Report())
     assert driving.mode == "both"
     assert (after.rgb[:32] == (200, 0, 0)).all() and (after.rgb[32:] == (0, 0, 200)).all()
 
@@ -158,7 +163,7 @@ def test_one_driver_for_both_is_read_once():
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
 def test_strength_goes_from_the_sources_own_motion_to_the_drivings(strength: float):
     jobs = planned([True, True], [[120, 130, 140]], strength=strength)
-    results = run_jobs(jobs, ENGINE, False, Report())
+    results = run_jobs(jobs, ENGINE, None, Report())
     for job, after in results:
         own = ENGINE.motion_codes(cut(job.frame.rgb, job.box, 64)[0][None])[0]
         wanted = np.rint(own + strength * (np.array([120, 130, 140]) - own))
@@ -169,7 +174,7 @@ def test_the_self_reconstruction_is_measured_at_once_and_every_two_seconds():
     drivers, driving, report = {Path("d"): driver([[9, 9, 9]])}, Driving(Path("d")), Report()
     jobs = list(plan_jobs(boxed([True] * 8, fps=2), drivers, driving, EditSettings(), {}, None))
     assert [job.sampled for job in jobs] == [True, False, False, False, True, False, False, False]
-    list(run_jobs(jobs, ColourEngine(5), True, report))
+    list(run_jobs(jobs, ColourEngine(5), paster(), report))
     crop = cut(jobs[0].frame.rgb, jobs[0].box, 64)[0]
     own = ENGINE.motion_codes(crop[None])
     assert len(report.self_reconstruction) == 2
@@ -196,7 +201,7 @@ def test_a_crop_has_a_box_even_where_there_is_no_face():
     jobs = planned([False, True, False], [[255, 0, 0]], first_box=first)
     assert [job.box for job in jobs] == [first, Box(50, 30, 110, 90), Box(50, 30, 110, 90)]
     assert [job.edited for job in jobs] == [False, True, False]
-    results = list(run_jobs(jobs, ENGINE, False, Report()))
+    results = list(run_jobs(jobs, ENGINE, None, Report()))
     assert np.array_equal(results[0][1].rgb, cut(jobs[0].frame.rgb, first, 64)[0])
 
 
@@ -247,7 +252,8 @@ def test_two_stills_make_a_still_and_its_preview(tmp_path: Path):
     write_image(tmp_path / "s.png", picture())
     write_image(tmp_path / "d.png", picture(colour=(90, 160, 0)))
     driving = Driving(tmp_path / "d.png")
-    edit_video(tmp_path / "s.png", driving, tmp_path / "o.png", ENGINE, DETECTOR, preview=tmp_path / "p.png")
+    plain = EditSettings(colour_match=False, detail=False)
+    edit_video(tmp_path / "s.png", driving, tmp_path / "o.png", ENGINE, DETECTOR, plain, preview=tmp_path / "p.png")
     result = read_image(tmp_path / "o.png")
     assert result.shape == (120, 160, 3) and tuple(result[50, 80]) == (90, 160, 0)
     assert read_image(tmp_path / "p.png").shape == (120, 480, 3)

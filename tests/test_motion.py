@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_edit import ENGINE, ColourEngine, driver, picture
+from test_edit import DETECTOR, ENGINE, ColourEngine, driver, picture
 
 from dpe_cli.crop import cut
-from dpe_cli.edit import Driving, EditSettings, Job, plan_jobs, prepare_driver, run_jobs
+from dpe_cli.edit import Driving, EditSettings, Job, paster_for, plan_jobs, prepare_driver, run_jobs
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box
 from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, read_curve, smoothed
@@ -201,7 +201,8 @@ def edited(codes: list[list[float]], source=None, **settings) -> tuple[list[tupl
     chosen, report = EditSettings(**{"smooth": 0, **settings}), Report()
     drivers = {Path("d"): prepare_driver(driver(codes), chosen, report.notes.append)}
     jobs = plan_jobs(source or frames(), drivers, Driving(Path("d")), chosen, {}, None)
-    return list(run_jobs(jobs, ColourEngine(3), settings.pop("paste", True), report)), report
+    placed = paster_for(chosen, ENGINE, DETECTOR) if chosen.paste is not False else None
+    return list(run_jobs(jobs, ColourEngine(3), placed, report)), report
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
@@ -276,8 +277,8 @@ def test_frames_where_the_curve_is_zero_are_the_sources_and_the_others_follow_it
 
 def test_a_curve_of_one_is_the_same_as_strength_one_whatever_the_batches():
     codes = [[200.3, 0.7, 9], [10, 20, 30], [99, 0, 99], [5, 5, 5]]
-    plain, _ = edited(codes)
-    curved, _ = edited(codes, curve=Curve((0.0, 0.04, 0.08, 0.12), (1, 0.3, 1, 1)))
+    plain, _ = edited(codes, colour_match=False)  # which remembers colours from frame to frame
+    curved, _ = edited(codes, colour_match=False, curve=Curve((0.0, 0.04, 0.08, 0.12), (1, 0.3, 1, 1)))
     same = [np.array_equal(a.rgb, b.rgb) for (_, a), (_, b) in zip(plain, curved, strict=True)]
     assert same == [True, False, True, True]
 

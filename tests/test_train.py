@@ -202,7 +202,7 @@ def test_a_budget_is_shared_by_the_phases(tmp_path):
 @pytest.mark.smoke
 def test_smoke_a_short_run_learns_what_it_is_shown(prepared, tmp_path, tiny):
     """Discs at the corners of eyes and mouth that turn and open: codes and pictures get closer in a minute."""
-    settings = SMALL | {"batch": 12, "lr": 5e-3, "landmark_weight": 5.0}
+    settings = SMALL | {"batch": 12, "lr": 5e-3, "landmark_weight": 5.0, "workers": 1}
     phases = [Phase(**settings, name="codes", stage="codes", steps=160), Phase(**settings, name="all", steps=80)]
     train(Inputs(prepared, tmp_path / "run"), phases)
     curve = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
