@@ -1,7 +1,7 @@
 """Who is who: what one face has in common with the faces seen before of a person.
 
-With a face recognition network (a detector that is a FaceRecogniser) by its embeddings, without one by the colours of the
-head, which hold within a scene and not much further.
+With a face recognition network (a detector that is a FaceRecogniser) by its embeddings, without one by the colours of
+the head, which hold within a scene and not much further.
 """
 
 import cv2
@@ -34,10 +34,10 @@ class Identity:
         self.same, self.other = (SAME_NETWORK, OTHER_NETWORK) if knows else (SAME_COLOURS, OTHER_COLOURS)
 
     def likeness(self, signature: np.ndarray, known: list[np.ndarray]) -> float:
-        """Of a face's signature (K,) to those of a person: 1 is the same person, 0 another, between is unsure."""
+        """Of a face's signature (K,) to those of a person: from 1 on it is the same person, up to 0 another one."""
         template = np.mean(known, axis=0)
-        cosine = float(signature @ template) / max(float(np.linalg.norm(template)), 1e-6)
-        return min(max((cosine - self.other) / (self.same - self.other), 0.0), 1.0)
+        cosine = float(unit(signature) @ unit(template))
+        return (cosine - self.other) / (self.same - self.other)
 
 
 def sign_by_colours(rgb: np.ndarray, face: Detection) -> np.ndarray:

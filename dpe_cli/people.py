@@ -35,9 +35,9 @@ def follow(
 ) -> Iterator[Picked]:
     """Each frame with the face of each chosen person, None where it is not seen.
 
-    A choice is one of CHOICES. It is made at the first frame that has such a face and then stands for that person: after
-    a gap or a cut the face must look the same to be taken up again, by the recognition network or, without one, by
-    colours; `remark` is told once when colours had to do.
+    A choice is one of CHOICES. It is made at the first frame that has such a face and then stands for that person:
+    after a gap or a cut the face must look the same to be taken up again, by the recognition network or, without one,
+    by colours; `remark` is told once when colours had to do.
 
     Raises at once InputError for a choice that means nothing, FaceError if it needs a face pack that is not there;
     at the end FaceError if faces were seen and none was ever the chosen one.
@@ -65,7 +65,7 @@ def follow_people(
     if lost:
         raise FaceError(
             f"none of the faces seen, at most {most} in a frame, is the one chosen by {lost.choose}",
-            "choose by largest, left, right, center, a number from 0, a track that `dpe faces` lists, or a clearer picture",
+            "choose by largest, left, right, center, a number from 0, a track of `dpe faces`, or a clearer picture",
         )
 
 
@@ -108,11 +108,9 @@ class Person:
         if not known or not candidates:
             return None
         self.guessed |= not self.identity.network
-        likeness = [
-            self.identity.likeness(np.mean(seen.signatures[face.track], axis=0), known) for face in candidates
-        ]
+        likeness = [self.identity.likeness(np.mean(seen.signatures[face.track], axis=0), known) for face in candidates]
         best = int(np.argmax(likeness))
-        return candidates[best] if likeness[best] == 1 else None
+        return candidates[best] if likeness[best] >= 1 else None
 
 
 def make_choice(choose: str, detector: FaceDetector) -> tuple[Choice, np.ndarray | None]:
@@ -121,9 +119,7 @@ def make_choice(choose: str, detector: FaceDetector) -> tuple[Choice, np.ndarray
         "largest": lambda seen: max(seen.faces, key=lambda face: face.box.width * face.box.height),
         "left": lambda seen: seen.faces[0],
         "right": lambda seen: seen.faces[-1],
-        "center": lambda seen: min(
-            seen.faces, key=lambda face: abs(face.box.centre[0] - seen.frame.rgb.shape[1] / 2)
-        ),
+        "center": lambda seen: min(seen.faces, key=lambda face: abs(face.box.centre[0] - seen.frame.rgb.shape[1] / 2)),
     }
     if choose in places:
         return places[choose], None
@@ -141,7 +137,9 @@ def track_number(choose: str) -> int | None:
         return None
     number = choose.removeprefix(TRACK)
     if not number.isdecimal() or int(number) == 0:
-        raise InputError(f"no face can be chosen by {choose}", "name a track as `dpe faces` lists them, such as track:3")
+        raise InputError(
+            f"no face can be chosen by {choose}", "name a track as `dpe faces` lists them, such as track:3"
+        )
     return int(number)
 
 

@@ -141,7 +141,7 @@ class Tracker:
             if column not in signatures:
                 signatures[column] = self.identity.sign(rgb, faces[column])
             likeness = self.identity.likeness(signatures[column], self.live[row].signatures)
-            cost[row, column] += UNLIKE * (1 - likeness)
+            cost[row, column] += UNLIKE * (1 - min(likeness, 1.0))
             near[row, column] = likeness > 0
         rows, columns = linear_sum_assignment(np.where(near, cost, NEVER))
         pairs = zip(rows.tolist(), columns.tolist(), strict=True)
@@ -156,7 +156,7 @@ class Tracker:
             if not due or any(overlap(track.face.box, other.face.box) for other in here if other is not track):
                 continue
             signature, track.signed_at = self.identity.sign(rgb, track.face), now
-            if track.signatures and self.identity.likeness(signature, track.signatures) == 0:
+            if track.signatures and self.identity.likeness(signature, track.signatures) <= 0:
                 track.doubts += 1
                 if track.doubts == DOUBTS:
                     self.live.remove(track)

@@ -61,5 +61,3 @@ def paint(index: int, people: dict[tuple[int, int, int], tuple[float, float, flo
 
 def centres(tracked: Iterable[tuple[Frame, Detection | None]]) -> list[tuple[int, int] | None]:
     return [None if face is None else tuple(round(v) for v in face.box.centre) for _, face in tracked]
-
-

@@ -7,7 +7,6 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
-
 from painted import FEATURES, face_at
 
 from dpe_cli.face import Box, Detection, crop_box, face_size, smooth_boxes
