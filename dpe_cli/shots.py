@@ -26,6 +26,7 @@ DIFFERENT, UNLIKE, ELSEWHERE = 0.09, 0.7, 0.82
 # A dissolve: distance of its middle from the mean of its ends, as a share of their distance; their least distance;
 # their highest correlation, more than that of a cut because half of a slow dissolve lies outside of what is looked at.
 MIXED, APART, MIXED_UNLIKE = 0.25, 0.07, 0.8
+LONGEST = 24  # frames: within so many after a dissolve was found it may still go on
 
 
 def mark_shots(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
@@ -35,11 +36,15 @@ def mark_shots(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
     small = deque([shrunk(frame.rgb) for frame in held])  # theirs, after at most AROUND of those before
     before = 0  # how many of `small` lie before the current one
     since = 0  # frames of the current shot before this one
+    settled = AROUND  # frames after which a dissolve may come: what went before is then out of sight
     while held:
         pictures = list(small)
-        cut = since > 0 and (is_cut(pictures, before, since) or (since > AROUND and is_dissolve(pictures, before)))
-        since = 1 if cut else since + 1
-        yield held.popleft(), cut
+        cut = since > 0 and is_cut(pictures, before, since)
+        dissolve = not cut and since > settled and is_dissolve(pictures, before)
+        since += 1
+        if cut or dissolve:
+            since, settled = 1, LONGEST if dissolve else AROUND
+        yield held.popleft(), cut or dissolve
         before += 1
         if before > AROUND:
             small.popleft()
@@ -69,7 +74,8 @@ def is_dissolve(pictures: list[np.ndarray], at: int) -> bool:
             before, here, after = (pictures[at + offset] for offset in (-around, 0, around))
             apart = difference(before, after)
             mixed = difference(here, (before + after) / 2) < MIXED * apart
-            if mixed and apart > APART and correlation(before, after) < MIXED_UNLIKE:
+            still = correlation(pictures[at - 1], here) > UNLIKE  # no pan over clouds, which looks mixed too
+            if mixed and still and apart > APART and correlation(before, after) < MIXED_UNLIKE:
                 return True
     return False
 
