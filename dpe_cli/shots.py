@@ -26,6 +26,7 @@ DIFFERENT, UNLIKE, ELSEWHERE = 0.09, 0.7, 0.82
 # A dissolve: distance of its middle from the mean of its ends, as a share of their distance; their least distance;
 # their highest correlation, more than that of a cut because half of a slow dissolve lies outside of what is looked at.
 MIXED, APART, MIXED_UNLIKE = 0.25, 0.07, 0.8
+FLAT = 0.02  # standard deviation: less is noise
 LONGEST = 24  # frames: within so many after a dissolve was found it may still go on
 
 
@@ -102,6 +103,10 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def best_shift(one: np.ndarray, other: np.ndarray) -> float:
-    """Correlation of the middle of `other` with where in `one` it fits best."""
+    """Correlation of the middle of `other` with where in `one` it fits best; 0 where that is not the same."""
     middle = other[SHIFT[1] : -SHIFT[1], SHIFT[0] : -SHIFT[0]]
-    return float(cv2.matchTemplate(one, middle, cv2.TM_CCOEFF_NORMED).max())
+    if (middle - middle.mean((0, 1))).std() < FLAT:
+        return 0.0  # it would fit anywhere
+    _, best, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(one, middle, cv2.TM_CCOEFF_NORMED))
+    there = one[y : y + middle.shape[0], x : x + middle.shape[1]]
+    return float(best) if difference(there, middle) < DIFFERENT else 0.0

@@ -89,6 +89,8 @@ class Tracker:
             further = [self.refine(rgb, face) for face in self.everywhere(rgb, faces)]
             faces = distinct(faces + further)
             found = self.match(rgb, faces, now) if further else found
+            if len(found) < min(len(self.live), len(faces)):  # somebody went and somebody came: perhaps all changed
+                found = self.match(rgb, faces, now, wary=True)
         for track, face in found.items():
             track.face, track.seen_at = replace(face, track=track.number), now
         matched = {id(face) for face in found.values()}
@@ -125,8 +127,8 @@ class Tracker:
         nearest = min(there, key=lambda other: distance(other, face), default=face)
         return nearest if distance(nearest, face) < NEAR else face
 
-    def match(self, rgb: np.ndarray, faces: list[Detection], now: float) -> dict[Track, Detection]:
-        """Which face continues which track: by place and size, and by looks where these could be wrong."""
+    def match(self, rgb: np.ndarray, faces: list[Detection], now: float, wary: bool = False) -> dict[Track, Detection]:
+        """Which face continues which track: by place and size, and by looks where these could be wrong or if `wary`."""
         if not faces or not self.live:
             return {}
         reach = np.array([NEAR + NEAR_PER_SECOND * (now - track.seen_at) for track in self.live])
@@ -135,7 +137,7 @@ class Tracker:
         back = near & np.array([[track.seen_at < self.last] for track in self.live])
         rivals = near & ((near.sum(0) > 1) | (near.sum(1, keepdims=True) > 1))
         signatures: dict[int, np.ndarray] = {}
-        for row, column in np.argwhere(back | rivals):
+        for row, column in np.argwhere(near if wary else back | rivals):
             if not self.live[row].signatures:
                 continue
             if column not in signatures:

@@ -1,5 +1,9 @@
 """Choosing people and following them. They are painted squares; a stand-in detector finds their colours."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -8,7 +12,7 @@ import pytest
 from painted import BLUE, GREEN, RED, Acquaintance, PaintedFaces, centres, paint
 
 from dpe_cli.errors import FaceError, InputError
-from dpe_cli.face import Box, Detection
+from dpe_cli.face import Box, Detection, FaceDetector, make_detector
 from dpe_cli.people import SETTLED, follow, track_faces
 from dpe_cli.shots import AROUND
 from dpe_cli.video import Frame
@@ -224,3 +228,61 @@ def test_a_choice_that_means_nothing_says_what_can_be_chosen(choose: str):
 def test_a_track_without_a_number_says_where_to_find_one(choose: str):
     with pytest.raises(InputError, match="as `dpe faces` lists them"):
         track_faces([], PaintedFaces(), choose)
+
+
+# Real faces
+
+
+def head(picture: np.ndarray, x0: int, y0: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """(200, 160, 3) uint8 of a picture's part and where in it the head is, (200, 160) bool."""
+    part = cv2.resize(picture[y0 : y0 + height, x0 : x0 + width], (160, 200))
+    rows, columns = np.mgrid[0:200, 0:160]
+    return part, ((columns - 80) / 78) ** 2 + ((rows - 100) / 98) ** 2 < 1
+
+
+@pytest.fixture(scope="module")
+def crossing() -> list[Frame]:
+    """The astronaut walks to the right behind somebody of insightface's group photograph; 640 x 320, 33 frames."""
+    astronaut = pytest.importorskip("skimage.data").astronaut()
+    path = Path(find_spec("insightface").origin).parent / "data/images/t1.jpg"
+    group = cv2.imread(str(path))[..., ::-1]
+    heads = head(astronaut, 140, 20, 168, 210), head(group, 430, 240, 176, 220)
+    room = np.linspace(70, 150, 640).astype(np.uint8)[None, :, None] + np.zeros((320, 1, 3), np.uint8)
+    frames = []
+    for index in range(33):
+        rgb = room.copy()
+        for (part, mask), x in zip(heads, (20 + 14 * index, 460 - 14 * index), strict=True):
+            rgb[60:260, x : x + 160][mask] = part[mask]
+        frames.append(Frame(index, Fraction(index, 25), rgb))
+    return frames
+
+
+def walked(frames: list[Frame], detector: FaceDetector) -> None:
+    """Both are followed to the end, never in the other's place."""
+    left, right = zip(*(faces for _, faces in follow(frames, detector, ["left", "right"])), strict=True)
+    for faces, place in ((left, lambda i: 100 + 14 * i), (right, lambda i: 540 - 14 * i)):
+        for index, face in enumerate(faces):
+            assert face is None or abs(face.box.centre[0] - place(index)) < 30, index
+        assert None not in faces[:8] and None not in faces[-8:]
+    assert None not in right  # in front all the time
+
+
+def test_two_real_people_who_cross_are_told_apart_by_a_network(shared: Callable[[str], Path], crossing: list[Frame]):
+    walked(crossing, make_detector("insightface", shared("models/insightface/models/scrfd500m_mbf")))
+
+
+def test_two_real_people_who_cross_are_told_apart_by_colours(crossing: list[Frame]):
+    walked(crossing, make_detector("centerface"))
+
+
+def test_a_real_person_is_found_again_after_a_cut_by_a_network(shared: Callable[[str], Path], crossing: list[Frame]):
+    """The people change places over the cut, and the picture its light and size."""
+    detector = make_detector("insightface", shared("models/insightface/models/scrfd500m_mbf"))
+    start = [replace(crossing[0], index=i, time=Fraction(i, 25)) for i in range(3)]
+    other = np.ascontiguousarray((crossing[32].rgb[40:280, 10:] * 0.55).astype(np.uint8))
+    later = cv2.resize(other, (640, 320))
+    end = [Frame(i, Fraction(i, 25), later) for i in range(3, 7)]
+    both = follow(start + end, detector, ["track:1", "track:2"])
+    places = [[face.box.centre[0] for face in faces] for _, faces in both]
+    assert all(left < 320 < right for left, right in places[:3])
+    assert all(left > 320 > right for left, right in places[3:])

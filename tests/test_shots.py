@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -47,9 +48,15 @@ def test_a_cut_is_found_at_its_frame(scenes: list[list[np.ndarray]], first: int)
     assert cuts(one[:10] + other[:8] + one[20:30]) == [10, 18]
 
 
+def test_cuts_to_and_from_a_plain_card_are_found(scenes: list[list[np.ndarray]]):
+    card = [np.full_like(scenes[0][0], 230)] * 12
+    for pictures in scenes:
+        assert cuts(pictures[:12] + card + pictures[12:24]) == [12, 24]
+
+
 @pytest.mark.parametrize("length", [3, 6, 12, 18])
 def test_a_dissolve_is_one_cut_near_its_middle(scenes: list[list[np.ndarray]], length: int):
-    for one, other in zip(scenes, scenes[1:], strict=False):
+    for one, other in pairwise(scenes):
         between = [mix(one[12 + i], other[i], (i + 1) / (length + 1)) for i in range(length)]
         (found,) = cuts(one[:12] + between + other[length : length + 12])
         assert 12 <= found <= 12 + length
@@ -57,7 +64,7 @@ def test_a_dissolve_is_one_cut_near_its_middle(scenes: list[list[np.ndarray]], l
 
 @pytest.mark.parametrize("length", [6, 12])
 def test_a_fade_through_black_is_cut_on_its_way(scenes: list[list[np.ndarray]], length: int):
-    for one, other in zip(scenes, scenes[1:], strict=False):
+    for one, other in pairwise(scenes):
         black = np.zeros_like(one[0])
         out = [mix(one[12 + i], black, (i + 1) / length) for i in range(length)]
         back = [mix(black, other[i], (i + 1) / length) for i in range(length)]
