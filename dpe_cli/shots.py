@@ -109,4 +109,5 @@ def best_shift(one: np.ndarray, other: np.ndarray) -> float:
         return 0.0  # it would fit anywhere
     _, best, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(one, middle, cv2.TM_CCOEFF_NORMED))
     there = one[y : y + middle.shape[0], x : x + middle.shape[1]]
-    return float(best) if difference(there, middle) < DIFFERENT else 0.0
+    same = difference(there, middle) < 1.5 * DIFFERENT  # more: a pan does not stop at whole pixels
+    return float(best) if same else 0.0
