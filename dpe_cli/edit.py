@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,11 +19,12 @@ import numpy as np
 
 from dpe_cli.crop import cut
 from dpe_cli.errors import FaceError, InputError, OutputError, QualityError
-from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes, track_faces
+from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes
 from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
 from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, smoothed
 from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
 from dpe_cli.paste import Paster, Seam, make_paster
+from dpe_cli.people import TRACK, Picked, follow, track_faces
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
 from dpe_cli.video import Frame, VideoInfo, audio_codecs, probe, read_frames, write_image, write_video
@@ -32,7 +33,8 @@ AUDIO = ("auto", "source", "driving", "none")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 SAMPLE_SECONDS = 2.0  # between two measurements of the self-reconstruction
-NO_FACE, HELD, NO_STRENGTH = "no face", "no face, last box held", "strength 0"
+NO_FACE, HELD, OTHERS = "no face", "no face, last box held", "only other faces"
+NO_STRENGTH = "strength 0"
 
 T = TypeVar("T")
 
@@ -91,6 +93,33 @@ class Driving:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """One of the edits of a pass: who is edited, by which driving and how strongly."""
+
+    driving: Driving
+    face: str = "largest"  # one of people.CHOICES
+    strength: float = 1.0  # 0 = the source's own motion, 1 = the driving's
+
+
+@dataclass(frozen=True)
+class Edits:
+    """All edits of one pass, in the order in which they are pasted: where two overlap, the later one is on top."""
+
+    each: tuple[Edit, ...]
+
+    @property
+    def mode(self) -> str:
+        """Of all; `both` where they differ."""
+        modes = {edit.driving.mode for edit in self.each}
+        return modes.pop() if len(modes) == 1 else "both"
+
+    @property
+    def paths(self) -> list[Path]:
+        """The different driving files, in order."""
+        return list(dict.fromkeys(path for edit in self.each for path in edit.driving.paths))
+
+
+@dataclass(frozen=True)
 class EditSettings:
     """How to edit. Times in seconds of the source; `audio` is auto, source, driving, none or the path of a file."""
 
@@ -119,6 +148,16 @@ class EditSettings:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """What tracking says of a source frame, beside the box."""
+
+    score: float | None = None  # of the detection
+    track: int | None = None
+    others: bool = False  # faces are there, but not the chosen one
+    new_shot: bool = False
+
+
+@dataclass(frozen=True)
 class Job:
     """One source frame and what is to be done with it: codes (K,), both None for a frame that is passed."""
 
@@ -132,6 +171,9 @@ class Job:
     strength: float = 1.0
     score: float | None = None
     sampled: bool = False  # its self-reconstruction is measured
+    track: int | None = None
+    edit: int = 0  # which of the edits of this pass
+    onto: np.ndarray | None = None  # the frame with the earlier edits; None: the source's
 
     @property
     def edited(self) -> bool:
@@ -140,7 +182,7 @@ class Job:
 
 def edit_video(
     source: Path,
-    driving: Driving,
+    driving: Driving | Edits,
     output: Path,
     engine: Engine,
     detector: FaceDetector,
@@ -152,37 +194,49 @@ def edit_video(
 ) -> Report:
     """Gives the face in `source` the expression, the pose or both of `driving` and writes `output`.
 
+    With Edits instead of a Driving several people are edited in the one pass, each by its own driving; the face and the
+    strength of `settings` then mean nothing. Every edit works on the source's pixels.
+
     Raises InputError, FaceError, WeightsError, OutputError, and for a seam above the limit QualityError, which carries
     the report; what `engine` raises passes through. `output` appears when it is whole.
     """
     settings, started = settings or EditSettings(), time.monotonic()
-    source_info, driver_infos = check_request(source, driving, output, settings, preview)
+    edits = edits_of(driving, settings)
+    source_info, driver_infos = check_request(source, edits, output, settings, preview)
     settings = without_span(settings) if source_info.is_image else settings
-    report = start_report(source_info, driver_infos, driving, detector, settings)
+    report = start_report(source_info, driver_infos, edits, detector, settings)
 
     def remark(message: str) -> None:
         report.notes.append(message)
         say(message)
 
-    paste = decide_paste(driving.mode, settings, remark)
-    paster = paster_for(settings, engine, detector) if paste else None
-    if settings.seam_limit is not None and paster is None:
+    paste = decide_paste(edits, settings, remark)
+    if settings.seam_limit is not None and not paste:
         raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
-    first_time, first_box = find_face(source, detector, settings)
+    pasters = [paster_for(settings, engine, detector) if paste else None for _ in edits.each]
+    first_time, first_boxes = find_faces(source, detector, settings, edits)
     drivers = [read_driver(info, engine, detector, settings, progress) for info in driver_infos]
     drivers = [prepare_driver(driver, settings, remark) for driver in drivers]
     report.inputs["driving"] = [describe_driver(driver) for driver in drivers]
-    scores: dict[int, float] = {}
-    boxed = source_boxes(source_info, drivers, detector, settings, scores)
-    roles = dict(zip(driving.paths, drivers, strict=True))
-    jobs = plan_jobs(boxed, roles, driving, settings, scores, None if paste else first_box)
-    edited = refuse_seams(run_jobs(jobs, engine, paster, report), settings.seam_limit, report)
+    followed = follow_source(source, detector, settings, edits, remark)
+    read = dict(zip(edits.paths, drivers, strict=True))
+    edited: Iterator[tuple[Job, Frame]] | None = None
+    for number, (edit, picked) in enumerate(zip(edits.each, tee(followed, len(edits.each)), strict=True)):
+        sights: dict[int, Sight] = {}
+        chosen = replace(settings, face=edit.face, strength=edit.strength)
+        boxed = source_boxes(source_info, drivers, picked, number, sights, settings.smooth)
+        own = {path: read[path] for path in edit.driving.paths}
+        jobs = plan_jobs(boxed, own, edit.driving, chosen, sights, None if paste else first_boxes[number])
+        jobs = stack_jobs(jobs, number, sights, edited, report)
+        edited = run_jobs(jobs, engine, pasters[number], report)
+    edited = refuse_seams(edited, settings.seam_limit, report)
     if is_still(source_info, driver_infos):
         written = write_stills(edited, output, preview, drivers, settings)
     else:
         edited = progress(edited, expected_frames(source_info, drivers, settings), f"editing {source.name}")
         target = plan_target(source_info, drivers, settings, first_time, remark)
         written = write_clips(edited, target, output, preview, drivers, settings, remark)
+    report.sort_frames(written)
     report.output = {"path": str(output), "preview": preview and str(preview), "frames": written}
     report.engine = dict(engine.description)  # at the end: it may have fallen back to another precision
     report.seconds = time.monotonic() - started
@@ -194,9 +248,14 @@ def edit_video(
 # What is asked for, and whether it can be done
 
 
+def edits_of(driving: Driving | Edits, settings: EditSettings) -> Edits:
+    """One driving as the only edit of its pass."""
+    return driving if isinstance(driving, Edits) else Edits((Edit(driving, settings.face, settings.strength),))
+
+
 def check_request(
     source: Path,
-    driving: Driving,
+    driving: Driving | Edits,
     output: Path,
     settings: EditSettings,
     preview: Path | None = None,
@@ -248,15 +307,21 @@ def is_still(source: VideoInfo, drivers: Iterable[VideoInfo]) -> bool:
     return source.is_image and all(driver.is_image for driver in drivers)
 
 
-def decide_paste(mode: str, settings: EditSettings, remark: Callable[[str], None]) -> bool:
-    """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning."""
-    if mode == "exp":
+def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], None]) -> bool:
+    """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning.
+
+    Several edits always do. Raises InputError where the crop is asked for all the same.
+    """
+    several = len(edits.each) > 1
+    if several and settings.paste is False:
+        raise InputError("several edits do not fit into one crop", "leave --no-paste out, or make one edit a run")
+    if edits.mode == "exp":
         return settings.paste is not False
-    if settings.paste:
+    if settings.paste or several:
         remark("a pose is pasted back: the head moves but the neck and the background stay, expect a visible seam")
     else:
         remark("a moved head does not fit into its frame: only the crop is written; --paste forces it in")
-    return bool(settings.paste)
+    return bool(settings.paste) or several
 
 
 def paster_for(settings: EditSettings, engine: Engine, detector: FaceDetector) -> Paster:
@@ -266,11 +331,13 @@ def paster_for(settings: EditSettings, engine: Engine, detector: FaceDetector) -
 
 
 def start_report(
-    source: VideoInfo, drivers: list[VideoInfo], driving: Driving, detector: FaceDetector, settings: EditSettings
+    source: VideoInfo, drivers: list[VideoInfo], edits: Edits, detector: FaceDetector, settings: EditSettings
 ) -> Report:
     """A report that knows what goes in."""
     inputs = {"source": describe(source), "driving": [describe(info) for info in drivers]}
-    chosen = {"mode": driving.mode, **asdict(settings)}
+    chosen = {"mode": edits.mode, **asdict(settings)}
+    if len(edits.each) > 1:
+        chosen["edits"] = [{"mode": edit.driving.mode, **asdict(edit)} for edit in edits.each]
     return Report(settings=chosen, inputs=inputs, detector=detector.name)
 
 
@@ -375,36 +442,62 @@ def extract_motion(
 # Source: frames, boxes, jobs
 
 
-def find_face(source: Path, detector: FaceDetector, settings: EditSettings) -> tuple[Fraction, Box]:
-    """Time of the first frame, and the crop box in the first with the chosen face: fails early. Raises FaceError."""
-    first = None
-    for frame, detection in track_faces(read_frames(source, settings.start, settings.end), detector, settings.face):
-        first = frame.time if first is None else first
-        if detection is not None:
-            return first, crop_box(detection)
+def follow_source(
+    source: Path,
+    detector: FaceDetector,
+    settings: EditSettings,
+    edits: Edits,
+    remark: Callable[[str], None] = unheard,
+) -> Iterator[Picked]:
+    """Source frames, counted from the start of the span, with the face of each edit.
+
+    Tracks have their numbers from the start of the file: where one is chosen, all of it is tracked up to the span.
+    """
+    chosen = [edit.face for edit in edits.each]
+    whole = settings.start is not None and any(choose.startswith(TRACK) for choose in chosen)
+    frames, skipped = read_frames(source, None if whole else settings.start, settings.end), 0
+    for seen, faces in follow(frames, detector, chosen, remark):
+        if whole and float(seen.frame.time) < settings.start:
+            skipped += 1
+            continue
+        yield replace(seen, frame=replace(seen.frame, index=seen.frame.index - skipped)), faces
+
+
+def find_faces(
+    source: Path, detector: FaceDetector, settings: EditSettings, edits: Edits
+) -> tuple[Fraction, list[Box]]:
+    """Time of the first frame, and each edit's crop box where its face is seen first: fails early. Raises FaceError."""
+    first, boxes = None, [None] * len(edits.each)
+    for seen, faces in follow_source(source, detector, settings, edits):
+        first = seen.frame.time if first is None else first
+        boxes = [box or (face and crop_box(face)) for box, face in zip(boxes, faces, strict=True)]
+        if all(boxes):
+            return first, boxes
     if first is None:
         raise InputError(f"{source} has no frames in the span asked for", "check --start and --end")
     raise FaceError(f"no face was found in {source}", "use a source with a visible face, another --face or --detector")
 
 
 def source_boxes(
-    info: VideoInfo, drivers: list[Driver], detector: FaceDetector, settings: EditSettings, scores: dict[int, float]
-) -> Iterator[tuple[Frame, Box | None]]:
-    """Source frames with their smoothed boxes; a still is repeated at the driving's times. Fills `scores`."""
-    frames = read_frames(info.path, settings.start, settings.end)
-    tracked = remember_scores(track_faces(frames, detector, settings.face), scores)
-    boxed = smooth_boxes(tracked, smoothing_radius(info, settings.smooth))
-    return repeat_still(next(iter(boxed)), clock(drivers), scores) if info.is_image else iter(boxed)
+    info: VideoInfo, drivers: list[Driver], followed: Iterable[Picked], number: int, sights: dict[int, Sight],
+    smooth: float = 1.0,
+) -> Iterator[tuple[Frame, Box | None]]:  # fmt: skip
+    """Source frames with the smoothed boxes of one edit; a still is repeated at the driving's times. Fills `sights`."""
+    boxed = smooth_boxes(remember_sights(followed, number, sights), smoothing_radius(info, smooth))
+    return repeat_still(next(iter(boxed)), clock(drivers), sights) if info.is_image else iter(boxed)
 
 
-def remember_scores(
-    tracked: Iterable[tuple[Frame, Detection | None]], scores: dict[int, float]
+def remember_sights(
+    followed: Iterable[Picked], number: int, sights: dict[int, Sight]
 ) -> Iterator[tuple[Frame, Detection | None]]:
-    """Notes each detection's score by frame number on the way: a box does not carry it."""
-    for frame, detection in tracked:
-        if detection is not None:
-            scores[frame.index] = float(detection.score)
-        yield frame, detection
+    """One edit's faces; notes on the way, by frame number, what a box does not carry."""
+    for seen, faces in followed:
+        face = faces[number]
+        if face is None:
+            sights[seen.frame.index] = Sight(others=bool(seen.faces), new_shot=seen.new_shot)
+        else:
+            sights[seen.frame.index] = Sight(float(face.score), face.track, new_shot=seen.new_shot)
+        yield seen.frame, face
 
 
 def clock(drivers: list[Driver]) -> Driver:
@@ -413,14 +506,13 @@ def clock(drivers: list[Driver]) -> Driver:
 
 
 def repeat_still(
-    still: tuple[Frame, Box | None], driver: Driver, scores: dict[int, float]
+    still: tuple[Frame, Box | None], driver: Driver, sights: dict[int, Sight]
 ) -> Iterator[tuple[Frame, Box | None]]:
     """The source still at every time of the driving."""
     frame, box = still
-    score = scores.pop(frame.index, None)
+    sight = sights.pop(frame.index)
     for index, moment in enumerate(driver.times):
-        if score is not None:
-            scores[index] = score
+        sights[index] = sight
         yield Frame(index, moment, frame.rgb), box
 
 
@@ -429,13 +521,13 @@ def plan_jobs(
     drivers: dict[Path, Driver],
     driving: Driving,
     settings: EditSettings,
-    scores: dict[int, float],
+    sights: dict[int, Sight],
     first_box: Box | None,
 ) -> Iterator[Job]:
     """Matches frames with motion codes by time and decides what becomes of frames without a face.
 
-    A crop needs a box at every frame: without a face it is the last one, before the first face `first_box`, which is
-    None where faces are pasted back.
+    A crop needs a box at every frame: without a face it is the last one of the shot, before the first face of a shot
+    `first_box`, which is None where faces are pasted back.
     Ends early where --driving-end trim runs out of driving. Raises FaceError for --on-no-face fail.
     """
     origin, last, sample_at = None, None, 0.0
@@ -447,7 +539,8 @@ def plan_jobs(
         codes = {path: driver.track.at(moment, settings.driving_end) for path, driver in drivers.items()}
         if any(code is None for code in codes.values()):
             return
-        score = scores.pop(frame.index, None)
+        sight = sights.get(frame.index, Sight())
+        score, last = sight.score, None if sight.new_shot else last
         if box is None and settings.on_no_face == "fail":
             raise FaceError(
                 f"no face in frame {frame.index} ({float(frame.time):.3f} s)", "use --on-no-face pass or hold"
@@ -468,6 +561,28 @@ def plan_jobs(
         last = held
 
 
+def stack_jobs(
+    jobs: Iterable[Job],
+    number: int,
+    sights: dict[int, Sight],
+    below: Iterator[tuple[Job, Frame]] | None,
+    report: Report,
+) -> Iterator[Job]:
+    """The jobs of one edit, told whose face it is and what the earlier edits, `below`, made of the frame.
+
+    Notes cuts in the report, once.
+    """
+    for job in jobs:
+        done = next(below, None) if below else None
+        if below and done is None:
+            return
+        sight = sights.pop(job.frame.index, Sight())
+        if sight.new_shot and not number:
+            report.cuts.append(round(float(job.frame.time), 6))
+        reason = OTHERS if job.reason == NO_FACE and sight.others else job.reason
+        yield replace(job, reason=reason, track=sight.track, edit=number, onto=done and done[1].rgb)
+
+
 # Jobs to edited frames
 
 
@@ -486,11 +601,11 @@ def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report:
             edited = edit_crops([batch[number] for number in chosen], stack, engine, report)
             faces = dict(zip(chosen, edited, strict=True))
         for number, job in enumerate(batch):
-            rgb, seam = job.frame.rgb, None
+            rgb, seam = job.frame.rgb if job.onto is None else job.onto, None
             if paster is None:
                 rgb = faces.get(number, crops[number][0])
             elif number in faces:
-                pasted = paster.paste(rgb, job.box, crops[number][0], faces[number], float(job.frame.time))
+                pasted = paster.paste(rgb, job.box, crops[number][0], faces[number], float(job.frame.time), job.track)
                 rgb, seam = pasted.rgb, pasted.seam
             trembling = jitter_of(job, rgb, paster is not None, jitter)
             report.frames.append(replace(fate_of(job, seam), jitter=trembling))
@@ -561,7 +676,8 @@ def fate_of(job: Job, seam: Seam | None) -> FrameFate:
         box=corners,
         score=None if score is None else round(score, 4),
         strength=job.strength if job.edited else None,
-        track=None if score is None else 0,  # one face is followed
+        track=job.track,
+        edit=job.edit,
         **({} if seam is None else seam.rounded()),
     )
 
@@ -585,7 +701,7 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 # Edited frames to files
 
 
-def default_output(source: Path, driving: Driving) -> Path:
+def default_output(source: Path, driving: Driving | Edits) -> Path:
     """`talk.mp4` edited in mode exp becomes `talk_exp.mp4` beside it; a still edited by a still `portrait_exp.png`."""
     still = is_still(probe(source), [probe_driving(path) for path in driving.paths])
     return source.with_name(f"{source.stem}_{driving.mode}{'.png' if still else '.mp4'}")

@@ -8,6 +8,7 @@ commands, so that --help answers at once.
 import functools
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -21,13 +22,14 @@ from dpe_cli import __version__
 from dpe_cli.errors import DPEError, QualityError
 
 if TYPE_CHECKING:
-    from dpe_cli.edit import Driving
+    from dpe_cli.edit import Driving, Edit, Edits
 
 MODES = ("exp", "pose", "both")
 PROTOCOLS = ("same", "cross", "video")  # of eval
 INTERRUPTED = 130
 STOPPED = 75  # by SIGTERM; can be resumed
 OUT_OF_MEMORY = 6
+EDIT_KEYS = ("face", "driving", "exp-driving", "pose-driving", "mode", "strength")
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 FILE = click.Path(path_type=Path)  # a missing input is our error 3, not click's 2
 SECONDS = {"type": click.FloatRange(min=0), "metavar": "SECONDS"}
@@ -193,7 +195,14 @@ def cli() -> None:
     default="largest",
     show_default=True,
     metavar="WHICH",
-    help="largest, left, right, center, a number from 0 (left to right), or a picture of the person.",
+    help="largest, left, right, center, a number from 0 (left to right), track:NUMBER of `dpe faces`, or a picture.",
+)
+@click.option(
+    "--edit",
+    "several",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="One of several edits in one pass; repeat it. Keys: face, driving, mode, strength, exp-driving, pose-driving.",
 )
 @click.option("--driving-face", default="largest", show_default=True, metavar="WHICH", help="The same for the driving.")
 @click.option(
@@ -218,6 +227,7 @@ def edit(
     exp_driving: Path | None,
     pose_driving: Path | None,
     mode: str | None,
+    several: tuple[str, ...],
     output: Path | None,
     preview: Path | None,
     report: Path | None,
@@ -238,8 +248,14 @@ def edit(
 
     \b
     dpe edit --source examples/out/source.mp4 --driving examples/out/driving.mp4 -o edited.mp4
+    dpe edit -s two.mp4 --edit face=left,driving=smile.mp4 --edit face=right,driving=frown.mp4,strength=0.5
     """
-    drivers = choose_driving(driving, exp_driving, pose_driving, mode)
+    if several:
+        if driving or exp_driving or pose_driving or mode:
+            raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
+        drivers = choose_edits(several, settings["face"], settings["strength"])
+    else:
+        drivers = choose_driving(driving, exp_driving, pose_driving, mode)
     if settings["end"] is not None and settings["end"] <= (settings["start"] or 0):
         raise click.UsageError("--end must be after --start")
     if settings["neutral_frame"] is not None and settings["motion"] != "relative":
@@ -330,6 +346,57 @@ def report(report: Path, output: Path | None, overwrite: bool) -> None:
     output = output or report.with_suffix(".html")
     write_page(report, output, overwrite)
     click.echo(output)
+
+
+@cli.command()
+@click.argument("video", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Also write a sheet (.png or .jpg) with a picture of each track.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing sheet.")
+@click.option(
+    "--detector", default="auto", show_default=True, help="auto, centerface, insightface, yunet or mediapipe."
+)
+@click.option("--face-models", type=FILE, help="Folder or file of the detector's models.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no table, only errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a bug.")
+def faces(
+    video: Path,
+    output: Path | None,
+    overwrite: bool,
+    detector: str,
+    face_models: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """List the faces of a video: each track with its person, times, size and confidence.
+
+    A track is one face in one shot. `dpe edit --face track:NUMBER` edits the person of a track from there on, if both
+    are run with the same detector.
+
+    \b
+    dpe faces talk.mp4 -o faces.png
+    """
+    from dpe_cli.edit import check_output
+    from dpe_cli.face import make_detector
+    from dpe_cli.roster import list_faces
+    from dpe_cli.video import probe, read_frames, write_image
+
+    if output:
+        if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise click.UsageError(f"{output} cannot hold a sheet: name a .png or .jpg")
+        check_output(output, [video], overwrite)
+    info, finder = probe(video), make_detector(detector, face_models)
+    frames = progress_for(quiet)(read_frames(video), info.n_frames, f"reading {video.name}")
+    roster = list_faces(frames, finder)
+    if output:
+        write_image(output, roster.sheet())
+    if not quiet:
+        show_roster(roster.to_dict(), finder.name)
+    if as_json:
+        click.echo(json.dumps({"video": str(video), "detector": finder.name, **roster.to_dict()}, indent=1))
+    elif output:
+        click.echo(output)
 
 
 @cli.group(cls=Cli)
@@ -647,6 +714,55 @@ def seam_limit(text: str | None) -> float | None:
     if name != "seam" or not limit >= 0:
         raise click.BadParameter("it is 'seam>X', X a number from 0, in quotes: > means something to a shell")
     return limit
+
+
+def choose_edits(several: Iterable[str], face: str, strength: float) -> "Edits":
+    """All of `--edit`; `face` and `strength` are for those that name none. Raises click.UsageError."""
+    from dpe_cli.edit import Edits
+
+    return Edits(tuple(parse_edit(text, face, strength) for text in several))
+
+
+def parse_edit(text: str, face: str, strength: float) -> "Edit":
+    """One `--edit face=REF,driving=FILE,mode=exp,strength=1`; values may hold commas. Raises click.UsageError."""
+    pairs = [part.partition("=") for part in re.split(rf",(?=(?:{'|'.join(EDIT_KEYS)})=)", text)]
+    given = {key: value for key, _, value in pairs}
+    wrong = [key for key, _, value in pairs if key not in EDIT_KEYS or not value]
+    if wrong or len(given) < len(pairs):
+        what = f"{wrong[0]!r} is not KEY=VALUE" if wrong else "a key comes twice"
+        raise click.UsageError(f"--edit {text}: {what}; the keys are {', '.join(EDIT_KEYS)}")
+    try:
+        strength = click.FloatRange(0, 3).convert(given.get("strength", strength), None, None)
+        mode = given.get("mode") and click.Choice(MODES).convert(given["mode"], None, None)
+        files = [Path(given[key]) if key in given else None for key in ("driving", "exp-driving", "pose-driving")]
+        driving = choose_driving(*files, mode)
+    except click.UsageError as error:
+        raise click.UsageError(f"--edit {text}: {error.message.replace('--', '')}") from None
+
+    from dpe_cli.edit import Edit
+
+    return Edit(driving, given.get("face", face), strength)
+
+
+def show_roster(roster: dict[str, Any], detector: str) -> None:
+    """The tracks as a table on stderr, and how they were told apart."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name in ("track", "person", "shot", "from", "to", "frames", "size", "confidence"):
+        table.add_column(name, justify="right")
+    for track in roster["tracks"]:
+        times = (f"{track[end]:.2f} s" for end in ("start", "end"))
+        means = f"{track['size']:.0f} px", f"{track['confidence']:.2f}"
+        counts = (str(track[name]) for name in ("person", "shot"))
+        table.add_row(f"track:{track['track']}", *counts, *times, str(track["frames"]), *means)
+    console = Console(stderr=True)
+    console.print(table)
+    by = "the recognition network" if roster["recognition_network"] else "colours alone, which is a guess"
+    short = roster["short_tracks_left_out"]
+    words = f"{len(roster['cuts'])} cuts; faces by {detector}, persons by {by}"
+    console.print(words + (f"; {short} tracks of one or two frames left out" if short else ""), highlight=False)
 
 
 def closing_words(summary: dict[str, Any]) -> str:

@@ -26,7 +26,8 @@ class FrameFate:
     score: float | None  # of the detection
     strength: float | None  # None for a passed frame
     jitter: float | None = None  # change since the frame before, of 255, where nothing should change: `motion.Jitter`
-    track: int | None = None  # which of the followed faces; None where none was seen
+    track: int | None = None  # number of the face's track, as `dpe faces` lists it; None where the face was not seen
+    edit: int = 0  # which of the edits of this pass: each has its own line for a frame
     seam: float | None = None  # colour_step + gradient_step; None where nothing was pasted back
     colour_step: float | None = None  # these three: see `paste.Seam`
     gradient_step: float | None = None
@@ -43,16 +44,35 @@ class Report:
     detector: str = ""
     output: dict[str, Any] = field(default_factory=dict)
     frames: list[FrameFate] = field(default_factory=list)
+    cuts: list[float] = field(default_factory=list)  # seconds at which a new shot begins, the first one left out
     self_reconstruction: list[float] = field(default_factory=list)  # PSNR in dB of sampled frames
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def counts(self) -> dict[str, Any]:
-        """How many frames were edited and passed, and why they were passed."""
-        fates = Counter(frame.fate for frame in self.frames)
+        """How many frames were edited and passed, and why they were passed.
+
+        A frame with several edits is edited if one of them was done; its reasons are counted for each, and `edits` says
+        how many frames each edit changed.
+        """
+        frames = {frame.index for frame in self.frames}
+        edited = {frame.index for frame in self.frames if frame.fate == "edited"}
         reasons = Counter(frame.reason for frame in self.frames if frame.reason)
-        edited, passed = fates["edited"], fates["passed"]
-        return {"frames": len(self.frames), "edited": edited, "passed": passed, "reasons": dict(reasons)}
+        counts = {
+            "frames": len(frames),
+            "edited": len(edited),
+            "passed": len(frames - edited),
+            "reasons": dict(reasons),
+        }
+        edits = Counter({frame.edit: 0 for frame in self.frames})
+        edits.update(frame.edit for frame in self.frames if frame.fate == "edited")
+        return {**counts, "edits": [edits[number] for number in sorted(edits)]} if len(edits) > 1 else counts
+
+    def sort_frames(self, written: int) -> None:
+        """Brings the lines of several edits into the order of frames; drops what lies past the last frame written."""
+        self.frames = sorted(
+            (frame for frame in self.frames if frame.index < written), key=lambda frame: (frame.index, frame.edit)
+        )
 
     def summary(self) -> dict[str, Any]:
         """All but the list of frames, ready for JSON."""
@@ -60,8 +80,9 @@ class Report:
             "dpe": dpe_cli.__version__,
             "output": self.output,
             "counts": self.counts(),
+            "cuts": self.cuts,
             "seconds": round(self.seconds, 3),
-            "frames_per_second": round(len(self.frames) / self.seconds, 3) if self.seconds else None,
+            "frames_per_second": round(self.counts()["frames"] / self.seconds, 3) if self.seconds else None,
             "peak_memory_mib": peak_memory(),
             "self_reconstruction": self._self_reconstruction(),
             "jitter": self._jitter(),

@@ -295,6 +295,73 @@ def test_wrong_weights_and_devices_are_told_in_one_line(tmp_path: Path):
         assert done.exit_code == code and len(done.stderr.splitlines()) == 1
 
 
+# Several edits, and who there is
+
+
+def test_several_edits_are_made_in_one_pass(clips: Path):
+    one, two = (f"face=left,driving={clips / 'smile.mp4'},mode={mode}" for mode in ("exp", "pose"))
+    done = run("edit", "-s", clips / "talk.mp4", "--edit", one, "--edit", f"{two},strength=0.5", "--json")
+    assert done.exit_code == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["counts"]["edits"] == [4, 4] and summary["output"]["path"].endswith("talk_both.mp4")
+    assert [(each["mode"], each["strength"]) for each in summary["settings"]["edits"]] == [("exp", 1.0), ("pose", 0.5)]
+
+
+def test_an_edit_is_parsed():
+    edit = main.parse_edit("face=a,b.jpg,driving=c,d=e.mp4,mode=both,strength=2", "largest", 1.0)
+    assert (edit.face, edit.strength) == ("a,b.jpg", 2.0)
+    assert edit.driving.expression == edit.driving.pose == Path("c,d=e.mp4")
+    edit = main.parse_edit("exp-driving=a.mp4,pose-driving=b.mp4", "left", 0.5)
+    assert (edit.face, edit.strength, edit.driving.mode) == ("left", 0.5, "both")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("smile.mp4", "'smile.mp4' is not KEY=VALUE"),
+        ("driving=", "'driving' is not KEY=VALUE"),
+        ("driving=a.mp4,driving=b.mp4", "a key comes twice"),
+        ("face=left", "give driving"),
+        ("driving=a.mp4,strength=much", "'much' is not a valid float"),
+        ("driving=a.mp4,strength=4", "not in the range"),
+        ("driving=a.mp4,mode=hair", "'hair' is not one of"),
+        ("driving=a.mp4,pose-driving=b.mp4", "cannot go with"),
+    ],
+)
+def test_an_edit_that_means_nothing_is_wrong_usage(clips: Path, text: str, complaint: str):
+    done = run("edit", "-s", clips / "talk.mp4", "--edit", text)
+    assert done.exit_code == 2 and complaint in done.stderr
+
+
+def test_edits_bring_their_own_drivers(clips: Path):
+    done = edit(clips, "--edit", f"driving={clips / 'smile.mp4'}")
+    assert done.exit_code == 2 and "names its own drivers" in done.stderr
+
+
+def test_faces_are_listed_and_one_is_edited_by_its_number(tmp_path: Path, small_weights: Path):
+    source, sheet = astronaut(tmp_path / "source.mp4", 6), tmp_path / "faces.png"
+    listed = run("faces", source, "--detector", "centerface", "--json", "-o", sheet)
+    assert listed.exit_code == 0, listed.stderr
+    (track,) = json.loads(listed.stdout)["tracks"]
+    assert (track["track"], track["frames"], track["start"], track["end"]) == (1, 6, 0.0, 0.5) and track["size"] > 50
+    assert "track:1" in listed.stderr and "colours alone" in listed.stderr
+    assert probe(sheet).width == 160
+    assert run("faces", source, "-o", sheet).exit_code == 7  # it exists
+    done = run(
+        *("edit", "-s", source, "-d", sheet, "--weights", small_weights, "--device", "cpu", "--detector", "centerface"),
+        *("--face", f"track:{track['track']}", "--json", "-o", tmp_path / "out.mp4"),
+    )
+    assert done.exit_code == 0 and json.loads(done.stdout)["counts"]["edited"] == 6, done.stderr
+    assert run("edit", "-s", source, "-d", sheet, "--face", "track:7", "--weights", small_weights).exit_code == 4
+
+
+def test_the_list_of_faces_goes_to_stderr_and_the_sheet_to_stdout(clips: Path):
+    done = run("faces", clips / "talk.mp4", "-o", clips / "faces.png")
+    assert (done.exit_code, done.stdout) == (0, f"{clips / 'faces.png'}\n") and "track:1" in done.stderr
+    assert run("faces", clips / "talk.mp4", "-q").stderr == ""
+    assert run("faces", clips / "talk.mp4", "-o", clips / "faces.mp4").exit_code == 2
+
+
 # Weights
 
 
