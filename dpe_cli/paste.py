@@ -14,7 +14,7 @@ import numpy as np
 
 from dpe_cli.crop import crop_matrix, cut, levels, paste_back, resample, times
 from dpe_cli.errors import InputError
-from dpe_cli.face import Box, FaceDetector, connected
+from dpe_cli.face import Box, FaceDetector, Measured, connected
 from dpe_cli.landmarks import Landmarker
 from dpe_cli.masks import Landmarks, MaskMaker, Steady
 from dpe_cli.plugs import Enhancer, FaceParser
@@ -80,7 +80,7 @@ class Paster:
     ):
         self.masks, self.colour_match, self.detail, self.enhancer = masks, colour_match, detail, enhancer
         self.colours = Steady(COLOUR_SECONDS)
-        self.boxes: dict[Hashable, np.ndarray] = {}
+        self.boxes: dict[Hashable, Measured] = {}
         self.edge: tuple[np.ndarray, Edge] | None = None
 
     def paste(
@@ -127,7 +127,7 @@ class Paster:
 
     def mind_jumps(self, box: Box, time: float, track: Hashable) -> None:
         """Forgets the colours of a track whose box jumps: that is a cut between shots."""
-        here = np.array([time, *box.centre, box.width])
+        here = Measured(np.array([time, *box.centre, box.width]), 0)  # told apart by the key already
         if not connected(self.boxes.get(track), here):
             for key in (track, ("enhanced", track)):
                 self.colours.forget(key)
