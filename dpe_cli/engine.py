@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpe_cli.errors import DeviceError, WeightsError
-from dpe_cli.models import DPE, Encoded
+from dpe_cli.models import DPE, Encoded, InferenceDPE
 from dpe_cli.weights import Loaded, load
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,7 +40,7 @@ class Engine:
         self.batch_size = batch_size or BATCH_SIZES[self.device.type]
         self.loaded = load(weights)
         with device_errors(self.device):
-            self.networks = build(self.loaded, self.device)
+            self.networks = build(self.loaded, self.device, self.precision)
         self.still: tuple[np.ndarray, Encoded] | None = None  # the last source that stood still, encoded
 
     @property
@@ -230,11 +230,11 @@ def device_errors(device: torch.device) -> Iterator[None]:
         raise DeviceError(f"{describe_device(device)} cannot be used: {first_line}", "use --device cpu") from error
 
 
-def build(loaded: Loaded, device: torch.device) -> DPE:
-    """The networks with their weights, on the device, in the layout in which convolutions are fast."""
+def build(loaded: Loaded, device: torch.device, precision: str) -> InferenceDPE:
+    """The networks with their weights, in the form and the layout that are fast on the device."""
     networks = DPE(loaded.config)
     networks.load_state_dict(loaded.state)
-    return networks.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return InferenceDPE(networks, winograd=device.type == "cpu" and precision == "fp32").to(device)
 
 
 # Pictures

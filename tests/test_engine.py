@@ -181,7 +181,7 @@ def test_where_sixteen_bits_overflow_the_rest_is_done_in_thirty_two(file: Path, 
     other = Engine(file, device="cpu", precision="fp16")
     with torch.no_grad():
         for one in (networks, other):
-            one.networks.encoder.convs[0].weight.mul_(1e6)  # far beyond 65504, the largest half
+            one.networks.encoder.first.weight.mul_(1e6)  # far beyond 65504, the largest half
     expected = networks.motion_codes(crops(2))
     np.testing.assert_allclose(other.motion_codes(crops(2)), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
     assert other.description["precision"] == "fp32"
@@ -189,7 +189,7 @@ def test_where_sixteen_bits_overflow_the_rest_is_done_in_thirty_two(file: Path, 
 
 def test_weights_that_compute_nonsense_are_reported(networks: Engine):
     with torch.no_grad():
-        networks.networks.encoder.convs[0].weight.fill_(3e38)
+        networks.networks.encoder.first.weight.fill_(3e38)
     with pytest.raises(WeightsError, match="not numbers"):
         networks.motion_codes(crops(1))
 
@@ -300,7 +300,7 @@ def test_auto_precision_suits_the_device(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_a_device_refuses_at_the_start_is_a_device_error(file: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(loaded: object, device: torch.device) -> None:
+    def refuse(loaded: object, device: torch.device, precision: str) -> None:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
 
     monkeypatch.setattr(engine, "build", refuse)
