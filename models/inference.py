@@ -365,8 +365,3 @@ class InferenceDPE(nn.Module):
     def transfer_pose(self, source: Encoded, code: Tensor) -> Tensor:
         """The source in the pose of a motion code, its own expression kept. -> (B, 3, size, size)"""
         return self.pose_generator(source.latent + self.pose_shift(code), source.features)
-
-    def transfer_both(self, source: Encoded, expression_code: Tensor, pose_code: Tensor) -> Tensor:
-        """Expression first, then pose, the unclamped picture in between encoded anew. -> (B, 3, size, size)"""
-        between = self.transfer_expression(source, expression_code)
-        return self.transfer_pose(self.encode(between.contiguous(memory_format=torch.channels_last)), pose_code)

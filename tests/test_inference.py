@@ -35,7 +35,7 @@ def three_edits(model: DPE | InferenceDPE, source: Tensor, driving: Tensor) -> d
         "code": code,
         "exp": model.transfer_expression(encoded, code),
         "pose": model.transfer_pose(encoded, code),
-        "both": model.transfer_both(encoded, code, code.flip(0)),
+        "both": model.transfer_pose(model.encode(model.transfer_expression(encoded, code)), code.flip(0)),
     }
 
 
