@@ -21,6 +21,7 @@ from dpe_cli.crop import cut, gaussian_mask, paste_back
 from dpe_cli.errors import FaceError, InputError, OutputError
 from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes, track_faces
 from dpe_cli.motion import MotionTrack
+from dpe_cli.pipeline import ahead
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
 from dpe_cli.video import Frame, VideoInfo, audio_codecs, probe, read_frames, write_image, write_video
@@ -159,11 +160,11 @@ def edit_video(
     boxed = source_boxes(source_info, drivers, detector, settings, scores)
     roles = dict(zip(driving.paths, drivers, strict=True))
     jobs = plan_jobs(boxed, roles, driving, settings, scores, None if paste else first_box)
-    edited = run_jobs(jobs, engine, settings.strength, paste, report)
+    edited = run_jobs(ahead(jobs), engine, settings.strength, paste, report)  # reads and looks while it edits
     if is_still(source_info, driver_infos):
         written = write_stills(edited, output, preview, drivers, settings)
     else:
-        edited = progress(edited, expected_frames(source_info, drivers, settings), f"editing {source.name}")
+        edited = progress(ahead(edited), expected_frames(source_info, drivers, settings), f"editing {source.name}")
         target = plan_target(source_info, drivers, settings, first_time, remark)
         written = write_clips(edited, target, output, preview, drivers, settings, remark)
     report.output = {"path": str(output), "preview": preview and str(preview), "frames": written}
@@ -282,7 +283,7 @@ def read_driver(
     crops = ((frame.time, cut(frame.rgb, box, engine.size)[0]) for frame, box in boxed if box is not None)
     moments: list[float] = []
     codes: list[np.ndarray] = []
-    for batch in batched(crops, engine.batch_size):
+    for batch in batched(ahead(crops), engine.batch_size):
         moments += [float(moment - times[0]) for moment, _ in batch]
         codes.append(engine.motion_codes(np.stack([crop for _, crop in batch])))
     if not codes:
