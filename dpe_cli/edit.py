@@ -1,8 +1,8 @@
 """The main path: from a source, a driving and an engine to an edited video.
 
 Every stage is an iterator; nobody keeps the video. Held at once are a batch of source frames, the window of
-`smooth_boxes`, 20 numbers for each driving frame, a line of the report for each source frame and, for a preview, one
-second of small driving frames.
+`smooth_boxes`, the few frames that wait before and after the networks (`ahead`), 20 numbers for each driving frame, a
+line of the report for each source frame and, for a preview, one second of small driving frames.
 """
 
 import contextlib

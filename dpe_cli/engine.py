@@ -42,6 +42,7 @@ class Engine:
         self.loaded = load(weights)
         with device_errors(self.device):
             self.networks = build(self.loaded, self.device, self.precision)
+        self.loaded.state.clear()  # the networks have their own form of the weights
         self.forget()
 
     @property

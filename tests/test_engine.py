@@ -346,6 +346,14 @@ def test_auto_precision_suits_the_device(monkeypatch: pytest.MonkeyPatch):
         choose_precision("int8", CPU)
 
 
+def test_minimal_filtering_is_for_float32(file: Path):
+    filters = [
+        {type(part).__name__ for part in Engine(file, device="cpu", precision=precision).networks.modules()}
+        for precision in ("fp32", "bf16")
+    ]
+    assert ["WinogradConvolution" in kinds for kinds in filters] == [True, False]
+
+
 def test_what_a_device_refuses_at_the_start_is_a_device_error(file: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(loaded: object, device: torch.device, precision: str) -> None:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
