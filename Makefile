@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/ready
 OUT = examples/out
 
-.PHONY: install demo test train-smoke gpu-train lint check fix clean
+.PHONY: install demo bench test train-smoke gpu-train lint check fix clean
 
 install: $(READY)
 
@@ -22,6 +22,9 @@ demo: $(READY)
 		--output $(OUT)/edited.mp4 --preview $(OUT)/preview.mp4 --overwrite $(DEMO_OPTIONS)
 	@echo "Edited video:                        $(OUT)/edited.mp4"
 	@echo "Source, driving, result side by side: $(OUT)/preview.mp4"
+
+bench: $(READY)
+	$(BIN)/dpe benchmark --mode exp --mode pose --mode both --source video --source still $(BENCH_OPTIONS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_OPTIONS)

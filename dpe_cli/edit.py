@@ -1,8 +1,8 @@
 """The main path: from a source, a driving and an engine to an edited video.
 
 Every stage is an iterator; nobody keeps the video. Held at once are a batch of source frames, the window of
-`smooth_boxes`, 20 numbers for each driving frame, a line of the report for each source frame and, for a preview, one
-second of small driving frames.
+`smooth_boxes`, the few frames that wait before and after the networks (`ahead`), 20 numbers for each driving frame, a
+line of the report for each source frame and, for a preview, one second of small driving frames.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_cod
 from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
 from dpe_cli.paste import Paster, Seam, make_paster
 from dpe_cli.people import TRACK, Picked, follow, track_faces
+from dpe_cli.pipeline import ahead
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
 from dpe_cli.video import Frame, VideoInfo, audio_codecs, probe, read_frames, write_image, write_video
@@ -218,7 +219,7 @@ def edit_video(
     drivers = [read_driver(info, engine, detector, settings, progress) for info in driver_infos]
     drivers = [prepare_driver(driver, settings, remark) for driver in drivers]
     report.inputs["driving"] = [describe_driver(driver) for driver in drivers]
-    followed = follow_source(source, detector, settings, edits, remark)
+    followed = ahead(follow_source(source, detector, settings, edits, remark))  # reads and looks while it edits
     read = dict(zip(edits.paths, drivers, strict=True))
     edited: Iterator[tuple[Job, Frame]] | None = None
     for number, (edit, picked) in enumerate(zip(edits.each, tee(followed, len(edits.each)), strict=True)):
@@ -233,7 +234,7 @@ def edit_video(
     if is_still(source_info, driver_infos):
         written = write_stills(edited, output, preview, drivers, settings)
     else:
-        edited = progress(edited, expected_frames(source_info, drivers, settings), f"editing {source.name}")
+        edited = progress(ahead(edited), expected_frames(source_info, drivers, settings), f"editing {source.name}")
         target = plan_target(source_info, drivers, settings, first_time, remark)
         written = write_clips(edited, target, output, preview, drivers, settings, remark)
     report.sort_frames(written)
@@ -384,7 +385,7 @@ def read_driver(
     moments: list[float] = []
     boxes: list[tuple[float, ...]] = []
     codes: list[np.ndarray] = []
-    for batch in batched(crops, engine.batch_size):
+    for batch in batched(ahead(crops), engine.batch_size):
         moments += [float(moment - times[0]) for moment, _, _ in batch]
         boxes += [(box.x0, box.y0, box.x1, box.y1) for _, box, _ in batch]
         codes.append(engine.motion_codes(np.stack([crop for _, _, crop in batch])))

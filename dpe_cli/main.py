@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 MODES = ("exp", "pose", "both")
 PROTOCOLS = ("same", "cross", "video")  # of eval
+SIZES = ("360p", "1080p", "2160p")  # of benchmark
 INTERRUPTED = 130
 STOPPED = 75  # by SIGTERM; can be resumed
 OUT_OF_MEMORY = 6
 EDIT_KEYS = ("face", "driving", "exp-driving", "pose-driving", "mode", "strength")
+TABLE_WIDTH = 120  # where there is no terminal
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 FILE = click.Path(path_type=Path)  # a missing input is our error 3, not click's 2
 SECONDS = {"type": click.FloatRange(min=0), "metavar": "SECONDS"}
@@ -397,6 +399,69 @@ def faces(
         click.echo(json.dumps({"video": str(video), "detector": finder.name, **roster.to_dict()}, indent=1))
     elif output:
         click.echo(output)
+
+
+@cli.command()
+@click.option(
+    "--size", "sizes", multiple=True, type=click.Choice(SIZES), help="Only this size; repeatable.  [default: all]"
+)
+@click.option(
+    "--mode", "modes", multiple=True, type=click.Choice(MODES), default=["exp"], show_default=True, help="Repeatable."
+)
+@click.option(
+    "--source", "sources", multiple=True, type=click.Choice(["video", "still"]), default=["video"], show_default=True,
+    help="What is edited; repeatable.",
+)  # fmt: skip
+@click.option("--frames", type=click.IntRange(min=8), default=50, show_default=True, help="Length of the drawn clips.")
+@click.option("--detector", default="auto", show_default=True, help="As in edit.")
+@click.option("--face-models", type=FILE, help="As in edit.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@shared_options
+def benchmark(
+    sizes: tuple[str, ...], modes: tuple[str, ...], sources: tuple[str, ...], frames: int, as_json: bool, quiet: bool,
+    verbose: bool, **choice: Any,
+) -> None:  # fmt: skip
+    """Measure how fast this machine edits, on clips that are drawn for it.
+
+    Each stage alone in milliseconds a frame; the networks, with their shares of the machine's own rate of matrix
+    products and of its memory; whole runs with wall time, CPU time and peak memory.
+
+    \b
+    dpe benchmark --size 1080p --frames 25
+    """
+    from dpe_cli.benchmark import Choice
+    from dpe_cli.benchmark import benchmark as measure
+
+    say = (lambda message: None) if quiet else (lambda message: click.echo(f"measuring {message}", err=True))
+    result = measure(Choice(**choice), sizes or SIZES, modes, sources, frames, say)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    machine = result["machine"]
+    click.echo(f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; {machine['device']}")
+    click.echo(f"{machine['matrix_gflops']} GFLOP/s in matrix products, {machine['memory_gb_per_s']} GB/s in copies")
+    click.echo(f"{result['engine']['weights']}, {result['engine']['precision']}; faces: {result['detector']}")
+    for title, rows in (
+        ("Networks, a frame", result["networks"]),
+        ("Other stages, milliseconds a frame", result["stages"]),
+        ("Whole runs", result["runs"]),
+    ):
+        print_table(title, rows)
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Rows of the same keys, on stdout."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for key, value in rows[0].items():
+        justify = "left" if isinstance(value, str) else "right"
+        table.add_column(key.replace("_", " "), justify=justify, no_wrap=True)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(table)
 
 
 @cli.group(cls=Cli)

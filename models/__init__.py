@@ -5,6 +5,7 @@ from .decoder import Generator, Rendered
 from .discriminator import Discriminator
 from .encoder import Encoded, Encoder
 from .generator import DPE, MotionBasis
+from .inference import InferenceDPE
 from .lpips import LPIPS
 from .perceptual import PerceptualLoss
 
@@ -16,6 +17,7 @@ __all__ = [
     "Encoded",
     "Encoder",
     "Generator",
+    "InferenceDPE",
     "MotionBasis",
     "PerceptualLoss",
     "Rendered",
