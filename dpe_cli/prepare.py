@@ -39,9 +39,11 @@ from dpe_cli.crop import cut
 from dpe_cli.dataset import CROP, INDEX, INDEX_COLUMNS, is_held_out
 from dpe_cli.detectors import RESEARCH_ONLY, ArcFace, quiet_stderr
 from dpe_cli.errors import DeviceError, DPEError, FaceError, InputError, OutputError
-from dpe_cli.face import Box, FaceDetector, crop_box, make_detector, track_faces
+from dpe_cli.face import Box, FaceDetector, crop_box, make_detector
 from dpe_cli.landmarks import FaceShape, Landmarker, five_points
 from dpe_cli.motion_space import MotionSpace, normalise
+from dpe_cli.people import track_faces
+from dpe_cli.shots import mark_shots
 from dpe_cli.video import Frame, decode_image, probe, read_frames
 
 MARGIN = 1.1  # side of the square over the reach of all crop boxes: room for what training shifts and zooms at random
@@ -49,7 +51,6 @@ SPREAD = 1.8  # a face that reaches over so many of its own (smallest) crop boxe
 GAP_SECONDS = 0.5  # out of sight for longer, it does too
 MIN_FRAMES = 10  # with a face, in a clip
 SAME_PERSON = 0.5  # mean cosine between the clips of two groups: above it one person; see `cluster`
-SHOT_CHANGE = 0.35  # share of the colours that two neighbouring frames do not have in common; see `mark_shots`
 LMDB_RATE = Fraction(25)  # frames a second of VoxCeleb, which that layout does not say
 LMDB_FRAMES = 500  # of a video, at most; as the official loader
 VIDEOS = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v", ".ts", ".wmv", ".flv"}
@@ -556,30 +557,6 @@ def shots(frames: Iterable[Frame]) -> Iterator[Iterator[Frame]]:
 
     for _, shot in groupby(numbered(), lambda pair: pair[0]):
         yield (frame for _, frame in shot)
-
-
-def mark_shots(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
-    """Each frame and whether a new shot begins with it, which the first does not.
-
-    Told by the colours that neighbours have in common (histogram intersection). On 12.5 frames a second of 600 clips
-    of talking faces at most 0.33 of them change within a shot (3600 pairs), and more than 0.36 in 99.5 % of the pairs
-    of two clips.
-    """
-    before = None
-    for frame in frames:
-        colours = histogram(frame.rgb)
-        changed = 0.0 if before is None else 1 - float(np.minimum(before, colours).sum())
-        before = colours
-        yield frame, changed > SHOT_CHANGE
-
-
-def histogram(rgb: np.ndarray) -> np.ndarray:
-    """Shares of hue, saturation and value in 8 x 4 x 8 bins. (256,)"""
-    step = max(1, min(rgb.shape[:2]) // 128)  # enough pixels: all of them cost as much as finding a face
-    small = cv2.resize(np.ascontiguousarray(rgb[::step, ::step]), (64, 64), interpolation=cv2.INTER_AREA)
-    hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV)
-    counts = cv2.calcHist([hsv], [0, 1, 2], None, [8, 4, 8], [0, 180, 0, 256, 0, 256]).ravel()
-    return counts / counts.sum()
 
 
 Seen = tuple[int, float, Box]  # frame number, seconds, crop box

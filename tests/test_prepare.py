@@ -29,7 +29,6 @@ from dpe_cli.prepare import (
     Tools,
     cluster,
     find_sources,
-    mark_shots,
     prepare,
     prepare_source,
     split_people,
@@ -354,12 +353,6 @@ def test_a_face_that_goes_far_or_away_begins_a_new_clip():
     ]  # fmt: skip
     near = [(i, i / 10, Box.square(100 + 5 * i, 100, 50)) for i in range(7)]
     assert len(list(steady(near))) == 1
-
-
-def test_a_cut_begins_a_shot_and_motion_or_light_does_not():
-    pictures = [*walk(6), *(np.clip(rgb.astype(int) + 8, 0, 255).astype(np.uint8) for rgb in walk(6)), *walk(6, BROWN)]
-    frames = [Frame(i, Fraction(i, 25), rgb) for i, rgb in enumerate(pictures)]
-    assert [frame.index for frame, is_new in mark_shots(frames) if is_new] == [12]
 
 
 def test_clusters_are_people():
