@@ -27,6 +27,7 @@ DIFFERENT, UNLIKE, ELSEWHERE = 0.09, 0.7, 0.82
 # their highest correlation, more than that of a cut because half of a slow dissolve lies outside of what is looked at.
 MIXED, APART, MIXED_UNLIKE = 0.25, 0.07, 0.8
 FLAT = 0.02  # standard deviation: less is noise
+BLACK = 0.08  # of 1: the bars of a letterbox are darker
 LONGEST = 24  # frames: within so many after a dissolve was found it may still go on
 
 
@@ -72,10 +73,10 @@ def is_dissolve(pictures: list[np.ndarray], at: int) -> bool:
     """Whether the picture at `at` is in the middle of a gradual change from one shot to another."""
     for around in (AROUND // 2, AROUND):
         if around <= at < len(pictures) - around:
-            before, here, after = (pictures[at + offset] for offset in (-around, 0, around))
+            last, before, here, after = without_bars(*(pictures[at + step] for step in (-1, -around, 0, around)))
             apart = difference(before, after)
             mixed = difference(here, (before + after) / 2) < MIXED * apart
-            still = correlation(pictures[at - 1], here) > UNLIKE  # no pan over clouds, which looks mixed too
+            still = correlation(last, here) > UNLIKE  # no pan over clouds, which looks mixed too
             if mixed and still and apart > APART and correlation(before, after) < MIXED_UNLIKE:
                 return True
     return False
@@ -83,12 +84,24 @@ def is_dissolve(pictures: list[np.ndarray], at: int) -> bool:
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two pictures may be of one shot."""
+    if difference(one, other) < DIFFERENT / 2:
+        return True
+    one, other = without_bars(one, other)
     return (
         difference(one, other) < DIFFERENT
         or correlation(one, other) > UNLIKE
-        or best_shift(one, other) > ELSEWHERE
-        or best_shift(other, one) > ELSEWHERE
+        or min(best_shift(one, other), best_shift(other, one)) > ELSEWHERE
     )
+
+
+def without_bars(*pictures: np.ndarray) -> list[np.ndarray]:
+    """The pictures less what is black in all of them at the edges, where any two agree; as large as before."""
+    lit = np.max([picture.max(2) for picture in pictures], axis=0) > BLACK
+    rows, columns = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
+    if lit.all() or not len(rows):
+        return list(pictures)
+    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return [cv2.resize(picture[part], SMALL, interpolation=cv2.INTER_AREA) for picture in pictures]
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:

@@ -54,6 +54,16 @@ def test_cuts_to_and_from_a_plain_card_are_found(scenes: list[list[np.ndarray]])
         assert cuts(pictures[:12] + card + pictures[12:24]) == [12, 24]
 
 
+def test_black_bars_hide_no_cut(scenes: list[list[np.ndarray]]):
+    def boxed(pictures: list[np.ndarray]) -> list[np.ndarray]:
+        return [cv2.copyMakeBorder(picture, 0, 0, 160, 160, cv2.BORDER_CONSTANT) for picture in pictures]
+
+    for one, other in pairwise(scenes):
+        assert cuts(boxed(one[:15]) + boxed(other[:15])) == [15]
+        lit = [mix(picture, np.full_like(picture, 255), 0.7) for picture in one[15:17]]
+        assert cuts(boxed(one[:15] + lit + one[17:])) == []
+
+
 @pytest.mark.parametrize("length", [3, 6, 12, 18])
 def test_a_dissolve_is_one_cut_near_its_middle(scenes: list[list[np.ndarray]], length: int):
     for one, other in pairwise(scenes):
