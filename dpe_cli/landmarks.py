@@ -42,6 +42,8 @@ CORNERS = ((33, 133), (362, 263))
 class FaceShape:
     points: np.ndarray  # (478, 3) float32, pixels
     blendshapes: np.ndarray  # (52,) float32 in [0, 1], in the order of BLENDSHAPES
+    visibility: np.ndarray | None = None  # (478,) float32 in [0, 1]; None where the model does not tell
+    confidence: float = 1.0  # in [0, 1]: that this is a face
 
 
 class Landmarker:

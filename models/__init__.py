@@ -5,6 +5,7 @@ from .decoder import Generator, Rendered
 from .discriminator import Discriminator
 from .encoder import Encoded, Encoder
 from .generator import DPE, MotionBasis
+from .landmarks import LandmarkConfig, LandmarkNet, Landmarks
 from .perceptual import PerceptualLoss
 
 __all__ = [
@@ -14,6 +15,9 @@ __all__ = [
     "Encoded",
     "Encoder",
     "Generator",
+    "LandmarkConfig",
+    "LandmarkNet",
+    "Landmarks",
     "MotionBasis",
     "PerceptualLoss",
     "Rendered",
