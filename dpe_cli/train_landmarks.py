@@ -22,8 +22,8 @@ from dpe_cli.dataset import CROP, is_held_out
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box
 from dpe_cli.landmark_net import framing, to_pixels
-from dpe_cli.landmarks import EYES, LIDS, LIPS_INNER, LIPS_OUTER, align, eye_openings, mouth_opening
-from dpe_cli.models import LandmarkConfig, LandmarkNet, Landmarks
+from dpe_cli.landmarks import EYES, LIDS, LIPS_INNER, LIPS_OUTER, align, eye_openings, head_angles, mouth_opening
+from dpe_cli.models import LandmarkNet, Landmarks
 from dpe_cli.motion_space import mean_face, mirror_blendshapes, mirror_permutation, normalise
 from dpe_cli.weights import save
 
@@ -402,15 +402,15 @@ def evaluate(net: LandmarkNet, clips: list[LabelledClip], stride: int = 2) -> di
     """The network against MediaPipe on clips, framed as the tool frames faces.
 
     error_*: mean distance of points in the picture in percent of the outer eye corners' distance there, of all points
-    and of parts; *_correlation: of openings over the frames of a clip, median of the clips (those that move at all);
-    rotation_degrees: mean angle between head rotations; rotation_own_degrees: the same of the network's own rotation;
+    and of parts; *_correlation: of openings over the frames of a clip, mean and median of the clips that move at all;
+    rotation_degrees: mean angle between head rotations, yaw_, pitch_, roll_degrees: mean absolute differences;
     blendshape_error: mean absolute difference; confidence_auc: of faces, framed as training frames them, against crops
     without a usable face, visibility_auc: of points under synthetic covers; confident: share of faces above 0.5.
     """
     net.eval()
     mean = net.mean.double().cpu().numpy()
     errors = {part: [] for part in PARTS}
-    mouth, eyes, turns, own_turns, scores, confident = [], [], [], [], [], []
+    mouth, eyes, turns, turns_by_axis, scores, confident = [], [], [], [], [], []
     for clip in clips:
         labels, found, boxes = clip.points[::stride], [], []
         for frame, points in zip(clip.frames[::stride], labels, strict=True):
@@ -426,16 +426,19 @@ def evaluate(net: LandmarkNet, clips: list[LabelledClip], stride: int = 2) -> di
         eyes.append(correlation(eye_openings(points).mean(1), eye_openings(labels).mean(1), 0.01))
         for i, label in enumerate(labels):
             rotation = align(label, mean)[1]
-            turns.append(angle(align(points[i], mean)[1], rotation))
-            own_turns.append(angle(result.rotation[i], rotation))
+            turns.append(angle(result.rotation[i], rotation))
+            turns_by_axis.append(np.abs(head_angles(result.rotation[i]) - head_angles(rotation)))
         scores.append(np.abs(result.blendshapes - clip.blendshapes[::stride]).mean(1))
         confident.append(result.confidence > 0.5)
     numbers = {f"error_{part}": np.concatenate(values).mean() for part, values in errors.items()}
-    numbers |= {"mouth_correlation": np.nanmedian(mouth), "eye_correlation": np.nanmedian(eyes)}
-    numbers |= {"rotation_degrees": np.mean(turns), "rotation_own_degrees": np.mean(own_turns)}
+    for name, values in {"mouth": mouth, "eye": eyes}.items():
+        if np.isfinite(values).any():
+            numbers |= {f"{name}_correlation": np.nanmean(values), f"{name}_correlation_median": np.nanmedian(values)}
+    axes = zip(("yaw_degrees", "pitch_degrees", "roll_degrees"), np.mean(turns_by_axis, 0), strict=True)
+    numbers |= {"rotation_degrees": np.mean(turns), **dict(axes)}
     numbers |= {"blendshape_error": np.concatenate(scores).mean(), "confident": np.concatenate(confident).mean()}
     sampler = CropSampler(clips, mean, net.config.size, LandmarkTraining(negatives=0.4, seed=7))
-    batch = sampler.batch(1000)
+    batch = sampler.batch(min(1000, 5 * len(turns)))
     result = read(net, batch["image"].permute(0, 2, 3, 1).numpy())
     face, known = batch["face"].numpy() > 0, batch["known"].numpy() > 0
     numbers["confidence_auc"] = area_under_curve(result.confidence[known & face], result.confidence[known & ~face])
@@ -477,16 +480,16 @@ def train_landmarks(
 ) -> Path:  # fmt: skip
     """Trains for `config.minutes`; writes `landmarks.safetensors` (moving average, fp16) and `landmarks.jsonl`.
 
-    `net` goes on from its weights and keeps its face model; without it both are made anew. Returns the weights' path.
-    Raises InputError when there is nothing to train on.
+    `net` goes on from its weights and keeps its face model; one that has none gets the training split's. Returns the
+    weights' path. Raises InputError when there is nothing to train on.
     """
     cv2.setNumThreads(1)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     output.mkdir(parents=True, exist_ok=True)
     clips = load_labelled(data, held_out=False, size=STORED, stride=config.stride)
-    if net is None:
-        net = LandmarkNet(LandmarkConfig())
+    net = net or LandmarkNet()
+    if not net.basis.any():
         mean, basis = face_model(clips, net.config.components)
         net.mean.copy_(torch.from_numpy(mean))
         net.basis.copy_(torch.from_numpy(basis))

@@ -46,7 +46,7 @@ class Checkpoint:
 
 # After new weights: write the output of `sha256sum weights/compact.safetensors weights/landmarks.safetensors` here.
 COMPACT_SHA256: str | None = "53c6d29bf43151697e88a69b8d040811bb32cbd873055809cf5401be2aafff45"
-LANDMARKS_SHA256: str | None = None
+LANDMARKS_SHA256: str | None = "cf8b52f9bcee302a04e71561358e394c952584e3f983717aae19f3219f9fe972"
 
 
 def known(*checkpoints: Checkpoint) -> dict[str, Checkpoint]:
@@ -358,18 +358,19 @@ def save(
     from dpe_cli.models.checkpoint import check
 
     check(state, config)
-    stored = {key: value.detach().to("cpu", torch.float32) for key, value in state.items()}
-    if half:
-        stored = {key: value.half() for key, value in stored.items()}
+    kind = torch.float16 if half else torch.float32  # of all but counters, which stay whole numbers
+    stored = {
+        key: value.detach().to("cpu", kind if value.is_floating_point() else None) for key, value in state.items()
+    }
     wrong = [key for key, value in stored.items() if not value.isfinite().all()]
     if wrong:
         raise ValueError(f"values that are not finite{' in 16 bits' if half else ''}: {', '.join(wrong[:3])}")
     extra = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
-    kind = FORMAT if isinstance(config, DPEConfig) else LANDMARK_FORMAT
+    written = FORMAT if isinstance(config, DPEConfig) else LANDMARK_FORMAT
     partial = path.with_name(f"{path.name}.part")
     try:
         tensors = {key: value.contiguous() for key, value in stored.items()}
-        save_file(tensors, str(partial), {**extra, "format": kind, "config": config.to_json()})
+        save_file(tensors, str(partial), {**extra, "format": written, "config": config.to_json()})
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         problem = f"{path} cannot be written ({error})"
