@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/ready
 OUT = examples/out
 
-.PHONY: install demo test lint check fix clean
+.PHONY: install demo bench test train-smoke gpu-train lint check fix clean
 
 install: $(READY)
 
@@ -23,8 +23,28 @@ demo: $(READY)
 	@echo "Edited video:                        $(OUT)/edited.mp4"
 	@echo "Source, driving, result side by side: $(OUT)/preview.mp4"
 
+bench: $(READY)
+	$(BIN)/dpe benchmark --mode exp --mode pose --mode both --source video --source still $(BENCH_OPTIONS)
+
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_OPTIONS)
+
+# The part of the tests that trains: minutes on a CPU.
+train-smoke: $(READY)
+	$(BIN)/python -m pytest -q -m smoke
+
+# Prepare, train within MINUTES, evaluate: on a GPU, or with DEVICE=cpu MINUTES=3 as a rehearsal.
+# CLIPS: videos, folders or an index for `dpe prepare`; VGG: VGG16 features as safetensors; RUN: how dpe is called here.
+RUN ?= $(BIN)/dpe
+DATA ?= prepared
+GPU_OUT ?= run
+DEVICE ?= cuda
+MINUTES ?= 25
+gpu-train:
+	$(RUN) prepare $(CLIPS) -o $(DATA) --workers $$(nproc) $(PREPARE_OPTIONS)
+	$(RUN) train --config weights/gpu.toml --budget $(MINUTES) --data $(DATA) -o $(GPU_OUT) --device $(DEVICE) \
+		--perceptual $(VGG) $(TRAIN_OPTIONS)
+	$(RUN) eval --data $(DATA) --weights $(GPU_OUT)/weights.safetensors -o $(GPU_OUT)/eval $(EVAL_OPTIONS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

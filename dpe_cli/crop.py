@@ -15,15 +15,30 @@ from dpe_cli.face import Box
 MARGIN = 18 / 256
 FEATHER = 7 / 256
 
+BAND = 64  # rows pasted at once: what is reckoned on the way stays in the processor's cache
+DEPTHS = {"uint8": cv2.CV_8U, "uint16": cv2.CV_16U}
+
 
 def cut(rgb: np.ndarray, box: Box, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """The square of a frame as a (size, size, 3) uint8 crop, and `to_crop`, (2, 3) float64: frame to crop.
 
-    Exact below the pixel, without aliasing; what lies outside the frame repeats its edge.
+    Exact below the pixel, without aliasing; what lies outside the frame repeats its edge. The frame is uint8 or uint16
+    of full range; the networks take 8 bits.
     """
+    to_crop = crop_matrix(box, size)
+    crop = resample(rgb, to_crop, size, size)
+    return (crop if crop.dtype == np.uint8 else cv2.convertScaleAbs(crop, alpha=1 / levels(rgb))), to_crop
+
+
+def crop_matrix(box: Box, size: int) -> np.ndarray:
+    """`to_crop`, (2, 3) float64, of this square and a crop of this size."""
     across, down = size / box.width, size / box.height
-    to_crop = np.array([[across, 0, (0.5 - box.x0) * across - 0.5], [0, down, (0.5 - box.y0) * down - 0.5]])
-    return resample(rgb, to_crop, size, size), to_crop
+    return np.array([[across, 0, (0.5 - box.x0) * across - 0.5], [0, down, (0.5 - box.y0) * down - 0.5]])
+
+
+def levels(rgb: np.ndarray) -> float:
+    """How much of a picture's own unit is one of the 255 levels of 8 bits: 1 for uint8, 257 for uint16."""
+    return np.iinfo(rgb.dtype).max / 255
 
 
 def gaussian_mask(size: int = 256, feather: float = FEATHER, margin: float = MARGIN) -> np.ndarray:
@@ -35,31 +50,58 @@ def gaussian_mask(size: int = 256, feather: float = FEATHER, margin: float = MAR
     mask = np.zeros((size, size), np.float32)
     mask[edge : size - edge, edge : size - edge] = 1
     mask = cv2.GaussianBlur(mask, (0, 0), feather * size, borderType=cv2.BORDER_CONSTANT)
-    lowest = max(mask[0].max(), mask[:, 0].max())
+    lowest = max(mask[0].max(), mask[-1].max(), mask[:, 0].max(), mask[:, -1].max())
     return np.clip((mask - lowest) / (mask.max() - lowest), 0, 1)
 
 
-def paste_back(rgb: np.ndarray, face: np.ndarray, mask: np.ndarray, to_crop: np.ndarray) -> np.ndarray:
-    """A new frame with `face` (S, S, 3) uint8 blended in by `mask` (S, S) in [0, 1]; where that is 0 every bit is kept.
+def paste_back(
+    rgb: np.ndarray,
+    face: np.ndarray,
+    mask: np.ndarray,
+    to_crop: np.ndarray,
+    crop: np.ndarray | None = None,
+    kept: np.ndarray | None = None,
+) -> np.ndarray:
+    """A new frame with `face` blended in by `mask` (S, S) in [0, 1]; where that is 0 every bit is kept.
 
-    `to_crop` as `cut` gives it. Works on the crop's part of the frame only.
+    The frame is uint8 or uint16, `face` (S, S, 3) uint8 or float32 in 8-bit levels, `to_crop` as `cut` gives it. With
+    the source's own `crop` and `kept` (S, S) in [0, 1], that share of the frame's detail that is too fine for a crop
+    is left in place. Works on the crop's part of the frame only, and resamples the face once.
     """
     result = rgb.copy()
     size = np.array(face.shape[1::-1])
     scale, shift = np.diag(to_crop[:, :2]), to_crop[:, 2]
-    low = np.floor((-0.5 - shift) / scale).astype(int)
-    high = np.ceil((size - 0.5 - shift) / scale).astype(int) + 1
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    if not len(rows):
+        return result
+    # A mask spreads by less than a pixel of the crop when it is resampled
+    first, last = np.array([columns[0], rows[0]]) - 1, np.array([columns[-1], rows[-1]]) + 1
+    low = np.floor((np.maximum(first, -0.5) - shift) / scale).astype(int)
+    high = np.ceil((np.minimum(last, size - 0.5) - shift) / scale).astype(int) + 1
     left, top = np.maximum(low, 0)
     right, bottom = np.minimum(high, rgb.shape[1::-1])
     if right <= left or bottom <= top:
         return result
-    to_part = np.column_stack([np.diag(1 / scale), -shift / scale - (left, top)])
-    width, height = int(right - left), int(bottom - top)
-    alpha = resample(mask.astype(np.float32), to_part, width, height, cv2.BORDER_CONSTANT)
-    picture = resample(face, to_part, width, height)
-    part = result[top:bottom, left:right]
-    part[:] = cv2.blendLinear(picture, part, alpha, 1 - alpha)  # exact where alpha is 0, and much faster than numpy
+    unit = levels(rgb)
+    face = face.astype(np.float32)
+    # face + kept * (own - crop), all seen in the frame: the product before resampling saves the slowest step
+    fine = crop is not None and kept is not None
+    face = face - times(crop.astype(np.float32), kept) if fine else face
+    for row in range(top, bottom, BAND):
+        part = result[row : min(row + BAND, bottom), left:right]
+        to_part = np.column_stack([np.diag(1 / scale), -shift / scale - (left, row)])
+        height, width = part.shape[:2]
+        own = part.astype(np.float32) / np.float32(unit)
+        step = resample(face, to_part, width, height)
+        step -= times(own, 1 - resample(kept, to_part, width, height)) if fine else own
+        alpha = resample(mask, to_part, width, height, cv2.BORDER_CONSTANT)
+        part[:] = cv2.add(part, times(step, alpha * np.float32(unit)), dtype=DEPTHS[rgb.dtype.name])  # saturates
     return result
+
+
+def times(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A float picture (H, W, 3) times a mask (H, W): a third of numpy's time for it."""
+    return cv2.multiply(picture, cv2.merge([mask, mask, mask]))
 
 
 def resample(
@@ -67,8 +109,8 @@ def resample(
 ) -> np.ndarray:
     """A picture (H, W[, C]) seen through a matrix that scales and shifts, without aliasing. (height, width[, C])
 
-    Whole factors of shrinking are averages of blocks, the rest a small blur; pixels between are cubic for uint8 and
-    linear, which does not overshoot, for masks.
+    Whole factors of shrinking are averages of blocks, the rest a small blur; pixels between are cubic for pictures and
+    linear, which does not overshoot, for masks (H, W).
     """
     scale, shift = np.diag(to_output[:, :2]), to_output[:, 2]
     factor = max(1, int(1 / scale.max() + 1e-6))
@@ -89,5 +131,5 @@ def resample(
     # centre x of the part lies at low + (x + 0.5) * factor - 0.5 of the picture
     origin = low + (factor - 1) / 2
     matrix = np.column_stack([np.diag(scale * factor), scale * origin + shift])
-    way = cv2.INTER_CUBIC if picture.dtype == np.uint8 else cv2.INTER_LINEAR
+    way = cv2.INTER_CUBIC if picture.ndim == 3 else cv2.INTER_LINEAR
     return cv2.warpAffine(part, matrix, (width, height), flags=way, borderMode=border)

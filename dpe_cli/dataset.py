@@ -1,7 +1,7 @@
 """Prepared clips and the training samples made of them.
 
-A prepared clip is two files: `NAME.npy` (N, 256, 256, 3) uint8 RGB frames of one fixed square crop, and `NAME.npz` with
-`points` (N, 478, 3), `blendshapes` (N, 52), `identity` and `source`.
+A prepared clip is two files that `prepare.py` makes and describes: `NAME.npy`, the frames of one fixed square crop, and
+`NAME.npz`, what was measured on them. `index.csv` says whose face it is and to which split it belongs.
 
 A sample holds a source S and a driving frame D of one clip, and what the paper has no target for: the intermediate
 image T (expression of D in the pose of S). T is D's face warped over S by the landmarks; inside one clip that is the
@@ -11,7 +11,7 @@ dense flows S <- T and T <- D (inverse warps) that teach the generators' flow fi
 
 import csv
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,66 +21,40 @@ from scipy.spatial import Delaunay
 
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box, Detection, crop_box
-from dpe_cli.landmarks import CORNERS, EYES, FACE_OVAL, LIPS_INNER, LIPS_OUTER, Landmarker
+from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER, LIPS_OUTER, five_points
 from dpe_cli.motion_space import MotionSpace, mean_face, mirror_blendshapes, mirror_permutation, normalise
 
 FLOW_SIZE = 64  # resolution of the dense flows
 HELD_OUT = 0.1  # share of the identities that training never sees
 CROP = 256  # side of the prepared crops, pixels
-
-
-def prepare_clip(video: Path, landmarker: Landmarker, folder: Path, name: str, identity: str, fps: float = 12.5) -> int:
-    """Decodes a square face clip, finds the landmarks, writes NAME.npy and NAME.npz; returns the number of frames kept.
-
-    Frames beyond `fps` and beyond 80 a clip are left out, evenly; so are frames without a face. Fewer than 10: nothing
-    is written and 0 is returned.
-    """
-    from dpe_cli.video import probe, read_frames
-
-    step = max(1, round(float(probe(video).fps) / fps))
-    frames = [frame.rgb for frame in read_frames(video) if frame.index % step == 0]
-    if len(frames) > 80:
-        frames = [frames[int(i)] for i in np.linspace(0, len(frames) - 1, 80)]
-    frames = [cv2.resize(f, (CROP, CROP), interpolation=cv2.INTER_AREA) for f in frames]
-    faces = [(frame, landmarker.detect(frame)) for frame in frames]
-    faces = [(frame, face) for frame, face in faces if face is not None]
-    if len(faces) < 10:
-        return 0
-    np.save(folder / f"{name}.npy", np.stack([frame for frame, _ in faces]))
-    np.savez(
-        folder / f"{name}.npz",
-        points=np.stack([face.points for _, face in faces]),
-        blendshapes=np.stack([face.blendshapes for _, face in faces]),
-        identity=identity,
-        source=str(video.name),
-    )
-    return len(faces)
-
-
-def prepare(index: Path, landmarker: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """Prepares the clips that a CSV lists (columns `clip`, a path beside the CSV, and `identity_cluster`).
-
-    Clips that are there already are left alone, so it can be interrupted; each rejected one is told with the reason.
-    """
-    model = Landmarker(landmarker)
-    folder.mkdir(parents=True, exist_ok=True)
-    with index.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        name = Path(row["clip"]).with_suffix("").as_posix().replace("/", "_")
-        if (folder / f"{name}.npz").exists():
-            continue
-        try:
-            if not prepare_clip(index.parent / row["clip"], model, folder, name, row["identity_cluster"]):
-                say(f"{row['clip']}: left out, fewer than 10 frames with a face")
-        except InputError as error:
-            say(f"{row['clip']}: left out, {error}")
-    model.close()
+INDEX = "index.csv"
+# split: train or test; fps: frames kept a second; start, end: seconds in the source; side: of the crop there, pixels
+INDEX_COLUMNS = ["name", "identity", "split", "frames", "fps", "start", "end", "side", "sharpness", "source"]
 
 
 def is_held_out(identity: str) -> bool:
     """Whether an identity belongs to the test split: a hash decides, so that every machine agrees."""
     return zlib.crc32(identity.encode()) % 1000 < HELD_OUT * 1000
+
+
+def split_of(folder: Path, held_out: bool) -> list[tuple[Path, str]]:
+    """The clips' .npz files of one split and whose faces they show, by name.
+
+    Without an index the identity in each file decides, by `is_held_out`. Raises InputError where that is missing too.
+    """
+    if (folder / INDEX).is_file():
+        with (folder / INDEX).open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if (row["split"] == "test") == held_out]
+        return [(folder / f"{row['name']}.npz", row["identity"]) for row in rows]
+    clips = []
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path) as data:
+            if "identity" not in data:
+                raise InputError(f"{folder} has no {INDEX}: its preparation was broken off", "run dpe prepare again")
+            identity = str(data["identity"])
+        if is_held_out(identity) == held_out:
+            clips.append((path, identity))
+    return clips
 
 
 @dataclass
@@ -106,15 +80,15 @@ def load_clips(folder: Path, space: MotionSpace | None, held_out: bool, size: in
     """Reads the prepared clips of one split; fits the motion space on them when none is given.
 
     Raises:
-        InputError: no prepared clip in the folder.
+        InputError: no prepared clip of this split in the folder.
     """
     raw = []
-    for path in sorted(Path(folder).glob("*.npz")):
+    for path, identity in split_of(Path(folder), held_out):
         with np.load(path) as data:
-            if is_held_out(str(data["identity"])) == held_out:
-                raw.append((path, data["points"], data["blendshapes"], str(data["identity"])))
+            raw.append((path, data["points"], data["blendshapes"], identity))
     if not raw:
-        raise InputError(f"{folder}: no prepared clips", "prepare clips first: dpe train --clips VIDEOS")
+        split = "test" if held_out else "train"
+        raise InputError(f"{folder}: no prepared clips to {split} on", f"prepare some: dpe prepare VIDEOS -o {folder}")
     if space is None:
         template = mean_face(np.concatenate([points[::40] for _, points, _, _ in raw]))
         space = MotionSpace.fit([(points[::3], scores[::3]) for _, points, scores, _ in raw], template)
@@ -131,6 +105,12 @@ def _clip(path: Path, points: np.ndarray, scores: np.ndarray, identity: str, spa
         frames, points, shapes, scale, rotation, translation,
         space.expression(shapes, scores), space.expression(mirrored, mirror_blendshapes(scores)), identity, path.stem,
     )  # fmt: skip
+
+
+def face_at(points: np.ndarray) -> Detection:
+    """What a face detector would say of a face with these landmarks. points: (478, >=2) pixels"""
+    low, high = points[:, :2].min(0), points[:, :2].max(0)
+    return Detection(Box(*low, *high), five_points(points), 1.0)
 
 
 # --- dense warps from landmarks ------------------------------------------------------------------------------------
@@ -318,10 +298,7 @@ class Sampler:
 
         Returns an angle (radians), a scale and a shift (pixels) about the face's centre, and that centre (pixels).
         """
-        eyes = [points[list(corners), :2].mean(0) for corners in CORNERS]
-        five = np.stack([*eyes, *points[[4, 61, 291], :2]])
-        low, high = points[:, :2].min(0), points[:, :2].max(0)
-        box = crop_box(Detection(Box(*low, *high), five, 1.0))
+        box = crop_box(face_at(points))
         scale, centre = CROP / box.width, np.array(box.centre)
         if not self.augment:
             return 0.0, scale, np.zeros(2), centre

@@ -267,7 +267,8 @@ class InsightFace:
             models.setdefault(getattr(model, "taskname", None), model)
         if "detection" not in models:
             raise WeightsError(f"{pack} holds no face detector", "name a whole insightface pack, such as buffalo_l")
-        self.detector, self.recogniser = models["detection"], models.get("recognition")
+        self.detector = models["detection"]
+        self.recogniser = ArcFace(models["recognition"]) if "recognition" in models else None
         with quiet():
             self.detector.prepare(-1, input_size=(LONG_SIDE, LONG_SIDE), det_thresh=THRESHOLD, nms_thresh=OVERLAP)
 
@@ -282,11 +283,37 @@ class InsightFace:
         """Unit vector (K,) of the person. Raises WeightsError if the pack has no recognition network."""
         if self.recogniser is None:
             raise WeightsError(f"{self.name} has no recognition network", "name a whole pack, such as buffalo_l")
+        return self.recogniser.embed(rgb, face.points)
+
+
+class ArcFace:
+    """A recognition network of an insightface pack: pictures of one person have vectors of a high cosine."""
+
+    def __init__(self, network: Any):
+        self.network = network  # insightface's ArcFaceONNX
+
+    @classmethod
+    def load(cls, model: Path, threads: int = THREADS) -> "ArcFace":
+        """From a network's file, or the one in a pack's folder. Raises WeightsError."""
+        for path in sorted(model.glob("*.onnx")) if model.is_dir() else [model]:
+            try:
+                with quiet():
+                    from insightface.model_zoo.arcface_onnx import ArcFaceONNX
+
+                    session = onnx_session(str(path), threads)
+                    if session.get_inputs()[0].shape[2:] == [112, 112] and len(session.get_outputs()) == 1:
+                        return cls(ArcFaceONNX(str(path), session))
+            except Exception as error:  # onnxruntime and onnx have a dozen for it
+                raise WeightsError(f"{path} cannot be read as a model", "check --identity") from error
+        raise WeightsError(f"{model} holds no recognition network", "name one, or an insightface pack, with --identity")
+
+    def embed(self, rgb: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Unit vector (K,) of the face with these (5, 2) points, as `Detection` has them, in an (H, W, 3) picture."""
         from insightface.utils.face_align import norm_crop
 
         with quiet():  # scikit-image warns of a method that insightface still uses
-            aligned = norm_crop(np.ascontiguousarray(rgb[..., ::-1]), face.points.astype(np.float32))
-        vector = self.recogniser.get_feat(aligned).ravel()
+            aligned = norm_crop(np.ascontiguousarray(rgb[..., ::-1]), points.astype(np.float32))
+        vector = self.network.get_feat(aligned).ravel()
         return vector / np.linalg.norm(vector)
 
 

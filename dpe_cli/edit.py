@@ -1,8 +1,8 @@
 """The main path: from a source, a driving and an engine to an edited video.
 
 Every stage is an iterator; nobody keeps the video. Held at once are a batch of source frames, the window of
-`smooth_boxes`, 20 numbers for each driving frame, a line of the report for each source frame and, for a preview, one
-second of small driving frames.
+`smooth_boxes`, the few frames that wait before and after the networks (`ahead`), 20 numbers for each driving frame, a
+line of the report for each source frame and, for a preview, one second of small driving frames.
 """
 
 import contextlib
@@ -11,16 +11,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from dpe_cli.crop import cut, gaussian_mask, paste_back
-from dpe_cli.errors import FaceError, InputError, OutputError
-from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes, track_faces
-from dpe_cli.motion import MotionTrack
+from dpe_cli.crop import cut
+from dpe_cli.errors import FaceError, InputError, OutputError, QualityError
+from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes
+from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
+from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, smoothed
+from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
+from dpe_cli.paste import Paster, Seam, make_paster
+from dpe_cli.people import TRACK, Picked, follow, track_faces
+from dpe_cli.pipeline import ahead
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
 from dpe_cli.video import Frame, VideoInfo, audio_codecs, probe, read_frames, write_image, write_video
@@ -29,7 +34,8 @@ AUDIO = ("auto", "source", "driving", "none")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 SAMPLE_SECONDS = 2.0  # between two measurements of the self-reconstruction
-NO_FACE, HELD = "no face", "no face, last box held"
+NO_FACE, HELD, OTHERS = "no face", "no face, last box held", "only other faces"
+NO_STRENGTH = "strength 0"
 
 T = TypeVar("T")
 
@@ -46,6 +52,9 @@ class Engine(Protocol):
 
     def edit(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
         """(N, S, S, 3) uint8, (N, K) float32 or None twice -> (N, S, S, 3) uint8"""
+
+    def shifts(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, K) float32 -> what expression and pose add to a latent, (N, L) float32 twice; for motion files"""
 
 
 class Progress(Protocol):
@@ -85,10 +94,41 @@ class Driving:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """One of the edits of a pass: who is edited, by which driving and how strongly."""
+
+    driving: Driving
+    face: str = "largest"  # one of people.CHOICES
+    strength: float = 1.0  # 0 = the source's own motion, 1 = the driving's
+
+
+@dataclass(frozen=True)
+class Edits:
+    """All edits of one pass, in the order in which they are pasted: where two overlap, the later one is on top."""
+
+    each: tuple[Edit, ...]
+
+    @property
+    def mode(self) -> str:
+        """Of all; `both` where they differ."""
+        modes = {edit.driving.mode for edit in self.each}
+        return modes.pop() if len(modes) == 1 else "both"
+
+    @property
+    def paths(self) -> list[Path]:
+        """The different driving files, in order."""
+        return list(dict.fromkeys(path for edit in self.each for path in edit.driving.paths))
+
+
+@dataclass(frozen=True)
 class EditSettings:
     """How to edit. Times in seconds of the source; `audio` is auto, source, driving, none or the path of a file."""
 
     strength: float = 1.0  # 0 = the source's own motion, 1 = the driving's
+    curve: Curve | None = None  # keyframes of the strength, in its place; where it is 0, frames are left untouched
+    motion: str = "absolute"  # the driving's own motion, or relative: its change against its neutral frame
+    neutral_frame: float | None = None  # seconds in the driving; None: chosen by `most_neutral`
+    smooth: float = 1.0  # times the usual smoothing of the source's boxes and the driving's codes; 0 = none
     driving_end: str = "pingpong"  # hold, loop, pingpong, trim
     on_no_face: str = "pass"  # pass, hold, fail
     face: str = "largest"
@@ -97,16 +137,25 @@ class EditSettings:
     start: float | None = None
     end: float | None = None
     paste: bool | None = None  # None: pasted back for an expression, the crop otherwise
+    mask: str = "gaussian"  # one of masks.MASKS
+    feather: float | None = None  # width of the mask's soft edge, percent of the face's height; None: the mask's own
+    colour_match: bool = True
+    detail: bool = True
+    parsing: Path | None = None  # model files: face parsing, MediaPipe's landmarks, face enhancement
+    landmarker: Path | None = None
+    enhancer: Path | None = None
+    seam_limit: float | None = None  # a higher seam score in any frame refuses the result
     overwrite: bool = False
 
 
 @dataclass(frozen=True)
-class Driver:
-    """A driving file, read: its pixels are gone, its motion stays."""
+class Sight:
+    """What tracking says of a source frame, beside the box."""
 
-    info: VideoInfo
-    times: list[Fraction]  # of all its frames, seconds
-    track: MotionTrack  # of its frames with a face
+    score: float | None = None  # of the detection
+    track: int | None = None
+    others: bool = False  # faces are there, but not the chosen one
+    new_shot: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,8 +168,13 @@ class Job:
     reason: str | None = None  # why there is no edit, or whence the box
     expression: np.ndarray | None = None
     pose: np.ndarray | None = None
+    neutral: tuple[np.ndarray | None, np.ndarray | None] = (None, None)  # what they are relative to; None: absolute
+    strength: float = 1.0
     score: float | None = None
     sampled: bool = False  # its self-reconstruction is measured
+    track: int | None = None
+    edit: int = 0  # which of the edits of this pass
+    onto: np.ndarray | None = None  # the frame with the earlier edits; None: the source's
 
     @property
     def edited(self) -> bool:
@@ -129,7 +183,7 @@ class Job:
 
 def edit_video(
     source: Path,
-    driving: Driving,
+    driving: Driving | Edits,
     output: Path,
     engine: Engine,
     detector: FaceDetector,
@@ -141,31 +195,49 @@ def edit_video(
 ) -> Report:
     """Gives the face in `source` the expression, the pose or both of `driving` and writes `output`.
 
-    Raises InputError, FaceError, OutputError; what `engine` raises passes through. `output` appears when it is whole.
+    With Edits instead of a Driving several people are edited in the one pass, each by its own driving; the face and the
+    strength of `settings` then mean nothing. Every edit works on the source's pixels.
+
+    Raises InputError, FaceError, WeightsError, OutputError, and for a seam above the limit QualityError, which carries
+    the report; what `engine` raises passes through. `output` appears when it is whole.
     """
     settings, started = settings or EditSettings(), time.monotonic()
-    source_info, driver_infos = check_request(source, driving, output, settings, preview)
+    edits = edits_of(driving, settings)
+    source_info, driver_infos = check_request(source, edits, output, settings, preview)
     settings = without_span(settings) if source_info.is_image else settings
-    report = start_report(source_info, driver_infos, driving, detector, settings)
+    report = start_report(source_info, driver_infos, edits, detector, settings)
 
     def remark(message: str) -> None:
         report.notes.append(message)
         say(message)
 
-    paste = decide_paste(driving.mode, settings, remark)
-    first_time, first_box = find_face(source, detector, settings)
+    paste = decide_paste(edits, settings, remark)
+    if settings.seam_limit is not None and not paste:
+        raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
+    pasters = [paster_for(settings, engine, detector) if paste else None for _ in edits.each]
+    first_time, first_boxes = find_faces(source, detector, settings, edits)
     drivers = [read_driver(info, engine, detector, settings, progress) for info in driver_infos]
-    scores: dict[int, float] = {}
-    boxed = source_boxes(source_info, drivers, detector, settings, scores)
-    roles = dict(zip(driving.paths, drivers, strict=True))
-    jobs = plan_jobs(boxed, roles, driving, settings, scores, None if paste else first_box)
-    edited = run_jobs(jobs, engine, settings.strength, paste, report)
+    drivers = [prepare_driver(driver, settings, remark) for driver in drivers]
+    report.inputs["driving"] = [describe_driver(driver) for driver in drivers]
+    followed = ahead(follow_source(source, detector, settings, edits, remark))  # reads and looks while it edits
+    read = dict(zip(edits.paths, drivers, strict=True))
+    edited: Iterator[tuple[Job, Frame]] | None = None
+    for number, (edit, picked) in enumerate(zip(edits.each, tee(followed, len(edits.each)), strict=True)):
+        sights: dict[int, Sight] = {}
+        chosen = replace(settings, face=edit.face, strength=edit.strength)
+        boxed = source_boxes(source_info, drivers, picked, number, sights, settings.smooth)
+        own = {path: read[path] for path in edit.driving.paths}
+        jobs = plan_jobs(boxed, own, edit.driving, chosen, sights, None if paste else first_boxes[number])
+        jobs = stack_jobs(jobs, number, sights, edited, report)
+        edited = run_jobs(jobs, engine, pasters[number], report)
+    edited = refuse_seams(edited, settings.seam_limit, report)
     if is_still(source_info, driver_infos):
         written = write_stills(edited, output, preview, drivers, settings)
     else:
-        edited = progress(edited, expected_frames(source_info, drivers, settings), f"editing {source.name}")
+        edited = progress(ahead(edited), expected_frames(source_info, drivers, settings), f"editing {source.name}")
         target = plan_target(source_info, drivers, settings, first_time, remark)
         written = write_clips(edited, target, output, preview, drivers, settings, remark)
+    report.sort_frames(written)
     report.output = {"path": str(output), "preview": preview and str(preview), "frames": written}
     report.engine = dict(engine.description)  # at the end: it may have fallen back to another precision
     report.seconds = time.monotonic() - started
@@ -177,9 +249,14 @@ def edit_video(
 # What is asked for, and whether it can be done
 
 
+def edits_of(driving: Driving | Edits, settings: EditSettings) -> Edits:
+    """One driving as the only edit of its pass."""
+    return driving if isinstance(driving, Edits) else Edits((Edit(driving, settings.face, settings.strength),))
+
+
 def check_request(
     source: Path,
-    driving: Driving,
+    driving: Driving | Edits,
     output: Path,
     settings: EditSettings,
     preview: Path | None = None,
@@ -195,7 +272,7 @@ def check_request(
         raise OutputError(f"{output} is asked for twice", "give the result, the preview and the report different names")
     for path in outputs:
         check_output(path, inputs, settings.overwrite)
-    source_info, driver_infos = probe(source), [probe(path) for path in driving.paths]
+    source_info, driver_infos = probe(source), [probe_driving(path) for path in driving.paths]
     still = is_still(source_info, driver_infos)
     suffixes = IMAGE_SUFFIXES if still else VIDEO_SUFFIXES
     for path in (output, preview):
@@ -231,23 +308,37 @@ def is_still(source: VideoInfo, drivers: Iterable[VideoInfo]) -> bool:
     return source.is_image and all(driver.is_image for driver in drivers)
 
 
-def decide_paste(mode: str, settings: EditSettings, remark: Callable[[str], None]) -> bool:
-    """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning."""
-    if mode == "exp":
+def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], None]) -> bool:
+    """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning.
+
+    Several edits always do. Raises InputError where the crop is asked for all the same.
+    """
+    several = len(edits.each) > 1
+    if several and settings.paste is False:
+        raise InputError("several edits do not fit into one crop", "leave --no-paste out, or make one edit a run")
+    if edits.mode == "exp":
         return settings.paste is not False
-    if settings.paste:
+    if settings.paste or several:
         remark("a pose is pasted back: the head moves but the neck and the background stay, expect a visible seam")
     else:
         remark("a moved head does not fit into its frame: only the crop is written; --paste forces it in")
-    return bool(settings.paste)
+    return bool(settings.paste) or several
+
+
+def paster_for(settings: EditSettings, engine: Engine, detector: FaceDetector) -> Paster:
+    """What pastes the faces back as the settings say."""
+    names = ("mask", "feather", "colour_match", "detail", "parsing", "landmarker", "enhancer")
+    return make_paster(engine.size, detector, **{name: getattr(settings, name) for name in names})
 
 
 def start_report(
-    source: VideoInfo, drivers: list[VideoInfo], driving: Driving, detector: FaceDetector, settings: EditSettings
+    source: VideoInfo, drivers: list[VideoInfo], edits: Edits, detector: FaceDetector, settings: EditSettings
 ) -> Report:
     """A report that knows what goes in."""
     inputs = {"source": describe(source), "driving": [describe(info) for info in drivers]}
-    chosen = {"mode": driving.mode, **asdict(settings)}
+    chosen = {"mode": edits.mode, **asdict(settings)}
+    if len(edits.each) > 1:
+        chosen["edits"] = [{"mode": edit.driving.mode, **asdict(edit)} for edit in edits.each]
     return Report(settings=chosen, inputs=inputs, detector=detector.name)
 
 
@@ -264,13 +355,24 @@ def describe(info: VideoInfo) -> dict[str, Any]:
     }
 
 
+def describe_driver(driver: Driver) -> dict[str, Any]:
+    """The same of a driving that has been read, with the time of its neutral frame in seconds."""
+    neutral = None if driver.neutral is None else float(driver.times[0]) + driver.track.times[driver.neutral]
+    return {**describe(driver.info), "neutral_frame": neutral and round(float(neutral), 6)}
+
+
 # Driving: pixels to motion
 
 
 def read_driver(
     info: VideoInfo, engine: Engine, detector: FaceDetector, settings: EditSettings, progress: Progress
 ) -> Driver:
-    """Motion codes of the face in a driving video or still. Raises FaceError if there is none."""
+    """Motion codes of the face in a driving video or still, or those of a motion file; not smoothed.
+
+    Raises FaceError if there is none, InputError and WeightsError for a motion file that does not fit.
+    """
+    if is_motion_file(info.path):
+        return read_motion(info.path, engine.description["sha256"])
     times: list[Fraction] = []
 
     def frames() -> Iterator[Frame]:
@@ -279,56 +381,124 @@ def read_driver(
             yield frame
 
     boxed = smooth_boxes(track_faces(frames(), detector, settings.driving_face), smoothing_radius(info))
-    crops = ((frame.time, cut(frame.rgb, box, engine.size)[0]) for frame, box in boxed if box is not None)
+    crops = ((frame.time, box, cut(frame.rgb, box, engine.size)[0]) for frame, box in boxed if box is not None)
     moments: list[float] = []
+    boxes: list[tuple[float, ...]] = []
     codes: list[np.ndarray] = []
-    for batch in batched(crops, engine.batch_size):
-        moments += [float(moment - times[0]) for moment, _ in batch]
-        codes.append(engine.motion_codes(np.stack([crop for _, crop in batch])))
+    for batch in batched(ahead(crops), engine.batch_size):
+        moments += [float(moment - times[0]) for moment, _, _ in batch]
+        boxes += [(box.x0, box.y0, box.x1, box.y1) for _, box, _ in batch]
+        codes.append(engine.motion_codes(np.stack([crop for _, _, crop in batch])))
     if not codes:
         raise FaceError(f"no face was found in {info.path}", "use a driving with a visible face, or another --detector")
     track = MotionTrack(np.array(moments), np.concatenate(codes), float(times[-1] - times[0]))
-    return Driver(info, times, track)
+    return Driver(info, times, track, np.array(boxes))
 
 
-def smoothing_radius(info: VideoInfo) -> int:
+def smoothing_radius(info: VideoInfo, smooth: float = 1.0) -> int:
     """Frames each way that smooth a box."""
-    return 0 if info.is_image else max(1, round(float(info.fps) * SMOOTH_SECONDS))
+    return 0 if info.is_image or smooth == 0 else max(1, round(float(info.fps) * SMOOTH_SECONDS * smooth))
+
+
+def prepare_driver(driver: Driver, settings: EditSettings, remark: Callable[[str], None]) -> Driver:
+    """The driver with its codes smoothed and, for relative motion, its neutral frame.
+
+    Raises InputError where relative motion has nothing to go by.
+    """
+    driver = replace(driver, track=smoothed(driver.track, CODE_SECONDS * settings.smooth))
+    if settings.motion == "absolute":
+        return driver
+    path, first, asked = driver.info.path, float(driver.times[0]), settings.neutral_frame
+    if len(driver.track.times) == 1:
+        raise InputError(f"{path} shows one moment, which has no relative motion", "use --motion absolute")
+    try:
+        neutral = most_neutral(driver.track) if asked is None else nearest_code(driver.track, asked - first)
+    except ValueError as error:
+        raise InputError(f"{path} has no such neutral frame: {error}", "check --neutral-frame") from error
+    remark(f"the neutral frame of {path.name} is at {first + driver.track.times[neutral]:.3f} s")
+    return replace(driver, neutral=neutral)
+
+
+def extract_motion(
+    video: Path,
+    output: Path,
+    engine: Engine,
+    detector: FaceDetector,
+    settings: EditSettings | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Writes the motion of the face in a video or still to `output`, a motion file (`motion_file.py`).
+
+    Of `settings` the driving's face and overwrite count. Editing by the file gives the frames that editing by the video
+    gives. Raises InputError, FaceError, OutputError.
+    """
+    settings = settings or EditSettings()
+    check_output(output, [video], settings.overwrite)
+    if not is_motion_file(output):
+        raise OutputError(f"{output} cannot hold motion", "name a file that ends in .safetensors")
+    driver = read_driver(probe(video), engine, detector, settings, progress)
+    write_motion(output, driver, *engine.shifts(driver.track.codes), engine.description)
 
 
 # Source: frames, boxes, jobs
 
 
-def find_face(source: Path, detector: FaceDetector, settings: EditSettings) -> tuple[Fraction, Box]:
-    """Time of the first frame, and the crop box in the first with the chosen face: fails early. Raises FaceError."""
-    first = None
-    for frame, detection in track_faces(read_frames(source, settings.start, settings.end), detector, settings.face):
-        first = frame.time if first is None else first
-        if detection is not None:
-            return first, crop_box(detection)
+def follow_source(
+    source: Path,
+    detector: FaceDetector,
+    settings: EditSettings,
+    edits: Edits,
+    remark: Callable[[str], None] = unheard,
+) -> Iterator[Picked]:
+    """Source frames, counted from the start of the span, with the face of each edit.
+
+    Tracks have their numbers from the start of the file: where one is chosen, all of it is tracked up to the span.
+    """
+    chosen = [edit.face for edit in edits.each]
+    whole = settings.start is not None and any(choose.startswith(TRACK) for choose in chosen)
+    frames, skipped = read_frames(source, None if whole else settings.start, settings.end), 0
+    for seen, faces in follow(frames, detector, chosen, remark):
+        if whole and float(seen.frame.time) < settings.start:
+            skipped += 1
+            continue
+        yield replace(seen, frame=replace(seen.frame, index=seen.frame.index - skipped)), faces
+
+
+def find_faces(
+    source: Path, detector: FaceDetector, settings: EditSettings, edits: Edits
+) -> tuple[Fraction, list[Box]]:
+    """Time of the first frame, and each edit's crop box where its face is seen first: fails early. Raises FaceError."""
+    first, boxes = None, [None] * len(edits.each)
+    for seen, faces in follow_source(source, detector, settings, edits):
+        first = seen.frame.time if first is None else first
+        boxes = [box or (face and crop_box(face)) for box, face in zip(boxes, faces, strict=True)]
+        if all(boxes):
+            return first, boxes
     if first is None:
         raise InputError(f"{source} has no frames in the span asked for", "check --start and --end")
     raise FaceError(f"no face was found in {source}", "use a source with a visible face, another --face or --detector")
 
 
 def source_boxes(
-    info: VideoInfo, drivers: list[Driver], detector: FaceDetector, settings: EditSettings, scores: dict[int, float]
-) -> Iterator[tuple[Frame, Box | None]]:
-    """Source frames with their smoothed boxes; a still is repeated at the driving's times. Fills `scores`."""
-    frames = read_frames(info.path, settings.start, settings.end)
-    tracked = remember_scores(track_faces(frames, detector, settings.face), scores)
-    boxed = smooth_boxes(tracked, smoothing_radius(info))
-    return repeat_still(next(iter(boxed)), clock(drivers), scores) if info.is_image else iter(boxed)
+    info: VideoInfo, drivers: list[Driver], followed: Iterable[Picked], number: int, sights: dict[int, Sight],
+    smooth: float = 1.0,
+) -> Iterator[tuple[Frame, Box | None]]:  # fmt: skip
+    """Source frames with the smoothed boxes of one edit; a still is repeated at the driving's times. Fills `sights`."""
+    boxed = smooth_boxes(remember_sights(followed, number, sights), smoothing_radius(info, smooth))
+    return repeat_still(next(iter(boxed)), clock(drivers), sights) if info.is_image else iter(boxed)
 
 
-def remember_scores(
-    tracked: Iterable[tuple[Frame, Detection | None]], scores: dict[int, float]
+def remember_sights(
+    followed: Iterable[Picked], number: int, sights: dict[int, Sight]
 ) -> Iterator[tuple[Frame, Detection | None]]:
-    """Notes each detection's score by frame number on the way: a box does not carry it."""
-    for frame, detection in tracked:
-        if detection is not None:
-            scores[frame.index] = float(detection.score)
-        yield frame, detection
+    """One edit's faces; notes on the way, by frame number, what a box does not carry."""
+    for seen, faces in followed:
+        face = faces[number]
+        if face is None:
+            sights[seen.frame.index] = Sight(others=bool(seen.faces), new_shot=seen.new_shot)
+        else:
+            sights[seen.frame.index] = Sight(float(face.score), face.track, new_shot=seen.new_shot)
+        yield seen.frame, face
 
 
 def clock(drivers: list[Driver]) -> Driver:
@@ -337,14 +507,13 @@ def clock(drivers: list[Driver]) -> Driver:
 
 
 def repeat_still(
-    still: tuple[Frame, Box | None], driver: Driver, scores: dict[int, float]
+    still: tuple[Frame, Box | None], driver: Driver, sights: dict[int, Sight]
 ) -> Iterator[tuple[Frame, Box | None]]:
     """The source still at every time of the driving."""
     frame, box = still
-    score = scores.pop(frame.index, None)
+    sight = sights.pop(frame.index)
     for index, moment in enumerate(driver.times):
-        if score is not None:
-            scores[index] = score
+        sights[index] = sight
         yield Frame(index, moment, frame.rgb), box
 
 
@@ -353,84 +522,141 @@ def plan_jobs(
     drivers: dict[Path, Driver],
     driving: Driving,
     settings: EditSettings,
-    scores: dict[int, float],
+    sights: dict[int, Sight],
     first_box: Box | None,
 ) -> Iterator[Job]:
     """Matches frames with motion codes by time and decides what becomes of frames without a face.
 
-    A crop needs a box at every frame: without a face it is the last one, before the first face `first_box`, which is
-    None where faces are pasted back.
+    A crop needs a box at every frame: without a face it is the last one of the shot, before the first face of a shot
+    `first_box`, which is None where faces are pasted back.
     Ends early where --driving-end trim runs out of driving. Raises FaceError for --on-no-face fail.
     """
     origin, last, sample_at = None, None, 0.0
+    roles = [drivers.get(path) for path in (driving.expression, driving.pose)]
+    neutral = tuple(None if driver is None else driver.neutral_code for driver in roles)
     for frame, box in boxed:
         origin = frame.time if origin is None else origin
         moment = float(frame.time - origin)
         codes = {path: driver.track.at(moment, settings.driving_end) for path, driver in drivers.items()}
         if any(code is None for code in codes.values()):
             return
-        score = scores.pop(frame.index, None)
+        sight = sights.get(frame.index, Sight())
+        score, last = sight.score, None if sight.new_shot else last
         if box is None and settings.on_no_face == "fail":
             raise FaceError(
                 f"no face in frame {frame.index} ({float(frame.time):.3f} s)", "use --on-no-face pass or hold"
             )
         held = box or last or first_box
+        strength = settings.curve.at(float(frame.time)) if settings.curve else settings.strength
+        if settings.curve and strength == 0:
+            yield Job(frame, first_box and held, moment, NO_STRENGTH)
+            last = held if box else last
+            continue
         if box is None and (settings.on_no_face == "pass" or last is None):
             yield Job(frame, first_box and held, moment, NO_FACE)
             continue
         expression, pose = codes.get(driving.expression), codes.get(driving.pose)
         sampled = moment >= sample_at
         sample_at = moment + SAMPLE_SECONDS if sampled else sample_at
-        yield Job(frame, held, moment, None if box else HELD, expression, pose, score, sampled)
+        yield Job(frame, held, moment, None if box else HELD, expression, pose, neutral, strength, score, sampled)
         last = held
+
+
+def stack_jobs(
+    jobs: Iterable[Job],
+    number: int,
+    sights: dict[int, Sight],
+    below: Iterator[tuple[Job, Frame]] | None,
+    report: Report,
+) -> Iterator[Job]:
+    """The jobs of one edit, told whose face it is and what the earlier edits, `below`, made of the frame.
+
+    Notes cuts in the report, once.
+    """
+    for job in jobs:
+        done = next(below, None) if below else None
+        if below and done is None:
+            return
+        sight = sights.pop(job.frame.index, Sight())
+        if sight.new_shot and not number:
+            report.cuts.append(round(float(job.frame.time), 6))
+        reason = OTHERS if job.reason == NO_FACE and sight.others else job.reason
+        yield replace(job, reason=reason, track=sight.track, edit=number, onto=done and done[1].rgb)
 
 
 # Jobs to edited frames
 
 
-def run_jobs(
-    jobs: Iterable[Job], engine: Engine, strength: float, paste: bool, report: Report
-) -> Iterator[tuple[Job, Frame]]:
-    """Edits in batches, in order, one frame out for each frame in; leaves each frame's fate in the report."""
-    mask = gaussian_mask(engine.size)
+def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report: Report) -> Iterator[tuple[Job, Frame]]:
+    """Edits in batches, in order, one frame out for each frame in; leaves each frame's fate in the report.
+
+    Without a `paster` a frame is the crop alone.
+    """
+    jitter = Jitter()
     for batch in batched(jobs, engine.batch_size):
         crops = [None if job.box is None else cut(job.frame.rgb, job.box, engine.size) for job in batch]
         chosen = [number for number, job in enumerate(batch) if job.edited]
         faces: dict[int, np.ndarray] = {}
         if chosen:
             stack = np.stack([crops[number][0] for number in chosen])
-            edited = edit_crops([batch[number] for number in chosen], stack, engine, strength, report)
+            edited = edit_crops([batch[number] for number in chosen], stack, engine, report)
             faces = dict(zip(chosen, edited, strict=True))
         for number, job in enumerate(batch):
-            rgb = job.frame.rgb
-            if not paste:
+            rgb, seam = job.frame.rgb if job.onto is None else job.onto, None
+            if paster is None:
                 rgb = faces.get(number, crops[number][0])
             elif number in faces:
-                rgb = paste_back(rgb, faces[number], mask, crops[number][1])
-            report.frames.append(fate_of(job, strength))
+                pasted = paster.paste(rgb, job.box, crops[number][0], faces[number], float(job.frame.time), job.track)
+                rgb, seam = pasted.rgb, pasted.seam
+            trembling = jitter_of(job, rgb, paster is not None, jitter)
+            report.frames.append(replace(fate_of(job, seam), jitter=trembling))
             yield job, replace(job.frame, rgb=rgb)
 
 
-def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, strength: float, report: Report) -> np.ndarray:
+def refuse_seams(edited: Iterator[T], limit: float | None, report: Report) -> Iterator[T]:
+    """Passes everything on; raises QualityError after the last if a seam is above the limit, so that all are known."""
+    yield from edited
+    worst = report.worst_seam()
+    if limit is not None and worst is not None and worst.seam > limit:
+        above = sum(frame.seam is not None and frame.seam > limit for frame in report.frames)
+        raise QualityError(
+            f"the seam of {above} frames is above {limit:g}, the worst {worst.seam} in frame {worst.index}",
+            "look at --report, try another --mask or --feather, or allow a higher seam",
+            report,
+        )
+
+
+def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, report: Report) -> np.ndarray:
     """(N, S, S, 3) uint8 source crops to edited ones of the same shape; measures the sampled ones on the way."""
     expression = None if jobs[0].expression is None else np.stack([job.expression for job in jobs])
     pose = None if jobs[0].pose is None else np.stack([job.pose for job in jobs])
     sampled = np.array([job.sampled for job in jobs])
-    own = engine.motion_codes(crops) if strength != 1 else None
+    strength, neutral = np.array([job.strength for job in jobs], np.float32), jobs[0].neutral
+    absolute = all(base is None for base in neutral)
+    own = None if absolute and (strength == 1).all() else engine.motion_codes(crops)
     if sampled.any():
         own_sampled = own[sampled] if own is not None else engine.motion_codes(crops[sampled])
         roles = [None if codes is None else own_sampled for codes in (expression, pose)]
         rebuilt = engine.edit(crops[sampled], *roles)
         report.self_reconstruction += [psnr(a, b) for a, b in zip(rebuilt, crops[sampled], strict=True)]
-    return engine.edit(crops, towards(own, expression, strength), towards(own, pose, strength))
+    pairs = zip((expression, pose), neutral, strict=True)
+    return engine.edit(crops, *(towards(own, codes, strength, base) for codes, base in pairs))
 
 
-def towards(own: np.ndarray | None, driving: np.ndarray | None, strength: float) -> np.ndarray | None:
-    """Motion codes (N, K) between the source's own (strength 0) and the driving's (1), or past it.
+def towards(
+    own: np.ndarray | None, driving: np.ndarray | None, strength: np.ndarray, neutral: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Motion codes (N, K) between the source's own (strength (N,) 0) and the driving's (1), or past it.
 
-    The decoder replaces the motion that the source latent holds, so keeping it means sending the frame's own code.
+    The decoder replaces the motion that the source latent holds, so keeping it means sending the frame's own code. With
+    a neutral code (K,) the motion is relative: what the driving differs from it by is added to the source's own.
     """
-    return driving if own is None or driving is None else own + np.float32(strength) * (driving - own)
+    if own is None or driving is None:
+        return driving
+    share = strength[:, None]
+    if neutral is not None:
+        return own + share * (driving - neutral)
+    return np.where(share == 1, driving, own + share * (driving - own))  # all of it is exact, whatever the batch
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -439,7 +665,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return PSNR_CEILING if error == 0 else min(PSNR_CEILING, float(10 * np.log10(255**2 / error)))
 
 
-def fate_of(job: Job, strength: float) -> FrameFate:
+def fate_of(job: Job, seam: Seam | None) -> FrameFate:
     """The report's line for a frame."""
     box, score = job.box, job.score
     corners = None if box is None else tuple(round(float(value), 2) for value in (box.x0, box.y0, box.x1, box.y1))
@@ -450,8 +676,20 @@ def fate_of(job: Job, strength: float) -> FrameFate:
         reason=job.reason,
         box=corners,
         score=None if score is None else round(score, 4),
-        strength=strength if job.edited else None,
+        strength=job.strength if job.edited else None,
+        track=job.track,
+        edit=job.edit,
+        **({} if seam is None else seam.rounded()),
     )
+
+
+def jitter_of(job: Job, result: np.ndarray, pasted: bool, jitter: Jitter) -> float | None:
+    """This frame's jitter, see there. `result` is the whole frame if `pasted`, else the crop."""
+    if not job.edited:
+        return jitter.forget()
+    top, bottom, left, right = (max(0, round(edge)) for edge in (job.box.y0, job.box.y1, job.box.x0, job.box.x1))
+    codes = [code for code in (job.expression, job.pose) if code is not None]
+    return jitter.step(job.frame.rgb, (slice(top, bottom), slice(left, right)), result, pasted, codes, job.strength)
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -464,9 +702,9 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 # Edited frames to files
 
 
-def default_output(source: Path, driving: Driving) -> Path:
+def default_output(source: Path, driving: Driving | Edits) -> Path:
     """`talk.mp4` edited in mode exp becomes `talk_exp.mp4` beside it; a still edited by a still `portrait_exp.png`."""
-    still = is_still(probe(source), [probe(path) for path in driving.paths])
+    still = is_still(probe(source), [probe_driving(path) for path in driving.paths])
     return source.with_name(f"{source.stem}_{driving.mode}{'.png' if still else '.mp4'}")
 
 
@@ -565,9 +803,13 @@ def write_clips(
 
 
 def views_of(drivers: list[Driver], settings: EditSettings) -> list[DriverView]:
-    """Each driver's pictures, matched in time as its motion is; one whose motion is a single code holds."""
-    ends = [settings.driving_end if len(driver.track.times) > 1 else "hold" for driver in drivers]
-    return [DriverView(driver.info, driver.times, end) for driver, end in zip(drivers, ends, strict=True)]
+    """Each driver's pictures, matched in time as its motion is; one whose motion is a single code holds.
+
+    A motion file has no pictures.
+    """
+    shown = [driver for driver in drivers if not is_motion_file(driver.info.path)]
+    ends = [settings.driving_end if len(driver.track.times) > 1 else "hold" for driver in shown]
+    return [DriverView(driver.info, driver.times, end) for driver, end in zip(shown, ends, strict=True)]
 
 
 def push_previews(

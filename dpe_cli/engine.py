@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from dpe_cli.errors import DeviceError, WeightsError
-from dpe_cli.models import DPE, Encoded
+from dpe_cli.models import DPE, Encoded, InferenceDPE
 from dpe_cli.weights import Loaded, load
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_SIZES = {"cuda": 16, "mps": 8, "cpu": 2}  # on a CPU more fit its caches less
+Key = tuple[bytes | None, ...]  # of a crop, or of a crop and its codes
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of CUDA, MPS, the CPU
 
 
@@ -40,8 +41,9 @@ class Engine:
         self.batch_size = batch_size or BATCH_SIZES[self.device.type]
         self.loaded = load(weights)
         with device_errors(self.device):
-            self.networks = build(self.loaded, self.device)
-        self.still: tuple[np.ndarray, Encoded] | None = None  # the last source that stood still, encoded
+            self.networks = build(self.loaded, self.device, self.precision)
+        self.loaded.state.clear()  # the networks have their own form of the weights
+        self.forget()
 
     @property
     def size(self) -> int:
@@ -81,12 +83,30 @@ class Engine:
                 raise ValueError(f"motion codes {codes.shape} do not go with crops {crops.shape}")
         if not len(crops):
             return crops.copy()
-        return self.in_batches(self.edited, crops, expression, pose)
+        keys = keys_of(crops, expression, pose)
+        fresh = list({key: row for row, key in enumerate(keys) if key not in self.drawn}.values())
+        if fresh:
+            chosen = [None if array is None else array[fresh] for array in (crops, expression, pose)]
+            drawn = zip((keys[row] for row in fresh), self.in_batches(self.edited, *chosen), strict=True)
+            self.drawn = {key: self.drawn[key] for key in keys if key in self.drawn} | dict(drawn)
+        return np.stack([self.drawn[key] for key in keys])
+
+    def shifts(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What expression and pose of motion codes add to a latent. (N, K) float32 -> two (N, L) float32"""
+        networks = self.networks
+        with torch.inference_mode():
+            shifts = networks.expression_shift(self.to_device(codes)), networks.pose_shift(self.to_device(codes))
+        return shifts[0].cpu().numpy(), shifts[1].cpu().numpy()
 
     def check_crops(self, crops: np.ndarray) -> None:
         """Raises ValueError unless these are uint8 crops of our size."""
         if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[1:] != (self.size, self.size, 3):
             raise ValueError(f"crops are (N, {self.size}, {self.size}, 3) uint8, not {crops.shape} {crops.dtype}")
+
+    def forget(self) -> None:
+        """Lets go of what the last batch left for the next."""
+        self.sources, self.betweens = Remembered(), Remembered()
+        self.drawn: dict[Key, np.ndarray] = {}  # by crop and codes
 
     # A batch
 
@@ -99,12 +119,17 @@ class Engine:
         """One batch, edited."""
 
         def render() -> Tensor:
-            source = self.encode(crops)
-            if pose is None:
-                return self.networks.transfer_expression(source, self.to_device(expression))
-            if expression is None:
-                return self.networks.transfer_pose(source, self.to_device(pose))
-            return self.networks.transfer_both(source, self.to_device(expression), self.to_device(pose))
+            networks, source = self.networks, self.encode(crops)
+            if expression is not None:
+                codes = self.to_device(expression)
+                if pose is None:
+                    return networks.transfer_expression(source, codes)
+
+                def between(rows: list[int]) -> Encoded:
+                    return networks.encode(networks.transfer_expression(taken(source, rows), codes[rows]))
+
+                source = self.betweens.get(keys_of(crops, expression), between)
+            return networks.transfer_pose(source, self.to_device(pose))
 
         return to_pictures(self.compute(render))
 
@@ -118,17 +143,13 @@ class Engine:
             return result
         if not half:
             raise WeightsError(f"{self.loaded.path} computes values that are not numbers", "use other weights")
-        self.precision, self.still = "fp32", None
+        self.precision = "fp32"
+        self.forget()
         return self.compute(function)
 
     def encode(self, crops: np.ndarray) -> Encoded:
-        """Latents and features of a batch; crops that are all the same are encoded once, and remembered."""
-        if not (crops == crops[:1]).all():
-            return self.networks.encode(to_tensor(crops, self.device))
-        if self.still is None or not np.array_equal(self.still[0], crops[0]):
-            self.still = crops[0].copy(), self.networks.encode(to_tensor(crops[:1], self.device))
-        latent, features = self.still[1]
-        return Encoded(latent.expand(len(crops), -1), [level.expand(len(crops), -1, -1, -1) for level in features])
+        """Latents and features of a batch; what the last one had too is not encoded again."""
+        return self.sources.get(keys_of(crops), lambda rows: self.networks.encode(to_tensor(crops[rows], self.device)))
 
     def to_device(self, codes: np.ndarray) -> Tensor:
         """Motion codes as a tensor."""
@@ -161,7 +182,7 @@ class Engine:
 
     def shrink(self, size: int) -> None:
         """Half the batch from now on. Raises DeviceError when a batch of one was too large."""
-        self.still = None
+        self.forget()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if size == 1:
@@ -169,6 +190,52 @@ class Engine:
             problem = f"the memory of {where} is too small for a single {crop}"
             raise DeviceError(problem, "close other programs that use it, or use --device cpu")
         self.batch_size = size // 2
+
+
+# What is done once
+
+
+def keys_of(*arrays: np.ndarray | None) -> list[Key]:
+    """The bytes of each row of crops and codes: equal where a result would be equal."""
+    count = next(len(array) for array in arrays if array is not None)
+    return [tuple(None if array is None else array[row].tobytes() for array in arrays) for row in range(count)]
+
+
+def taken(encoded: Encoded, rows: list[int]) -> Encoded:
+    """The pictures of these numbers; where all are asked for, in order, the same, and copies of one cost no memory."""
+    count = len(encoded.latent)
+    if rows == list(range(count)):
+        return encoded
+    if count == 1:
+        return Encoded(
+            encoded.latent.expand(len(rows), -1), [f.expand(len(rows), -1, -1, -1) for f in encoded.features]
+        )
+    return Encoded(encoded.latent[rows], [feature[rows] for feature in encoded.features])
+
+
+class Remembered:
+    """Encoded pictures of the last batch: a source that stands still, or is needed twice, is encoded once."""
+
+    def __init__(self) -> None:
+        self.keys: list[Key] = []  # all different, in the order of `encoded`
+        self.encoded: Encoded | None = None
+
+    def get(self, keys: list[Key], encode: Callable[[list[int]], Encoded]) -> Encoded:
+        """Pictures by their keys; `encode` makes those of some rows of the batch, each different one asked once."""
+        fresh = {key: row for row, key in enumerate(keys) if key not in self.keys}
+        if fresh:
+            kept = {key: row for row, key in enumerate(self.keys) if key in keys}
+            old = taken(self.encoded, list(kept.values())) if kept else None
+            self.keys, self.encoded = [], None  # free before more memory is asked for
+            new = encode(list(fresh.values()))
+            self.keys, self.encoded = [*kept, *fresh], joined(old, new) if old else new
+        return taken(self.encoded, [self.keys.index(key) for key in keys])
+
+
+def joined(old: Encoded, new: Encoded) -> Encoded:
+    """Two batches as one."""
+    pairs = zip(old.features, new.features, strict=True)
+    return Encoded(torch.cat([old.latent, new.latent]), [torch.cat(pair) for pair in pairs])
 
 
 # Device and precision
@@ -230,11 +297,11 @@ def device_errors(device: torch.device) -> Iterator[None]:
         raise DeviceError(f"{describe_device(device)} cannot be used: {first_line}", "use --device cpu") from error
 
 
-def build(loaded: Loaded, device: torch.device) -> DPE:
-    """The networks with their weights, on the device, in the layout in which convolutions are fast."""
+def build(loaded: Loaded, device: torch.device, precision: str) -> InferenceDPE:
+    """The networks with their weights, in the form and the layout that are fast on the device."""
     networks = DPE(loaded.config)
     networks.load_state_dict(loaded.state)
-    return networks.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return InferenceDPE(networks, winograd=device.type == "cpu" and precision == "fp32").to(device)
 
 
 # Pictures

@@ -1,5 +1,7 @@
 """The failures that a user can mend, each with its exit code."""
 
+from typing import Any
+
 
 class DPEError(Exception):
     """A failure the user can mend. `remedy` says how, in the imperative."""
@@ -7,7 +9,10 @@ class DPEError(Exception):
     exit_code = 1
 
     def __init__(self, problem: str, remedy: str):
-        super().__init__(f"{problem}; {remedy}")
+        super().__init__(problem, remedy)  # both, so that it can be pickled by a worker process
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 class InputError(DPEError):
@@ -38,3 +43,13 @@ class OutputError(DPEError):
     """The output exists already or cannot be written."""
 
     exit_code = 7
+
+
+class QualityError(DPEError):
+    """The result is worse than what was asked for; `report` (a report.Report) tells how."""
+
+    exit_code = 10  # 8 and 9 are for batches and for consent
+
+    def __init__(self, problem: str, remedy: str, report: Any = None):
+        super().__init__(problem, remedy)
+        self.report = report

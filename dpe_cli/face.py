@@ -1,20 +1,18 @@
-"""Faces in a stream of frames: finding them, following one person, and square crop boxes that do not tremble.
+"""Faces in frames: finding them, and square crop boxes around them that do not tremble.
 
 Boxes and points are float pixels of the full frame; pixel i covers [i, i + 1), so a frame is Box(0, 0, width, height).
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-import cv2
 import numpy as np
 
-from dpe_cli.errors import FaceError, InputError
-from dpe_cli.video import Frame, read_image
+from dpe_cli.video import Frame
 
 SMOOTH_SECONDS = 0.2  # each way: long against detector noise, short against a turn of the head
 
@@ -22,16 +20,6 @@ SMOOTH_SECONDS = 0.2  # each way: long against detector noise, short against a t
 CROP_SCALE = 2.6
 CROP_SHIFT = 0.13
 NOSE_DEPTH = 0.55  # how far the nose stands before the eyes, in eye distances: tells a turned face from a small one
-
-REGION_SCALE = 2.0  # the part of the frame searched for a known face, in face boxes
-REGION_SIZE = 224  # pixels at most: a region is shrunk to this before it is searched
-REGION_DRIFT = 0.1  # of its side: it stays until the face has gone so far, so that a still face is seen alike each time
-MIN_FACE = 16.0  # pixels: a smaller face has no expression to edit
-NEAR = 0.6  # how far a face may be from where it was, see `distance`
-NEAR_PER_SECOND = 0.5  # what is added to NEAR for each second out of sight
-FORGET_SECONDS = 1.0  # out of sight for longer, the face is chosen anew
-CUT_DIFFERENCE = 0.1  # mean difference of two frames, of 1, that makes a cut between shots
-SAME_PERSON = 0.4  # cosine of two face embeddings: above it, one person
 
 # Of the side: a box that wants to move less than the first stays, more than the second goes freely. What CenterFace
 # gives trembles (standard deviation) by 0.2 % in its centre and 0.9 % in its side while a face moves, by 0.1 % while
@@ -77,6 +65,7 @@ class Detection:
     box: Box
     points: np.ndarray  # (5, 2) float: left eye, right eye, nose, left and right mouth corner, as seen in the picture
     score: float  # in [0, 1]
+    track: int = 0  # number of the track it belongs to, from 1; 0 before it is tracked
 
 
 class FaceDetector(Protocol):
@@ -141,174 +130,6 @@ def crop_box(face: Detection) -> Box:
     return Box.square(*(eyes + CROP_SHIFT * side * down), side)
 
 
-# One person through the frames
-
-
-def track_faces(
-    frames: Iterable[Frame], detector: FaceDetector, choose: str = "largest"
-) -> Iterator[tuple[Frame, Detection | None]]:
-    """Each frame with the chosen person's face, None where it is not seen.
-
-    `choose` decides at the first frame with a usable face, after a cut and after FORGET_SECONDS out of sight: largest,
-    left, right, center, a number from 0 (from left to right) or the path of a picture of the person. Between these the
-    face is followed by where it is, so a larger one passing by does not take its place.
-
-    Raises at once InputError for a `choose` that means nothing, FaceError if it needs a face pack that is not there;
-    at the end FaceError if faces were seen and none was ever the chosen one.
-    """
-    return Follower(detector, make_choice(choose, detector), choose).follow(frames)
-
-
-Choice = Callable[[np.ndarray, list[Detection]], Detection | None]
-
-
-def make_choice(choose: str, detector: FaceDetector) -> Choice:
-    """A function that picks one of the faces of a picture, or None if the wanted one is not among them."""
-    if choose == "largest":
-        return lambda rgb, faces: max(faces, key=lambda face: face.box.width * face.box.height)
-    if choose == "left":
-        return lambda rgb, faces: min(faces, key=lambda face: face.box.centre[0])
-    if choose == "right":
-        return lambda rgb, faces: max(faces, key=lambda face: face.box.centre[0])
-    if choose == "center":
-        return lambda rgb, faces: min(faces, key=lambda face: abs(face.box.centre[0] - rgb.shape[1] / 2))
-    if choose.isdecimal():
-        number = int(choose)
-        ordered = lambda faces: sorted(faces, key=lambda face: face.box.centre[0])  # noqa: E731
-        return lambda rgb, faces: ordered(faces)[number] if number < len(faces) else None
-    return choose_by_picture(Path(choose), detector)
-
-
-def choose_by_picture(reference: Path, detector: FaceDetector) -> Choice:
-    """Picks the face that looks like the one in a picture."""
-    if not reference.is_file():
-        raise InputError(
-            f"no face can be chosen by {reference}",
-            "use largest, left, right, center, a number from 0, or the path of a picture of the person",
-        )
-    if not isinstance(detector, FaceRecogniser):
-        raise FaceError(
-            f"{detector.name} cannot tell whether a face is the one in {reference}",
-            "name an insightface pack with --face-models, or choose by largest, left, right, center or a number",
-        )
-    picture = read_image(reference)
-    faces = detector.detect(picture)
-    if not faces:
-        raise FaceError(f"no face was found in {reference}", "use a picture that shows the person's face")
-    wanted = detector.embed(picture, make_choice("largest", detector)(picture, faces))
-
-    def pick(rgb: np.ndarray, faces: list[Detection]) -> Detection | None:
-        alike = [float(detector.embed(rgb, face) @ wanted) for face in faces]
-        return faces[int(np.argmax(alike))] if max(alike) > SAME_PERSON else None
-
-    return pick
-
-
-class Follower:
-    """Follows one face; remembers where it was last."""
-
-    def __init__(self, detector: FaceDetector, choice: Choice, choose: str):
-        self.detector, self.choice, self.choose = detector, choice, choose
-        self.last: Detection | None = None
-        self.region: Box | None = None  # searched last
-        self.seen_at = 0.0
-        self.thumbnail: np.ndarray | None = None
-        self.found, self.most_faces = False, 0
-
-    def follow(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, Detection | None]]:
-        """One for one, in order."""
-        for frame in frames:
-            now = float(frame.time)
-            if self.is_new_shot(frame.rgb) or now - self.seen_at > FORGET_SECONDS:
-                self.last = None
-            face = self.look(frame.rgb, now)
-            if face is not None:
-                self.last, self.seen_at, self.found = face, now, True
-            yield frame, face
-        if self.most_faces and not self.found:
-            raise FaceError(
-                f"none of the faces seen, at most {self.most_faces} in a frame, is the one chosen by {self.choose}",
-                "choose by largest, left, right, center, a number from 0, or a clearer picture",
-            )
-
-    def is_new_shot(self, rgb: np.ndarray) -> bool:
-        """Whether this frame looks nothing like the one before."""
-        before = self.thumbnail
-        step = max(1, min(rgb.shape[:2]) // 64)  # enough pixels; all of them cost as much as finding the face
-        small = np.ascontiguousarray(rgb[::step, ::step])
-        self.thumbnail = cv2.resize(small, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        return before is not None and float(np.abs(self.thumbnail - before).mean()) > CUT_DIFFERENCE
-
-    def look(self, rgb: np.ndarray, now: float) -> Detection | None:
-        """The face in this frame: near its last place first, then in the whole frame."""
-        if self.last is not None:
-            reach = NEAR + NEAR_PER_SECOND * (now - self.seen_at)
-            face = self.look_around(rgb, self.last, reach)
-            if face is not None:
-                return face
-        faces = self.usable(rgb)
-        if self.last is not None:
-            face = nearest(faces, self.last, reach)
-        else:
-            self.most_faces = max(self.most_faces, len(faces))
-            face = self.choice(rgb, faces) if faces else None
-        # seen from near, as it is from now on: a detector's idea of a face depends on how large it sees it
-        return face and (self.look_around(rgb, face, NEAR) or face)
-
-    def look_around(self, rgb: np.ndarray, known: Detection, reach: float) -> Detection | None:
-        """The known face in the part of the frame where it should be."""
-        self.region = region_around(known.box, self.region)
-        return nearest(detect_in(rgb, self.detector, self.region), known, reach)
-
-    def usable(self, rgb: np.ndarray) -> list[Detection]:
-        faces = self.detector.detect(rgb)
-        return [face for face in faces if max(face.box.width, face.box.height) >= MIN_FACE]
-
-
-def distance(face: Detection, last: Detection) -> float:
-    """How far a face is from where it was, in face sizes, plus how much it grew or shrank (0.7 for a factor of 2)."""
-    size, before = face_size(face.points), max(face_size(last.points), 1e-6)
-    moved = float(np.hypot(*(face.points - last.points).mean(0))) / before
-    return moved + abs(float(np.log(max(size, 1e-6) / before)))
-
-
-def nearest(faces: list[Detection], last: Detection, reach: float) -> Detection | None:
-    """The face that is where the last one was, if one is."""
-    face = min(faces, key=lambda face: distance(face, last), default=None)
-    return face if face is not None and distance(face, last) < reach else None
-
-
-def region_around(box: Box, before: Box | None) -> Box:
-    """The square to search for a face that was in `box`: the one searched before if it still serves. Whole pixels."""
-    side = max(REGION_SCALE * max(box.width, box.height), 3 * MIN_FACE)
-    if before is not None:
-        drift = max(abs(new - old) for new, old in zip(box.centre, before.centre, strict=True))
-        if drift < REGION_DRIFT * side and 0.85 < before.width / side < 1.18:
-            return before
-    x0, y0 = (round(centre - side / 2) for centre in box.centre)
-    return Box(x0, y0, x0 + round(side), y0 + round(side))
-
-
-def detect_in(rgb: np.ndarray, detector: FaceDetector, region: Box) -> list[Detection]:
-    """Faces in a square of the frame, black outside it, shrunk to REGION_SIZE: fast, and fine for small faces."""
-    height, width = rgb.shape[:2]
-    x0, y0, x1, y1 = (int(value) for value in (region.x0, region.y0, region.x1, region.y1))
-    left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
-    if right - left < MIN_FACE or bottom - top < MIN_FACE:
-        return []
-    around = (top - y0, y1 - bottom, left - x0, x1 - right)
-    picture = cv2.copyMakeBorder(rgb[top:bottom, left:right], *around, cv2.BORDER_CONSTANT)
-    if x1 - x0 > REGION_SIZE:
-        picture = cv2.resize(picture, (REGION_SIZE, REGION_SIZE), interpolation=cv2.INTER_AREA)
-    return [moved(face, (x1 - x0) / picture.shape[0], x0, y0) for face in detector.detect(picture)]
-
-
-def moved(face: Detection, scale: float, x: float, y: float) -> Detection:
-    """A detection in a part of the frame, told in the frame: scaled, then shifted."""
-    box = Box(face.box.x0 * scale + x, face.box.y0 * scale + y, face.box.x1 * scale + x, face.box.y1 * scale + y)
-    return Detection(box, face.points * scale + (x, y), face.score)
-
-
 # Boxes that do not tremble
 
 
@@ -318,11 +139,15 @@ def smooth_boxes(tracked: Iterable[tuple[Frame, Detection | None]], radius: int)
     Looks `radius` frames each way, so it keeps radius + 1 frames and 2 * radius + 1 boxes, however long the video. A
     box is the value at its own time of a straight line through its neighbours, with Gaussian weights: no lag behind a
     face that moves evenly, at the ends and at any frame rate, and single wrong boxes do not count. A still face has a
-    still box. Gaps and jumps (cuts) end a run of boxes; nothing is smoothed across them.
+    still box. Gaps, jumps and the ends of tracks end a run of boxes; nothing is smoothed across them. Radius 0 smooths
+    nothing.
     """
     source = iter(tracked)
+    if radius == 0:
+        yield from ((frame, None if face is None else crop_box(face)) for frame, face in source)
+        return
     frames: deque[Frame] = deque()  # the current one and those ahead
-    window: deque[np.ndarray | None] = deque()  # `radius` each way: time, centre x, centre y, side
+    window: deque[Measured | None] = deque()  # `radius` each way
     place, last = 0, None  # of the current one in the window; what became of the one before
     for frame, face in islice(source, radius + 1):
         frames.append(frame)
@@ -340,15 +165,22 @@ def smooth_boxes(tracked: Iterable[tuple[Frame, Detection | None]], radius: int)
             window.append(measure(frame, face))
 
 
-def measure(frame: Frame, face: Detection | None) -> np.ndarray | None:
-    """(4,) time in seconds, centre x and y, side of the crop box in pixels."""
+class Measured(NamedTuple):
+    """A crop box before smoothing, and whose it is."""
+
+    values: np.ndarray  # (4,) time in seconds, centre x and y, side in pixels
+    track: int
+
+
+def measure(frame: Frame, face: Detection | None) -> Measured | None:
+    """The crop box of a face."""
     if face is None:
         return None
     box = crop_box(face)
-    return np.array([float(frame.time), *box.centre, box.width])
+    return Measured(np.array([float(frame.time), *box.centre, box.width]), face.track)
 
 
-def run_around(window: deque[np.ndarray | None], place: int) -> tuple[np.ndarray | None, int]:
+def run_around(window: deque[Measured | None], place: int) -> tuple[np.ndarray | None, int]:
     """The unbroken run of boxes (N, 4) around the one at `place`, and its place in the run; None, 0 without a box."""
     if window[place] is None:
         return None, 0
@@ -357,15 +189,15 @@ def run_around(window: deque[np.ndarray | None], place: int) -> tuple[np.ndarray
         start -= 1
     while stop + 1 < len(window) and connected(window[stop], window[stop + 1]):
         stop += 1
-    return np.stack([window[i] for i in range(start, stop + 1)]), place - start
+    return np.stack([window[i].values for i in range(start, stop + 1)]), place - start
 
 
-def connected(before: np.ndarray | None, after: np.ndarray | None) -> bool:
+def connected(before: Measured | None, after: Measured | None) -> bool:
     """Whether a face can have gone from one box to the next without a cut."""
-    if before is None or after is None:
+    if before is None or after is None or before.track != after.track:
         return False
-    small, large = sorted((before[3], after[3]))
-    return np.abs(after[1:3] - before[1:3]).max() < JUMP * large and large < GROWTH * small
+    small, large = sorted((before.values[3], after.values[3]))
+    return np.abs(after.values[1:3] - before.values[1:3]).max() < JUMP * large and large < GROWTH * small
 
 
 @dataclass(frozen=True)
@@ -384,9 +216,10 @@ def settle(run: np.ndarray, here: int, radius: int, last: Settled | None) -> Set
     the two within a few frames, so that it starts without a jerk and does not lag.
     """
     values = without_outliers(run)[:, 1:]
-    weights = np.exp(-0.5 * ((np.arange(len(run)) - here) / max(radius / 2, 0.5)) ** 2)
-    weights /= weights.sum()
     times = run[:, 0] - run[here, 0]
+    step = float(np.median(np.diff(times))) if len(run) > 1 else 1.0  # by time: frame rates may vary
+    weights = np.exp(-0.5 * (times / step / max(radius / 2, 0.5)) ** 2)
+    weights /= weights.sum()
     middle, mean = weights @ times, weights @ values
     spread = weights @ (times - middle) ** 2
     slope = (weights * (times - middle)) @ values / spread if spread > 0 else np.zeros(3)

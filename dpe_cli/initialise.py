@@ -1,7 +1,7 @@
 """Where training begins: initial values, growth by a level, and the separation of the two heads."""
 
+import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
-from dpe_cli.weights import load
 
 
 def to_image(batch: Tensor) -> Tensor:
@@ -71,6 +70,17 @@ def see_through(model: DPE) -> None:
             generator.to_flows[-1].bias[2] = mask
 
 
+@contextlib.contextmanager
+def colours_kept(model: DPE, keep: bool = True) -> Iterator[None]:
+    """What happens inside leaves the channels that `see_through` set as they are."""
+    parts = list(model.encoder.convs[0].parameters()) if keep else []
+    colours = [part[:6].detach().clone() for part in parts]
+    yield
+    with torch.no_grad():
+        for part, fixed in zip(parts, colours, strict=True):
+            part[:6] = fixed
+
+
 def subtract_own(model: DPE) -> None:
     """Sets the expression head so that its shift lowers the latent's own expression reading by the driving's.
 
@@ -102,15 +112,18 @@ def subtract_own(model: DPE) -> None:
 
 
 def grow(small: DPE) -> DPE:
-    """The same network one level larger: 128 -> 256. The new level shows the source through the flows of the level
-    below; the colour layers of all levels below start anew from nothing."""
+    """The same network one level larger: 128 -> 256.
+
+    The new level takes over from what was the finest: it shows the source through the flow and the mask of the level
+    below it, whose colour layer begins anew from nothing. Coarser colour layers keep what they paint.
+    """
     config = small.config
     model = DPE(DPEConfig(**{**config.to_dict(), "size": config.size * 2}))
     initialise(model)
     new = model.state_dict()
     last = len(small.expression_generator.to_rgbs) - 1
     for name, value in small.state_dict().items():
-        if name.startswith("encoder.convs.0.") or ".to_rgbs." in name:
+        if name.startswith("encoder.convs.0.") or f".to_rgbs.{last}." in name:
             continue  # the encoder's first layer saw other pixels: see `warm_up`
         if name.startswith("encoder.convs."):
             index, rest = name.removeprefix("encoder.convs.").split(".", 1)
@@ -126,7 +139,6 @@ def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps:
     """Teaches the new bottom of a grown encoder to give the features that the levels above it know; last error."""
     bottom, first = model.encoder.convs[:2], small.encoder.convs[0]
     optimiser = torch.optim.Adam(bottom.parameters(), lr=4e-3)
-    colours = [part[:6].detach().clone() for part in bottom[0].parameters()]  # what `see_through` set: stays as it is
     for _ in range(steps):
         image = to_image(next(batches)["source"])
         with torch.autocast(image.device.type, torch.bfloat16):
@@ -135,26 +147,6 @@ def warm_up(model: DPE, small: DPE, batches: Iterator[dict[str, Tensor]], steps:
             loss = F.mse_loss(bottom[1](bottom[0](image)).float(), wanted.float())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
-        with torch.no_grad():
-            for part, fixed in zip(bottom[0].parameters(), colours, strict=True):
-                part[:6] = fixed
+        with colours_kept(model):
+            optimiser.step()
     return float(loss.detach())
-
-
-def start(init: Path | None, config: DPEConfig, subtract: bool = False) -> tuple[DPE, DPE | None]:
-    """Networks to train: fresh, or those of `init`. Weights of half the size are grown by one level and come second.
-
-    `subtract`: see `subtract_own`.
-    """
-    if init is None:
-        model = DPE(config)
-        initialise(model)
-        return model, None
-    loaded = load(init)
-    model = DPE(loaded.config)
-    model.load_state_dict(loaded.state)
-    model.motion_basis.weight.requires_grad_(False)
-    if subtract:
-        subtract_own(model)
-    return (grow(model), model.eval()) if loaded.config.size * 2 == config.size else (model, None)

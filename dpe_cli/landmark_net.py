@@ -12,7 +12,7 @@ import torch
 
 from dpe_cli.crop import cut
 from dpe_cli.face import Box, Detection, FaceDetector, crop_box
-from dpe_cli.landmarks import CORNERS, FaceShape
+from dpe_cli.landmarks import FaceShape, five_points
 from dpe_cli.models import LandmarkNet, Landmarks
 from dpe_cli.weights import LANDMARKS, load_landmarks
 
@@ -29,8 +29,7 @@ def load_net(weights: str | Path = LANDMARKS, device: str = "cpu") -> LandmarkNe
 
 def framing(points: np.ndarray) -> Box:
     """The crop that the tool would cut around a face with these landmarks (478, >=2); same pixels."""
-    five = np.stack([*(points[list(corners), :2].mean(0) for corners in CORNERS), *points[[4, 61, 291], :2]])
-    return crop_box(Detection(Box(*points[:, :2].min(0), *points[:, :2].max(0)), five, 1.0))
+    return crop_box(Detection(Box(*points[:, :2].min(0), *points[:, :2].max(0)), five_points(points), 1.0))
 
 
 def to_pixels(points: np.ndarray, box: Box) -> np.ndarray:
@@ -44,8 +43,11 @@ class NetworkLandmarker:
 
     detector: finds the face in whole pictures, the largest counts; None takes each picture for a crop of a face.
     passes: 2 looks again at the crop that the first look's points ask for, which is how training framed its faces.
-    Raises WeightsError for weights that are missing, damaged or of another network.
+    Rotations are against the network's mean face, as `motion_space.normalise` measures them; MediaPipe's own have
+    another zero. Raises WeightsError for weights that are missing, damaged or of another network.
     """
+
+    name = "landmark network"
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class NetworkLandmarker:
         return FaceShape(
             to_pixels(result.points[row], box),
             result.blendshapes[row],
+            result.rotation[row],
             result.visibility[row],
             float(result.confidence[row]),
         )

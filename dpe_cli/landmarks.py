@@ -42,6 +42,7 @@ CORNERS = ((33, 133), (362, 263))
 class FaceShape:
     points: np.ndarray  # (478, 3) float32, pixels
     blendshapes: np.ndarray  # (52,) float32 in [0, 1], in the order of BLENDSHAPES
+    rotation: np.ndarray | None = None  # (3, 3) of the head, as `head_angles` takes it; None: the model has none
     visibility: np.ndarray | None = None  # (478,) float32 in [0, 1]; None where the model does not tell
     confidence: float = 1.0  # in [0, 1]: that this is a face
 
@@ -52,6 +53,8 @@ class Landmarker:
     Raises:
         InputError: mediapipe is not installed or the model file is missing.
     """
+
+    name = "MediaPipe FaceLandmarker"
 
     def __init__(self, model: Path):
         try:
@@ -65,6 +68,7 @@ class Landmarker:
         options = vision.FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(model)),
             output_face_blendshapes=True,
+            output_facial_transformation_matrixes=True,
             num_faces=1,
             min_face_detection_confidence=0.3,
         )
@@ -78,7 +82,10 @@ class Landmarker:
         if not result.face_landmarks:
             return None
         points = np.array([[p.x * width, p.y * height, p.z * width] for p in result.face_landmarks[0]], np.float32)
-        return FaceShape(points, np.array([b.score for b in result.face_blendshapes[0]], np.float32))
+        blendshapes = np.array([b.score for b in result.face_blendshapes[0]], np.float32)
+        matrix = np.asarray(result.facial_transformation_matrixes[0])[:3, :3]  # y upwards, z towards the camera
+        rotation = matrix / np.cbrt(np.linalg.det(matrix)) * np.outer([1, -1, -1], [1, -1, -1])
+        return FaceShape(points, blendshapes, rotation.astype(np.float32))
 
     def close(self) -> None:
         """Frees the model."""
@@ -107,6 +114,12 @@ def head_angles(rotation: np.ndarray) -> np.ndarray:
     pitch = np.arcsin(np.clip(-rotation[..., 1, 2], -1, 1))
     roll = np.arctan2(rotation[..., 1, 0], rotation[..., 1, 1])
     return np.degrees(np.stack([yaw, pitch, roll], -1))
+
+
+def five_points(points: np.ndarray) -> np.ndarray:
+    """Eyes, nose and mouth corners as face detectors give them, left first in the picture. (478, >=2) -> (5, 2)"""
+    eyes = [points[list(corners), :2].mean(0) for corners in CORNERS]
+    return np.stack([*eyes, *points[[4, 61, 291], :2]])
 
 
 def _distance(points: np.ndarray, a: int, b: int) -> np.ndarray:

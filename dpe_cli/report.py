@@ -25,6 +25,13 @@ class FrameFate:
     box: tuple[float, float, float, float] | None  # x0, y0, x1, y1 of the crop in pixels of the full frame
     score: float | None  # of the detection
     strength: float | None  # None for a passed frame
+    jitter: float | None = None  # change since the frame before, of 255, where nothing should change: `motion.Jitter`
+    track: int | None = None  # number of the face's track, as `dpe faces` lists it; None where the face was not seen
+    edit: int = 0  # which of the edits of this pass: each has its own line for a frame
+    seam: float | None = None  # colour_step + gradient_step; None where nothing was pasted back
+    colour_step: float | None = None  # these three: see `paste.Seam`
+    gradient_step: float | None = None
+    sharpness: float | None = None
 
 
 @dataclass
@@ -37,16 +44,35 @@ class Report:
     detector: str = ""
     output: dict[str, Any] = field(default_factory=dict)
     frames: list[FrameFate] = field(default_factory=list)
+    cuts: list[float] = field(default_factory=list)  # seconds at which a new shot begins, the first one left out
     self_reconstruction: list[float] = field(default_factory=list)  # PSNR in dB of sampled frames
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def counts(self) -> dict[str, Any]:
-        """How many frames were edited and passed, and why they were passed."""
-        fates = Counter(frame.fate for frame in self.frames)
+        """How many frames were edited and passed, and why they were passed.
+
+        A frame with several edits is edited if one of them was done; its reasons are counted for each, and `edits` says
+        how many frames each edit changed.
+        """
+        frames = {frame.index for frame in self.frames}
+        edited = {frame.index for frame in self.frames if frame.fate == "edited"}
         reasons = Counter(frame.reason for frame in self.frames if frame.reason)
-        edited, passed = fates["edited"], fates["passed"]
-        return {"frames": len(self.frames), "edited": edited, "passed": passed, "reasons": dict(reasons)}
+        counts = {
+            "frames": len(frames),
+            "edited": len(edited),
+            "passed": len(frames - edited),
+            "reasons": dict(reasons),
+        }
+        edits = Counter({frame.edit: 0 for frame in self.frames})
+        edits.update(frame.edit for frame in self.frames if frame.fate == "edited")
+        return {**counts, "edits": [edits[number] for number in sorted(edits)]} if len(edits) > 1 else counts
+
+    def sort_frames(self, written: int) -> None:
+        """Brings the lines of several edits into the order of frames; drops what lies past the last frame written."""
+        self.frames = sorted(
+            (frame for frame in self.frames if frame.index < written), key=lambda frame: (frame.index, frame.edit)
+        )
 
     def summary(self) -> dict[str, Any]:
         """All but the list of frames, ready for JSON."""
@@ -54,10 +80,13 @@ class Report:
             "dpe": dpe_cli.__version__,
             "output": self.output,
             "counts": self.counts(),
+            "cuts": self.cuts,
             "seconds": round(self.seconds, 3),
-            "frames_per_second": round(len(self.frames) / self.seconds, 3) if self.seconds else None,
+            "frames_per_second": round(self.counts()["frames"] / self.seconds, 3) if self.seconds else None,
             "peak_memory_mib": peak_memory(),
             "self_reconstruction": self._self_reconstruction(),
+            "jitter": self._jitter(),
+            "seam": self._seam(),
             "settings": self.settings,
             "inputs": self.inputs,
             "engine": self.engine,
@@ -69,10 +98,16 @@ class Report:
         """Everything, each frame included."""
         return {**self.summary(), "frames": [asdict(frame) for frame in self.frames]}
 
+    def to_json(self) -> str:
+        """Everything as JSON, each frame on a line of its own."""
+        head = json.dumps(self.summary(), indent=1, default=str, allow_nan=False).removesuffix("\n}")
+        frames = ",\n  ".join(json.dumps(asdict(frame), default=str, allow_nan=False) for frame in self.frames)
+        return f'{head},\n "frames": [\n  {frames}\n ]\n}}\n'
+
     def write(self, path: Path) -> None:
         """Writes the whole report as JSON: to a temporary name, then renamed. Raises OutputError."""
         try:
-            write_text(path, json.dumps(self.to_dict(), indent=1, default=str, allow_nan=False) + "\n")
+            write_text(path, self.to_json())
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}", "choose another place for --report") from error
 
@@ -83,6 +118,30 @@ class Report:
             return None
         mean = sum(values) / len(values)
         return {"psnr_db": round(mean, 2), "lowest_psnr_db": round(min(values), 2), "samples": len(values)}
+
+    def _jitter(self) -> dict[str, Any] | None:
+        """Mean absolute change of the face between frames where nothing should change it, in 1/255: `motion.Jitter`."""
+        values = [frame.jitter for frame in self.frames if frame.jitter is not None]
+        if not values:
+            return None
+        return {"mean": round(sum(values) / len(values), 3), "largest": max(values), "frames": len(values)}
+
+    def worst_seam(self) -> FrameFate | None:
+        """The frame with the highest seam score; None where nothing was pasted back."""
+        return max((frame for frame in self.frames if frame.seam is not None), key=lambda f: f.seam, default=None)
+
+    def _seam(self) -> dict[str, Any] | None:
+        """Seam scores and sharpness over all frames that were pasted back."""
+        worst, pasted = self.worst_seam(), [frame for frame in self.frames if frame.seam is not None]
+        if worst is None:
+            return None
+        means = {name: sum(getattr(frame, name) for frame in pasted) / len(pasted) for name in ("seam", "sharpness")}
+        return {
+            "mean": round(means["seam"], 3),
+            "worst": worst.seam,
+            "worst_frame": worst.index,
+            "sharpness": round(means["sharpness"], 3),
+        }
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,9 +156,13 @@ def write_text(path: Path, text: str) -> None:
 
 def peak_memory() -> float | None:
     """Largest resident memory of this process so far, in MiB; None where the system does not tell (Windows)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: there getrusage begins with the peak of the process that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return round(int(line.split()[1]) / 1024, 1)
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024 if sys.platform != "darwin" else 1024 * 1024), 1)  # kilobytes on Linux, bytes on macOS
+    return round(peak / (1024 if sys.platform != "darwin" else 1024 * 1024), 1)  # bytes on macOS, else kilobytes

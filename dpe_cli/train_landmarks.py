@@ -1,6 +1,6 @@
 """Training of the landmark network: MediaPipe's labels on prepared clips, the pictures spoilt in every way.
 
-A prepared clip is what `dataset.prepare_clip` writes. A sample is one frame cut out as the tool cuts faces, but turned,
+A prepared clip is what `dpe prepare` writes. A sample is one frame cut out as the tool cuts faces, but turned,
 scaled and shifted far more; some samples are no faces, which teaches the confidence.
 """
 
@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from dpe_cli.crop import cut
-from dpe_cli.dataset import CROP, is_held_out
+from dpe_cli.dataset import CROP, split_of
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box
 from dpe_cli.landmark_net import framing, to_pixels
@@ -69,18 +69,15 @@ class LabelledClip:
 def load_labelled(folder: Path, held_out: bool, size: int, stride: int = 1) -> list[LabelledClip]:
     """Reads the prepared clips of one split, frames shrunk to `size`. Raises InputError if there is none."""
     clips = []
-    for path in sorted(Path(folder).glob("*.npz")):
+    for path, identity in split_of(Path(folder), held_out):
         with np.load(path) as data:
-            identity = str(data["identity"])
-            if is_held_out(identity) != held_out:
-                continue
             points, blendshapes = data["points"][::stride], data["blendshapes"][::stride]
         frames = np.load(path.with_suffix(".npy"), mmap_mode="r")[::stride]
         if size < frames.shape[1]:
             frames = np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in frames])
         clips.append(LabelledClip(frames, points, blendshapes, identity, path.stem))
     if not clips:
-        raise InputError(f"{folder}: no prepared clips", "prepare clips first: dpe train --clips VIDEOS")
+        raise InputError(f"{folder}: no prepared clips", f"prepare some: dpe prepare VIDEOS -o {folder}")
     return clips
 
 

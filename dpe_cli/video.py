@@ -257,13 +257,22 @@ def _fine(time_base: Fraction) -> Fraction:
 def read_image(path: Path) -> np.ndarray:
     """A picture as (H, W, 3) uint8 RGB, turned upright by its EXIF tag, transparency dropped. Raises InputError."""
     try:
-        bgr = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        data = np.fromfile(path, np.uint8)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist", "check the name") from error
-    except (OSError, cv2.error) as error:
+    except OSError as error:
         raise InputError(f"{path} cannot be read as a picture", "give a PNG or JPEG file") from error
+    return decode_image(data, str(path))
+
+
+def decode_image(data: np.ndarray, name: str) -> np.ndarray:
+    """The same from the bytes of the file, (N,) uint8; `name` is for the complaint."""
+    try:
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise InputError(f"{name} cannot be read as a picture", "give a PNG or JPEG file") from error
     if bgr is None:
-        raise InputError(f"{path} cannot be read as a picture", "give a whole PNG or JPEG file")
+        raise InputError(f"{name} cannot be read as a picture", "give a whole PNG or JPEG file")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 

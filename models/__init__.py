@@ -5,16 +5,20 @@ from .decoder import Generator, Rendered
 from .discriminator import Discriminator
 from .encoder import Encoded, Encoder
 from .generator import DPE, MotionBasis
+from .inference import InferenceDPE
 from .landmarks import LandmarkConfig, LandmarkNet, Landmarks
+from .lpips import LPIPS
 from .perceptual import PerceptualLoss
 
 __all__ = [
     "DPE",
+    "LPIPS",
     "DPEConfig",
     "Discriminator",
     "Encoded",
     "Encoder",
     "Generator",
+    "InferenceDPE",
     "LandmarkConfig",
     "LandmarkNet",
     "Landmarks",

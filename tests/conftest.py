@@ -5,7 +5,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import imageio_ffmpeg
+import numpy as np
 import pytest
 
 
@@ -90,3 +92,53 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+def synthetic_face(seed: int = 0) -> np.ndarray:
+    """478 points on the front of an ellipsoid, outer eye corners one unit apart: (478, 3)"""
+    random = np.random.default_rng(seed)
+    x, y = random.uniform(-0.9, 0.9, 478), random.uniform(-1.2, 1.2, 478)
+    face = np.stack([x, y, 0.4 * (x**2 + y**2)], -1)
+    face[[33, 133, 362, 263], :2] = [[-0.5, -0.3], [-0.2, -0.3], [0.2, -0.3], [0.5, -0.3]]
+    face[[13, 14, 61, 291], :2] = [[0, 0.50], [0, 0.52], [-0.25, 0.5], [0.25, 0.5]]
+    return face
+
+
+def turned(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
+    """Rotation matrix of a head, degrees."""
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.from_euler("YXZ", [yaw, pitch, roll], degrees=True).as_matrix()
+
+
+def write_clips(folder: Path, identities: list[str], discs: bool = False) -> None:
+    """A clip of twelve frames for each: a face that turns and opens its mouth over a picture that grows brighter.
+
+    discs: marks the corners of eyes and mouth and the lower lip, so that there is something to learn from.
+    """
+    random = np.random.default_rng(1)
+    template = synthetic_face()
+    for number, identity in enumerate(identities):
+        points, frames = [], []
+        for step in range(12):
+            face = template.copy()
+            face[14, 1] += 0.02 * (step % 6)
+            face[:, :2] += random.normal(0, 0.003, (478, 2))
+            points.append(60 * face @ turned(yaw=3 * step - 15).T + [128, 128, 0])
+            frames.append(np.full((256, 256, 3), 20 * step, np.uint8))
+            for corner in (33, 263, 61, 291, 14) if discs else ():
+                cv2.circle(frames[-1], points[-1][corner, :2].round().astype(int).tolist(), 9, (255, 40, 80), -1)
+        np.save(folder / f"{number}.npy", np.stack(frames))
+        np.savez(
+            folder / f"{number}.npz",
+            points=np.stack(points).astype(np.float32),
+            blendshapes=random.uniform(0, 0.3, (12, 52)).astype(np.float32),
+            identity=identity,
+        )
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Prepared clips of twelve people."""
+    write_clips(tmp_path, [f"id{number:04}" for number in range(12)], discs=True)
+    return tmp_path

@@ -112,6 +112,10 @@ def code_and_line(done: Result) -> tuple[int, str]:
         ["--driving", "d.mp4", "--start", "3", "--end", "2"],
         ["--driving", "d.mp4", "--strength", "-1"],
         ["--driving", "d.mp4", "--batch-size", "0"],
+        ["--driving", "d.mp4", "--mask", "square"],
+        ["--driving", "d.mp4", "--feather", "0"],
+        ["--driving", "d.mp4", "--fail-if", "seam<1"],
+        ["--driving", "d.mp4", "--fail-if", "seam>much"],
     ],
     ids=lambda arguments: " ".join(arguments) or "no driving",
 )
@@ -160,6 +164,26 @@ def test_7_for_an_output_that_exists_or_cannot_be(clips: Path):
     assert probe(clips / "there.mp4").n_frames == 5
 
 
+def test_10_for_a_seam_above_the_limit_with_its_report(clips: Path):
+    """The stand-in paints half of the crop: the seam could not be worse."""
+    before = {path.name for path in clips.iterdir()}
+    code, line = code_and_line(
+        edit(clips, "--fail-if", "seam > 1", "--report", clips / "r.json", "--preview", clips / "p.mp4")
+    )
+    assert code == 10 and "the seam of 4 frames is above 1, the worst " in line
+    written = json.loads((clips / "r.json").read_text())
+    assert len(written["frames"]) == 5 and written["seam"]["worst"] > 1
+    assert {path.name for path in clips.iterdir()} == before | {"r.json"}
+    assert edit(clips, "--fail-if", "seam>1000").exit_code == 0
+
+
+def test_5_for_paste_back_models_that_are_not_there(clips: Path):
+    code, line = code_and_line(edit(clips, "--mask", "parsing", "--parsing", clips / "none.onnx"))
+    assert code == 5 and "none.onnx: no such file" in line
+    code, line = code_and_line(edit(clips, "--mask", "parsing"))
+    assert code == 3 and "--parsing" in line
+
+
 def test_1_for_a_bug_in_one_line_and_its_traceback_with_v(clips: Path, monkeypatch: pytest.MonkeyPatch):
     fails(monkeypatch, RuntimeError("two\nlines"))
     code, line = code_and_line(edit(clips))
@@ -184,6 +208,10 @@ def test_lines_of_progress_come_at_a_measured_pace(monkeypatch: pytest.MonkeyPat
     assert list(main.progress_lines(range(40), 40, "editing")) == list(range(40))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[0].startswith("editing: 4 of 40 frames, ") and lines[0].endswith(" s left")
+
+
+def test_a_slow_pace_is_told_by_the_minute():
+    assert main.progress_line("preparing", 1, 4, 30, "videos") == "preparing: 1 of 4 videos, 2.0 videos/min, 90 s left"
 
 
 def test_the_bar_passes_everything_on(capsys: pytest.CaptureFixture):
@@ -265,6 +293,73 @@ def test_wrong_weights_and_devices_are_told_in_one_line(tmp_path: Path):
     for option, value, code in (("--weights", tmp_path / "w.safetensors", 5), ("--device", "abacus", 6)):
         done = run("edit", "--source", source, "--driving", tmp_path / "d.png", option, value)
         assert done.exit_code == code and len(done.stderr.splitlines()) == 1
+
+
+# Several edits, and who there is
+
+
+def test_several_edits_are_made_in_one_pass(clips: Path):
+    one, two = (f"face=left,driving={clips / 'smile.mp4'},mode={mode}" for mode in ("exp", "pose"))
+    done = run("edit", "-s", clips / "talk.mp4", "--edit", one, "--edit", f"{two},strength=0.5", "--json")
+    assert done.exit_code == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["counts"]["edits"] == [4, 4] and summary["output"]["path"].endswith("talk_both.mp4")
+    assert [(each["mode"], each["strength"]) for each in summary["settings"]["edits"]] == [("exp", 1.0), ("pose", 0.5)]
+
+
+def test_an_edit_is_parsed():
+    edit = main.parse_edit("face=a,b.jpg,driving=c,d=e.mp4,mode=both,strength=2", "largest", 1.0)
+    assert (edit.face, edit.strength) == ("a,b.jpg", 2.0)
+    assert edit.driving.expression == edit.driving.pose == Path("c,d=e.mp4")
+    edit = main.parse_edit("exp-driving=a.mp4,pose-driving=b.mp4", "left", 0.5)
+    assert (edit.face, edit.strength, edit.driving.mode) == ("left", 0.5, "both")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("smile.mp4", "'smile.mp4' is not KEY=VALUE"),
+        ("driving=", "'driving' is not KEY=VALUE"),
+        ("driving=a.mp4,driving=b.mp4", "a key comes twice"),
+        ("face=left", "give driving"),
+        ("driving=a.mp4,strength=much", "'much' is not a valid float"),
+        ("driving=a.mp4,strength=4", "not in the range"),
+        ("driving=a.mp4,mode=hair", "'hair' is not one of"),
+        ("driving=a.mp4,pose-driving=b.mp4", "cannot go with"),
+    ],
+)
+def test_an_edit_that_means_nothing_is_wrong_usage(clips: Path, text: str, complaint: str):
+    done = run("edit", "-s", clips / "talk.mp4", "--edit", text)
+    assert done.exit_code == 2 and complaint in done.stderr
+
+
+def test_edits_bring_their_own_drivers(clips: Path):
+    done = edit(clips, "--edit", f"driving={clips / 'smile.mp4'}")
+    assert done.exit_code == 2 and "names its own drivers" in done.stderr
+
+
+def test_faces_are_listed_and_one_is_edited_by_its_number(tmp_path: Path, small_weights: Path):
+    source, sheet = astronaut(tmp_path / "source.mp4", 6), tmp_path / "faces.png"
+    listed = run("faces", source, "--detector", "centerface", "--json", "-o", sheet)
+    assert listed.exit_code == 0, listed.stderr
+    (track,) = json.loads(listed.stdout)["tracks"]
+    assert (track["track"], track["frames"], track["start"], track["end"]) == (1, 6, 0.0, 0.5) and track["size"] > 50
+    assert "track:1" in listed.stderr and "colours alone" in listed.stderr
+    assert probe(sheet).width == 160
+    assert run("faces", source, "-o", sheet).exit_code == 7  # it exists
+    done = run(
+        *("edit", "-s", source, "-d", sheet, "--weights", small_weights, "--device", "cpu", "--detector", "centerface"),
+        *("--face", f"track:{track['track']}", "--json", "-o", tmp_path / "out.mp4"),
+    )
+    assert done.exit_code == 0 and json.loads(done.stdout)["counts"]["edited"] == 6, done.stderr
+    assert run("edit", "-s", source, "-d", sheet, "--face", "track:7", "--weights", small_weights).exit_code == 4
+
+
+def test_the_list_of_faces_goes_to_stderr_and_the_sheet_to_stdout(clips: Path):
+    done = run("faces", clips / "talk.mp4", "-o", clips / "faces.png")
+    assert (done.exit_code, done.stdout) == (0, f"{clips / 'faces.png'}\n") and "track:1" in done.stderr
+    assert run("faces", clips / "talk.mp4", "-q").stderr == ""
+    assert run("faces", clips / "talk.mp4", "-o", clips / "faces.mp4").exit_code == 2
 
 
 # Weights

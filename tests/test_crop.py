@@ -146,6 +146,71 @@ def test_outside_the_frame_a_crop_repeats_its_edge():
     assert (crop == crop[:, -1:]).all()
 
 
+# 16 bits, and detail finer than the crop
+
+
+def as_16_bits(rgb: np.ndarray) -> np.ndarray:
+    return rgb.astype(np.uint16) * 257
+
+
+@pytest.mark.parametrize("side", [90.0, 100.3, 400.7])
+def test_16_bits_are_cut_and_pasted_as_8_bits_are(side: float):
+    frame = smooth_picture(430, 450)
+    box = Box(10.2, 12.9, 10.2 + side, 12.9 + side)
+    crop, to_crop = cut(frame, box, 128)
+    deep, _ = cut(as_16_bits(frame), box, 128)
+    assert deep.dtype == np.uint8 and np.abs(crop.astype(int) - deep).max() <= 1
+    face = 255 - crop
+    shallow = paste_back(frame, face, gaussian_mask(128), to_crop)
+    deep = paste_back(as_16_bits(frame), face, gaussian_mask(128), to_crop)
+    assert deep.dtype == np.uint16 and np.abs(deep / 257 - shallow).max() <= 0.51
+
+
+def test_16_bits_keep_every_bit_outside_the_mask():
+    frame = np.random.default_rng(1).integers(0, 65536, (300, 320, 3), dtype=np.uint16)
+    mask = np.zeros((64, 64), np.float32)
+    mask[20:40, 20:40] = 1
+    box = Box(50, 40, 250, 240)
+    result = paste_back(frame, np.zeros((64, 64, 3), np.uint8), mask, cut(frame, box, 64)[1])
+    rows, columns = np.nonzero((result != frame).any(-1))
+    low, high = 19 * 200 / 64, 41 * 200 / 64  # the mask, and a pixel of the crop around it
+    assert 40 + low <= rows.min() < 40 + high + 1 and rows.max() <= 40 + high
+    assert 50 + low <= columns.min() and columns.max() <= 50 + high
+    assert (result[120:150, 130:160] == 0).all()
+
+
+@pytest.mark.parametrize("make", [noise, lambda h, w: as_16_bits(noise(h, w))], ids=["uint8", "uint16"])
+@pytest.mark.parametrize("side", [50.3, 64.0, 260.7])
+def test_an_unchanged_crop_with_all_detail_kept_gives_every_bit_of_the_frame(make, side: float):
+    """Of noise, which a crop of 64 pixels cannot hold."""
+    frame = make(300, 300)
+    box = Box(20.4, 10.1, 20.4 + side, 10.1 + side)
+    crop, to_crop = cut(frame, box, 64)
+    kept = np.ones((64, 64), np.float32)
+    assert np.array_equal(paste_back(frame, crop, gaussian_mask(64), to_crop, crop, kept), frame)
+    assert not np.array_equal(paste_back(frame, crop, gaussian_mask(64), to_crop), frame)
+
+
+def test_bands_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch):
+    frame, box = noise(300, 320), Box(20.4, 10.1, 280.3, 270.0)
+    crop, to_crop = cut(frame, box, 64)
+    kept = np.linspace(0, 1, 64, dtype=np.float32) * np.ones((64, 1), np.float32)
+    in_bands = paste_back(frame, 255 - crop, gaussian_mask(64), to_crop, crop, kept)
+    monkeypatch.setattr("dpe_cli.crop.BAND", 1000)
+    at_once = paste_back(frame, 255 - crop, gaussian_mask(64), to_crop, crop, kept)
+    assert np.abs(in_bands.astype(int) - at_once).max() <= 1
+
+
+def test_an_enlarged_edge_rings_little():
+    """A step of 200 levels in the crop, four times as large in the frame."""
+    frame = np.full((300, 300, 3), 20, np.uint8)
+    face = np.full((64, 64, 3), 20, np.uint8)
+    face[:, 32:] = 220
+    row = paste_back(frame, face, inside_only(64), cut(frame, Box(10, 10, 266, 266), 64)[1])[150, 30:240, 0].astype(int)
+    assert row.max() - 220 <= 22 and row.min() == 0  # 11 % of the step, the cubic's own
+    assert np.abs(row[:90] - 20).max() == 0 and np.abs(row[-60:] - 220).max() == 0  # and only once
+
+
 @pytest.mark.parametrize("size", [64, 128, 256, 512])
 def test_the_mask_is_one_in_the_middle_and_nothing_at_the_border(size: int):
     mask = gaussian_mask(size)

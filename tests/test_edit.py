@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from painted import GREEN, RED, Acquaintance, paint
 
 from dpe_cli import edit, preview
 from dpe_cli.crop import cut
-from dpe_cli.edit import Driver, Driving, EditSettings, Job, edit_video, plan_jobs, run_jobs
+from dpe_cli.edit import Driver, Driving, Edit, Edits, EditSettings, Job, edit_video, plan_jobs, run_jobs
 from dpe_cli.errors import FaceError, InputError, OutputError
-from dpe_cli.face import Box, Detection
+from dpe_cli.face import Box, Detection, FaceDetector
 from dpe_cli.motion import MotionTrack
+from dpe_cli.paste import Paster, make_paster
 from dpe_cli.report import Report
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image, write_image, write_video
 
@@ -55,6 +57,10 @@ class ColourDetector:
 
 
 ENGINE, DETECTOR = ColourEngine(), ColourDetector()
+
+
+def paster() -> Paster:
+    return make_paster(ENGINE.size, DETECTOR)
 
 
 def picture(face: bool = True, shade: int = 90, colour: tuple[int, int, int] = SKIN) -> np.ndarray:
@@ -102,7 +108,7 @@ def planned(faces: list[bool], codes: list[list[float]], first_box: Box | None =
 def test_frames_without_a_face_pass_bit_for_bit_and_in_order():
     faces = [False, True, True, False, True, False, False]
     jobs, report = planned(faces, [[255, 0, 0]]), Report()
-    results = list(run_jobs(jobs, ColourEngine(3), 1.0, True, report))
+    results = list(run_jobs(jobs, ColourEngine(3), paster(), report))
     assert [frame.index for _, frame in results] == list(range(7))
     for (before, _), (_, after), face in zip(boxed(faces), results, faces, strict=True):
         assert np.array_equal(before.rgb, after.rgb) is not face
@@ -113,7 +119,7 @@ def test_frames_without_a_face_pass_bit_for_bit_and_in_order():
 
 def test_pixels_outside_the_mask_are_the_sources():
     (job,) = planned([True], [[255, 0, 0]])
-    ((_, after),) = run_jobs([job], ENGINE, 1.0, True, Report())
+    ((_, after),) = run_jobs([job], ENGINE, paster(), Report())
     changed = (after.rgb != job.frame.rgb).any(-1)
     assert changed[45, 80] and not changed[:30].any() and not changed[90:].any()
     assert not changed[:, :50].any() and not changed[:, 110:].any()
@@ -143,7 +149,7 @@ def test_two_drivers_give_the_expression_and_the_pose():
     drivers = {Path("a"): driver([[200, 0, 0]]), Path("b"): driver([[0, 0, 200]])}
     driving = Driving(expression=Path("a"), pose=Path("b"))
     jobs = list(plan_jobs(boxed([True]), drivers, driving, EditSettings(), {}, Box(50, 30, 110, 90)))
-    ((_, after),) = run_jobs(jobs, ENGINE, 1.0, False, Report())
+    ((_, after),) = run_jobs(jobs, ENGINE, None, Report())
     assert driving.mode == "both"
     assert (after.rgb[:32] == (200, 0, 0)).all() and (after.rgb[32:] == (0, 0, 200)).all()
 
@@ -157,8 +163,8 @@ def test_one_driver_for_both_is_read_once():
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
 def test_strength_goes_from_the_sources_own_motion_to_the_drivings(strength: float):
-    jobs = planned([True, True], [[120, 130, 140]])
-    results = run_jobs(jobs, ENGINE, strength, False, Report())
+    jobs = planned([True, True], [[120, 130, 140]], strength=strength)
+    results = run_jobs(jobs, ENGINE, None, Report())
     for job, after in results:
         own = ENGINE.motion_codes(cut(job.frame.rgb, job.box, 64)[0][None])[0]
         wanted = np.rint(own + strength * (np.array([120, 130, 140]) - own))
@@ -169,7 +175,7 @@ def test_the_self_reconstruction_is_measured_at_once_and_every_two_seconds():
     drivers, driving, report = {Path("d"): driver([[9, 9, 9]])}, Driving(Path("d")), Report()
     jobs = list(plan_jobs(boxed([True] * 8, fps=2), drivers, driving, EditSettings(), {}, None))
     assert [job.sampled for job in jobs] == [True, False, False, False, True, False, False, False]
-    list(run_jobs(jobs, ColourEngine(5), 1.0, True, report))
+    list(run_jobs(jobs, ColourEngine(5), paster(), report))
     crop = cut(jobs[0].frame.rgb, jobs[0].box, 64)[0]
     own = ENGINE.motion_codes(crop[None])
     assert len(report.self_reconstruction) == 2
@@ -196,7 +202,7 @@ def test_a_crop_has_a_box_even_where_there_is_no_face():
     jobs = planned([False, True, False], [[255, 0, 0]], first_box=first)
     assert [job.box for job in jobs] == [first, Box(50, 30, 110, 90), Box(50, 30, 110, 90)]
     assert [job.edited for job in jobs] == [False, True, False]
-    results = list(run_jobs(jobs, ENGINE, 1.0, False, Report()))
+    results = list(run_jobs(jobs, ENGINE, None, Report()))
     assert np.array_equal(results[0][1].rgb, cut(jobs[0].frame.rgb, first, 64)[0])
 
 
@@ -247,7 +253,8 @@ def test_two_stills_make_a_still_and_its_preview(tmp_path: Path):
     write_image(tmp_path / "s.png", picture())
     write_image(tmp_path / "d.png", picture(colour=(90, 160, 0)))
     driving = Driving(tmp_path / "d.png")
-    edit_video(tmp_path / "s.png", driving, tmp_path / "o.png", ENGINE, DETECTOR, preview=tmp_path / "p.png")
+    plain = EditSettings(colour_match=False, detail=False)
+    edit_video(tmp_path / "s.png", driving, tmp_path / "o.png", ENGINE, DETECTOR, plain, preview=tmp_path / "p.png")
     result = read_image(tmp_path / "o.png")
     assert result.shape == (120, 160, 3) and tuple(result[50, 80]) == (90, 160, 0)
     assert read_image(tmp_path / "p.png").shape == (120, 480, 3)
@@ -382,3 +389,151 @@ def test_progress_sees_each_frame_once(tmp_path: Path):
 
     edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, DETECTOR, progress=progress)
     assert seen == {"reading d.mp4": (2, 2), "editing s.mp4": (5, 5)}
+
+
+# Shots and people
+
+
+def film(path: Path, frames: list[Frame]) -> Path:
+    """A video of painted people."""
+    info = VideoInfo(path, 640, 480, Fraction(25), len(frames), time_base=Fraction(1, 25000))
+    write_video(frames, info, path, crf=1, preset="ultrafast")
+    return path
+
+
+def three_shots(path: Path) -> Path:
+    """15 frames with red, 10 with nobody, 12 with red and a larger green."""
+    one = [paint(n, {RED: (200 + n, 240, 120)}, shade=60) for n in range(15)]
+    two = [paint(n, {}, shade=130) for n in range(15, 25)]
+    three = [paint(n, {RED: (480, 200, 80), GREEN: (180, 260, 160)}, shade=210) for n in range(25, 37)]
+    return film(path, one + two + three)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[list[np.ndarray]]:
+    """The pictures of each video that is written, as they go to the encoder."""
+    videos: list[list[np.ndarray]] = []
+
+    def note(frames, info, output, **options):
+        videos.append([])
+
+        def noted():
+            for frame in frames:
+                videos[-1].append(frame.rgb)
+                yield frame
+
+        return write_video(noted(), info, output, preset="ultrafast", **options)
+
+    monkeypatch.setattr(edit, "write_video", note)
+    return videos
+
+
+def smile(path: Path, colour: tuple[int, int, int]) -> Path:
+    """A still driving whose motion code is this colour: a painted person in it would be of that colour."""
+    write_image(path, picture(colour=colour))
+    return path
+
+
+class Guests:
+    """Painted people, and the green square of the drivings, which is small."""
+
+    name = "guests"
+
+    def __init__(self, people: FaceDetector | None = None):
+        self.people, self.driving = people or Acquaintance(), ColourDetector()
+        self.embed = Acquaintance().embed
+
+    def detect(self, rgb: np.ndarray) -> list[Detection]:
+        return (self.driving if rgb.shape[:2] == (120, 160) else self.people).detect(rgb)
+
+
+def test_three_shots_are_counted_right_and_passed_frames_are_the_sources(tmp_path: Path, written: list):
+    source, driving = three_shots(tmp_path / "s.mp4"), smile(tmp_path / "d.png", (90, 160, 0))
+    report = edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, Guests())
+    assert report.counts() == {"frames": 37, "edited": 27, "passed": 10, "reasons": {"no face": 10}}
+    assert report.cuts == [0.6, 1.0]
+    tracks = [frame.track for frame in report.frames]
+    assert tracks == [1] * 15 + [None] * 10 + [3] * 12  # red, in the last shot to the right of green
+    for frame, before, after in zip(report.frames, read_frames(source), written[0], strict=True):
+        assert np.array_equal(before.rgb, after) is (frame.fate == "passed")
+        assert np.array_equal(before.rgb[:100], after[:100])
+
+
+def test_a_shot_with_somebody_else_alone_is_passed_and_says_so(tmp_path: Path):
+    one = [paint(n, {RED: (200, 240, 120)}, shade=60) for n in range(15)]
+    two = [paint(n, {GREEN: (200, 240, 120)}, shade=130) for n in range(15, 25)]
+    source, driving = film(tmp_path / "s.mp4", one + two), smile(tmp_path / "d.png", (90, 160, 0))
+    report = edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, Guests())
+    assert report.counts()["reasons"] == {"only other faces": 10} and report.counts()["edited"] == 15
+
+
+def test_a_box_is_not_held_across_a_cut(tmp_path: Path):
+    source, driving = three_shots(tmp_path / "s.mp4"), smile(tmp_path / "d.png", (90, 160, 0))
+    report = edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, Guests(), EditSettings(on_no_face="hold"))
+    assert report.counts()["reasons"] == {"no face": 10}
+
+
+def pair(path: Path, apart: int) -> Path:
+    """Ten frames of red and green, so far apart."""
+    people = lambda n: {RED: (250 + n, 240, 100), GREEN: (250 + apart, 240 - n, 100)}  # noqa: E731
+    return film(path, [paint(n, people(n)) for n in range(10)])
+
+
+def edits_of_two(folder: Path, strength: float = 1.0) -> list[Edit]:
+    red, blue = smile(folder / "one.png", (90, 200, 0)), smile(folder / "two.png", (0, 160, 100))
+    return [Edit(Driving(red), "left"), Edit(Driving(pose=blue), "right", strength)]
+
+
+def test_two_edits_in_one_pass_equal_two_single_runs_inside_their_masks(tmp_path: Path, written: list):
+    source, (left, right) = pair(tmp_path / "s.mp4", 220), edits_of_two(tmp_path, 0.5)
+    report = edit_video(source, Edits((left, right)), tmp_path / "both.mp4", ENGINE, Guests())
+    for one, name in ((left, "l.mp4"), (right, "r.mp4")):
+        settings = EditSettings(face=one.face, strength=one.strength, paste=True)
+        edit_video(source, one.driving, tmp_path / name, ENGINE, Guests(), settings)
+    for before, both, first, second in zip(read_frames(source), *written, strict=True):
+        masks = [(alone != before.rgb).any(-1) for alone in (first, second)]
+        assert masks[0].sum() > 1000 and masks[1].sum() > 1000 and not (masks[0] & masks[1]).any()
+        assert np.array_equal(both[masks[0]], first[masks[0]]) and np.array_equal(both[masks[1]], second[masks[1]])
+        nobody = ~masks[0] & ~masks[1]
+        assert np.array_equal(both[nobody], before.rgb[nobody])
+    assert report.counts() == {"frames": 10, "edited": 10, "passed": 0, "reasons": {}, "edits": [10, 10]}
+    lines = [(frame.index, frame.edit, frame.track, frame.strength) for frame in report.frames]
+    assert lines == [line for n in range(10) for line in ((n, 0, 1, 1.0), (n, 1, 2, 0.5))]
+
+
+def test_where_edits_overlap_the_later_one_is_on_top(tmp_path: Path, written: list):
+    source, (left, right) = pair(tmp_path / "s.mp4", 120), edits_of_two(tmp_path)
+    for number, each in enumerate(((left,), (right,), (left, right), (right, left))):
+        settings = EditSettings(paste=True, detail=False)  # the frame's detail is that of the edit below
+        edit_video(source, Edits(each), tmp_path / f"{number}.mp4", ENGINE, Guests(), settings)
+    before, only_left, only_right, right_last, left_last = (video[5] for video in ([f.rgb for f in read_frames(source)], *written))  # fmt: skip  # noqa: E501
+    masks = [(alone != before).any(-1) for alone in (only_left, only_right)]
+    common = masks[0] & masks[1]
+    assert common.any() and (right_last[common] != left_last[common]).any()
+    for alone, last in ((only_left, left_last), (only_right, right_last)):
+        agree = (alone == last).all(-1)[common]
+        assert agree.mean() > 0.5  # all but the soft edge
+
+
+def test_several_edits_end_with_the_first_driving_that_is_trimmed(tmp_path: Path):
+    source, (left, right) = pair(tmp_path / "s.mp4", 220), edits_of_two(tmp_path)
+    short = replace(right, driving=Driving(clip(tmp_path / "d.mp4", [True] * 4)))
+    for number, each in enumerate(((left, short), (short, left))):
+        settings = EditSettings(driving_end="trim")
+        report = edit_video(source, Edits(each), tmp_path / f"{number}.mp4", ENGINE, Guests(), settings)
+        assert report.output["frames"] == 4 and len(report.frames) == 8
+
+
+def test_several_edits_do_not_go_into_one_crop(tmp_path: Path):
+    source, each = pair(tmp_path / "s.mp4", 220), edits_of_two(tmp_path)
+    with pytest.raises(InputError, match="several edits"):
+        edit_video(source, Edits(tuple(each)), tmp_path / "o.mp4", ENGINE, Guests(), EditSettings(paste=False))
+
+
+def test_a_track_has_its_number_from_the_start_of_the_file(tmp_path: Path):
+    source, driving = three_shots(tmp_path / "s.mp4"), smile(tmp_path / "d.png", (90, 160, 0))
+    settings = EditSettings(face="track:2", start=0.8, end=1.2)
+    report = edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, Guests(), settings)
+    assert [frame.track for frame in report.frames] == [None] * 5 + [2] * 5  # green
+    assert [frame.index for frame in report.frames] == list(range(10))
+    assert [frame.time for frame in report.frames] == pytest.approx([0.8 + n / 25 for n in range(10)])

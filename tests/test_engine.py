@@ -47,9 +47,9 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, networks: Engine, method: str) 
     """The batch size of each call of a method of the networks from now on."""
     sizes, original = [], getattr(networks.networks, method)
 
-    def counted(batch: torch.Tensor) -> object:
-        sizes.append(len(batch))
-        return original(batch)
+    def counted(batch: torch.Tensor, *more: torch.Tensor) -> object:
+        sizes.append(len(more[0] if more else batch))
+        return original(batch, *more)
 
     monkeypatch.setattr(networks.networks, method, counted)
     return sizes
@@ -64,7 +64,7 @@ def test_each_edit_is_the_networks_method_of_that_name(networks: Engine):
         expected = {
             "expression": own.transfer_expression(source, code),
             "pose": own.transfer_pose(source, code),
-            "both": own.transfer_both(source, code, code),
+            "both": own.transfer_pose(own.encode(own.transfer_expression(source, code)), code),
         }
     np.testing.assert_allclose(codes, code.numpy(), rtol=1e-4, atol=1e-5)
     found = {
@@ -109,7 +109,7 @@ def test_no_crops_give_no_results(networks: Engine):
 def test_a_still_source_is_encoded_once(networks: Engine, monkeypatch: pytest.MonkeyPatch):
     still, codes = np.repeat(crops(1), 8, 0), networks.motion_codes(crops(8, seed=1))
     one_by_one = np.concatenate([networks.edit(still[:1], codes[i : i + 1], None) for i in range(8)])
-    networks.still = None
+    networks.forget()
     sizes = count_calls(monkeypatch, networks, "encode")
     edited = networks.edit(still, codes, None)
     networks.edit(still[:2], codes[:2], None)
@@ -125,6 +125,53 @@ def test_another_source_is_not_taken_for_the_still(networks: Engine):
     assert difference(networks.edit(other, codes, None), before) == 0
     first[:] = 0  # the caller's array may be used again
     assert difference(networks.edit(first, codes, None), before) > 10
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 1, 0]], ids=str)
+def test_a_batch_that_is_needed_twice_is_encoded_once(
+    networks: Engine, monkeypatch: pytest.MonkeyPatch, order: list[int]
+):
+    pictures, codes = crops(3), networks.motion_codes(crops(3, seed=1))
+    expected = networks.edit(pictures[order], codes, None)
+    networks.forget()
+    sizes = count_calls(monkeypatch, networks, "encode")
+    networks.motion_codes(pictures)
+    assert difference(networks.edit(pictures[order], codes, None), expected) <= 1
+    assert sizes == [3]
+
+
+def test_only_the_new_pictures_of_a_batch_are_encoded(networks: Engine, monkeypatch: pytest.MonkeyPatch):
+    pictures, codes = crops(4), networks.motion_codes(crops(3, seed=1))
+    expected = networks.edit(pictures[[3, 1, 2]], codes, None)
+    networks.forget()
+    sizes = count_calls(monkeypatch, networks, "encode")
+    networks.motion_codes(pictures[:3])
+    assert difference(networks.edit(pictures[[3, 1, 2]], codes, None), expected) <= 1
+    assert sizes == [3, 1]
+
+
+def test_equal_crops_with_equal_codes_are_drawn_once(networks: Engine, monkeypatch: pytest.MonkeyPatch):
+    pictures, codes = crops(2), networks.motion_codes(crops(2, seed=1))
+    expected = networks.edit(pictures, codes, None)
+    networks.forget()
+    sizes = count_calls(monkeypatch, networks, "transfer_expression")
+    again = networks.edit(pictures[[0, 0, 1, 1]], codes[[0, 0, 1, 0]], None)
+    assert difference(again[[0, 1, 2]], expected[[0, 0, 1]]) <= 1
+    assert difference(again[3], expected[1]) > 10  # the same crop with another code is another picture
+    assert difference(networks.edit(pictures[[1]], codes[[1]], None), expected[[1]]) <= 1
+    assert sizes == [3]
+
+
+def test_an_expression_that_holds_is_drawn_once_under_a_pose_that_moves(
+    networks: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    still, codes = np.repeat(crops(1), 5, 0), networks.motion_codes(crops(5, seed=1))
+    held = np.repeat(codes[:1], 5, 0)
+    one_by_one = [networks.edit(still[:1], held[:1], codes[row : row + 1]) for row in range(5)]
+    networks.forget()
+    sizes = count_calls(monkeypatch, networks, "transfer_expression")
+    assert difference(networks.edit(still, held, codes), np.concatenate(one_by_one)) <= 1
+    assert sizes == [1]
 
 
 def test_every_level_of_a_picture_survives_the_way_through_a_tensor():
@@ -181,7 +228,7 @@ def test_where_sixteen_bits_overflow_the_rest_is_done_in_thirty_two(file: Path, 
     other = Engine(file, device="cpu", precision="fp16")
     with torch.no_grad():
         for one in (networks, other):
-            one.networks.encoder.convs[0].weight.mul_(1e6)  # far beyond 65504, the largest half
+            one.networks.encoder.first.weight.mul_(1e6)  # far beyond 65504, the largest half
     expected = networks.motion_codes(crops(2))
     np.testing.assert_allclose(other.motion_codes(crops(2)), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
     assert other.description["precision"] == "fp32"
@@ -189,7 +236,7 @@ def test_where_sixteen_bits_overflow_the_rest_is_done_in_thirty_two(file: Path, 
 
 def test_weights_that_compute_nonsense_are_reported(networks: Engine):
     with torch.no_grad():
-        networks.networks.encoder.convs[0].weight.fill_(3e38)
+        networks.networks.encoder.first.weight.fill_(3e38)
     with pytest.raises(WeightsError, match="not numbers"):
         networks.motion_codes(crops(1))
 
@@ -299,8 +346,16 @@ def test_auto_precision_suits_the_device(monkeypatch: pytest.MonkeyPatch):
         choose_precision("int8", CPU)
 
 
+def test_minimal_filtering_is_for_float32(file: Path):
+    filters = [
+        {type(part).__name__ for part in Engine(file, device="cpu", precision=precision).networks.modules()}
+        for precision in ("fp32", "bf16")
+    ]
+    assert ["WinogradConvolution" in kinds for kinds in filters] == [True, False]
+
+
 def test_what_a_device_refuses_at_the_start_is_a_device_error(file: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(loaded: object, device: torch.device) -> None:
+    def refuse(loaded: object, device: torch.device, precision: str) -> None:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
 
     monkeypatch.setattr(engine, "build", refuse)

@@ -86,7 +86,7 @@ def clip() -> LabelledClip:
 
 
 def prepared(clip: LabelledClip, folder: Path, identity: str) -> None:
-    """Writes a clip as `dpe train --clips` does."""
+    """Writes a clip as `dpe prepare` does."""
     np.save(folder / f"{identity}.npy", clip.frames)
     np.savez(folder / f"{identity}.npz", points=clip.points, blendshapes=clip.blendshapes, identity=identity)
 

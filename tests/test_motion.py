@@ -1,11 +1,21 @@
-"""The motion track: interpolation in time, and what comes after the driving's end."""
+"""The motion track: interpolation, what comes after the driving's end, smoothing, neutral frames, strength, jitter."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
+from test_edit import DETECTOR, ENGINE, ColourEngine, driver, picture
 
-from dpe_cli.motion import MotionTrack
+from dpe_cli.crop import cut
+from dpe_cli.edit import Driving, EditSettings, Job, paster_for, plan_jobs, prepare_driver, run_jobs
+from dpe_cli.errors import InputError
+from dpe_cli.face import Box
+from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, read_curve, smoothed
+from dpe_cli.report import Report
+from dpe_cli.video import Frame
 
 NTSC = Fraction(30000, 1001)
 
@@ -106,3 +116,199 @@ def test_wrong_tracks_and_ends_are_refused():
         ramp(4, last_time=0.1)
     with pytest.raises(ValueError, match="bounce"):
         ramp(4).at(0, "bounce")
+
+
+# Smoothing
+
+
+@pytest.mark.parametrize(("fps", "reach"), [(24, 2), (25, 2), (NTSC, 2), (60, 5)])
+def test_at_even_times_the_filter_is_savitzky_and_golays(fps, reach: int):
+    from scipy.signal import savgol_filter
+
+    codes = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    times = np.array([float(n / Fraction(fps)) for n in range(40)])
+    ours, theirs = smoothed(MotionTrack(times, codes), 0.09).codes, savgol_filter(codes, 2 * reach + 1, 2, axis=0)
+    np.testing.assert_allclose(ours[reach:-reach], theirs[reach:-reach], atol=1e-6)
+    assert np.abs(ours - codes).mean() > 0.1
+
+
+def test_motion_is_neither_delayed_nor_bent_at_uneven_times():
+    times = np.cumsum(np.random.default_rng(1).choice([0.01, 0.02, 0.04], 60))
+    parabola = np.stack([times, 3 * times**2 - times, np.ones(60)], 1)
+    np.testing.assert_allclose(smoothed(MotionTrack(times, parabola), 0.09).codes, parabola, atol=1e-5)
+
+
+def test_tremble_is_halved_and_a_mouth_that_speaks_is_kept():
+    times = np.arange(250) / 25
+    noise = np.random.default_rng(2).normal(0, 0.1, (250, 4))
+    tremble = np.diff(smoothed(MotionTrack(times, noise), 0.09).codes, axis=0).std() / np.diff(noise, axis=0).std()
+    speech = np.sin(2 * np.pi * 4 * times)[:, None]  # four syllables a second
+    kept = smoothed(MotionTrack(times, speech), 0.09).codes.std() / speech.std()
+    assert tremble < 0.6 and kept > 0.85
+
+
+def test_a_still_driving_stays_exactly_still():
+    codes = np.tile(np.random.default_rng(3).normal(size=20).astype(np.float32), (30, 1))
+    np.testing.assert_array_equal(smoothed(MotionTrack(np.arange(30) / 29.97, codes), 0.3).codes, codes)
+
+
+def test_nothing_is_smoothed_across_a_hole_and_nothing_at_0():
+    times = np.concatenate([np.arange(10), np.arange(20, 30)]) / 25
+    codes = np.repeat([[0.0], [100.0]], 10, axis=0)
+    holed = MotionTrack(times, codes, last_time=2)
+    np.testing.assert_allclose(smoothed(holed, 0.5).codes, codes, atol=1e-4)
+    assert smoothed(holed, 0.5).last_time == 2
+    assert smoothed(ramp(9), 0) is not None and smoothed(holed, 0) is holed
+    assert len(smoothed(ramp(1), 0.09).codes) == 1
+
+
+# Relative motion
+
+
+def talk(seed: int = 4) -> MotionTrack:
+    """Begins and ends in a grimace; at rest, but for noise, in frames 30 to 49; talks elsewhere."""
+    random = np.random.default_rng(seed)
+    codes = 3 * np.sin(np.arange(100)[:, None] * [0.9, 1.1, 1.3, 0.7]) * [1, 1, 0.02, 10] + 2
+    codes[30:60] = [0.5, -0.5, 0.1, 4]
+    codes[:5] = codes[-5:] = [9, 9, 0.3, 90]  # still too, and far away
+    return MotionTrack(np.arange(100) / 25, codes + random.normal(0, 0.01, codes.shape) * [1, 1, 0.02, 10])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_neutral_frame_is_one_at_rest_whatever_the_units(scale: float, seed: int):
+    track = talk(seed)
+    assert 30 <= most_neutral(replace(track, codes=track.codes * np.float32(scale))) < 60
+
+
+def test_the_neutral_frame_can_be_named_by_its_time():
+    assert [nearest_code(talk(), time) for time in (0, 0.05, 3.96, 4.0)] == [0, 1, 99, 99]
+    assert most_neutral(ramp(1)) == most_neutral(ramp(2)) == 0
+    for time in (-0.1, 4.1):
+        with pytest.raises(ValueError, match=r"not in a driving of 4\.000 s"):
+            nearest_code(talk(), time)
+
+
+def frames(count: int = 4, fps: int = 25, seed: int = 0) -> Iterator[tuple[Frame, Box]]:
+    """Source frames of one noisy picture, from 0 s on, each with the same face."""
+    noise = np.random.default_rng(seed).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    for n in range(count):
+        yield Frame(n, Fraction(n, fps), noise), Box(50, 30, 110, 90)
+
+
+def edited(codes: list[list[float]], source=None, **settings) -> tuple[list[tuple[Job, Frame]], Report]:
+    """The frames of a whole edit without files, in its mode exp, and its report."""
+    chosen, report = EditSettings(**{"smooth": 0, **settings}), Report()
+    drivers = {Path("d"): prepare_driver(driver(codes), chosen, report.notes.append)}
+    jobs = plan_jobs(source or frames(), drivers, Driving(Path("d")), chosen, {}, None)
+    placed = paster_for(chosen, ENGINE, DETECTOR) if chosen.paste is not False else None
+    return list(run_jobs(jobs, ColourEngine(3), placed, report)), report
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_relative_motion_adds_the_change_against_the_neutral_frame(strength: float, monkeypatch: pytest.MonkeyPatch):
+    codes, sent = [[10, 0, 0], [40, 5, 0], [20, 0, 0], [0, 0, 60]], []
+    paint = ColourEngine.edit
+    spy = lambda self, crops, expression, pose: sent.extend(expression) or paint(self, crops, expression, pose)  # noqa: E731
+    monkeypatch.setattr(ColourEngine, "edit", spy)
+    done, report = edited(codes, motion="relative", neutral_frame=0.08, strength=strength)
+    own = ENGINE.motion_codes(cut(done[0][0].frame.rgb, Box(50, 30, 110, 90), 64)[0][None])[0]
+    np.testing.assert_allclose(sent[1:], own + strength * (np.array(codes) - codes[2]), rtol=1e-5)  # 0 is the sample
+    assert report.notes == ["the neutral frame of driver is at 0.080 s"]
+
+
+def test_a_driving_at_rest_leaves_the_sources_own_expression_to_relative_motion():
+    done, _ = edited([[50, 60, 70]] * 4, motion="relative")
+    own, _ = edited([[0, 0, 0]] * 4, strength=0.0)
+    for (_, relative), (_, untouched) in zip(done, own, strict=True):
+        np.testing.assert_array_equal(relative.rgb, untouched.rgb)
+
+
+def test_relative_motion_needs_motion_and_a_time_within_it():
+    with pytest.raises(InputError, match="use --motion absolute"):
+        edited([[1, 2, 3]], motion="relative")
+    with pytest.raises(InputError, match="check --neutral-frame"):
+        edited([[1, 2, 3]] * 3, motion="relative", neutral_frame=9)
+
+
+# Strength over time
+
+
+def test_a_curve_is_linear_between_its_keyframes_and_held_outside():
+    curve = Curve((1, 2, 4), (0, 1, 0.5))
+    assert [curve.at(time) for time in (0, 1, 1.5, 2, 3, 4, 9)] == [0, 0, 0.5, 1, 0.75, 0.5, 0.5]
+
+
+def test_a_curve_is_read_from_csv(tmp_path: Path):
+    path = tmp_path / "curve.csv"
+    for text in ("time,value\n0,0\n1.5, 2\n", "\ufeff0,0\r\n\r\n1.5,2", "0,0\n1.5,2"):
+        path.write_text(text, encoding="utf-8")
+        assert read_curve(path) == Curve((0.0, 1.5), (0.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "no keyframes"), ("time,value\n", "no keyframes"), ("0,1\n0,2\n", "must rise"), ("nan,1\n", "must rise"),
+        ("0,4\n", "between 0 and 3"), ("0,nan\n", "between 0 and 3"), ("0,1\n1,high\n", "high"),
+        ("0;1\n", "line 1 has 1"), ("0,1\n1,1,1\n", "line 2 has 3"), (b"\xff\xfe0", "no curve"),
+    ],
+)  # fmt: skip
+def test_a_wrong_curve_is_told_in_one_line(tmp_path: Path, text: str | bytes, why: str):
+    path = tmp_path / "curve.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=why):
+        read_curve(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_curve(tmp_path / "none.csv")
+
+
+def test_frames_where_the_curve_is_zero_are_the_sources_and_the_others_follow_it():
+    curve = Curve((0.0, 0.08, 0.16, 0.24), (0, 0, 1, 1))
+    done, report = edited([[200, 0, 0]], source=frames(8), curve=curve)
+    untouched = [np.array_equal(job.frame.rgb, frame.rgb) for job, frame in done]
+    assert untouched == [True] * 3 + [False] * 5
+    assert [fate.reason for fate in report.frames] == ["strength 0"] * 3 + [None] * 5
+    assert [fate.strength for fate in report.frames] == [None] * 3 + [pytest.approx(0.5)] + [1.0] * 4
+    own = ENGINE.motion_codes(cut(done[0][0].frame.rgb, Box(50, 30, 110, 90), 64)[0][None])[0]
+    halfway, full = (done[number][1].rgb[45, 80].astype(float) for number in (3, 4))
+    assert full[0] == pytest.approx(200, abs=2) and halfway[0] == pytest.approx((200 + own[0]) / 2, abs=2)
+
+
+def test_a_curve_of_one_is_the_same_as_strength_one_whatever_the_batches():
+    codes = [[200.3, 0.7, 9], [10, 20, 30], [99, 0, 99], [5, 5, 5]]
+    plain, _ = edited(codes, colour_match=False)  # which remembers colours from frame to frame
+    curved, _ = edited(codes, colour_match=False, curve=Curve((0.0, 0.04, 0.08, 0.12), (1, 0.3, 1, 1)))
+    same = [np.array_equal(a.rgb, b.rgb) for (_, a), (_, b) in zip(plain, curved, strict=True)]
+    assert same == [True, False, True, True]
+
+
+# Jitter
+
+
+@pytest.mark.parametrize("paste", [True, False])
+def test_a_still_source_with_a_still_driver_gives_a_still_output(paste: bool):
+    done, report = edited([[200, 100, 0]] * 6, source=frames(6), smooth=1.0, paste=paste)
+    assert all(np.array_equal(frame.rgb, done[0][1].rgb) for _, frame in done)
+    assert [fate.jitter for fate in report.frames] == [None] + [0.0] * 5
+    assert report.summary()["jitter"] == {"mean": 0.0, "largest": 0.0, "frames": 5}
+
+
+def test_jitter_is_the_change_that_nothing_asked_for():
+    face, place = picture(), (slice(40, 80), slice(60, 100))
+    worse = face.copy()
+    worse[40:80, 60:80] += 4  # half of the face, by 4
+    code, jitter = [np.array([3.0, 4.0])], Jitter()
+    assert jitter.step(face, place, face, True, code, 1.0) is None  # the first
+    assert jitter.step(face, place, worse, True, code, 1.0) == 2.0
+    assert jitter.step(face, place, worse[40:80, 60:100], False, code, 0.5) is None  # another strength
+    assert jitter.step(face, place, face[40:80, 60:100], False, code, 0.5) == 2.0
+    assert jitter.step(face, place, face[40:80, 60:100], False, [code[0] * 1.1], 0.5) is None  # another code
+    assert jitter.step(worse, place, face[40:80, 60:100], False, [code[0] * 1.1], 0.5) is None  # another source
+    jitter.forget()
+    assert jitter.step(worse, place, face[40:80, 60:100], False, [code[0] * 1.1], 0.5) is None
+
+
+def test_a_report_without_still_moments_has_no_jitter():
+    codes = [[200, 100, 0], [0, 100, 200], [200, 100, 0], [0, 100, 200]]
+    assert edited(codes)[1].summary()["jitter"] is None

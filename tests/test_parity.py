@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dpe_cli.models import DPE, Discriminator, Generator
+from dpe_cli.models import DPE, Discriminator, Generator, InferenceDPE
 from dpe_cli.models.checkpoint import discriminator_state, key_table, to_official, translate
 from dpe_cli.models.decoder import ToFlow, ToRGB
 from dpe_cli.models.layers import Blur, EqualLinear, ModulatedConv2d, ResBlock, activate, upsample
@@ -138,6 +138,25 @@ def test_channels_last_gives_the_official_picture(result, reference, shared):
     error = np.abs(result.model.transfer_expression(result.model.encode(image), result.code[:1]).numpy() - wanted)
     assert error.max() <= IMAGE_MAX
     assert error.mean() <= IMAGE_MEAN
+
+
+@torch.inference_mode()
+def test_the_form_for_use_gives_the_official_pictures(reference, shared):
+    model = InferenceDPE(reference.model, winograd=True)
+    source, driving = (
+        model.encode(picture[:1].contiguous(memory_format=torch.channels_last))
+        for picture in (reference.source, reference.driving)
+    )
+    code = model.motion_code(driving.latent)
+    stage = (source.latent + model.expression_shift(code)).numpy()
+    np.testing.assert_allclose(stage, stored(shared, "latents")["latent_stage_exp"][:1], rtol=1e-4, atol=1e-5)
+    images = {"exp": model.transfer_expression(source, code), "pose": model.transfer_pose(source, code)}
+    images["both"] = model.transfer_pose(model.encode(images["exp"]), code)
+    for name, wanted in stored(shared, "outputs").items():
+        error = np.abs(images[name].numpy() - wanted[:1])
+        assert error.max() <= IMAGE_MAX, name
+        assert error.mean() <= IMAGE_MEAN, name
+        assert np.quantile(error, 0.999) <= IMAGE_999, name
 
 
 @torch.inference_mode()

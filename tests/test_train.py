@@ -1,17 +1,25 @@
 """The training steps on a tiny network and synthetic samples."""
 
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from dpe_cli.dataset import is_held_out
-from dpe_cli.errors import InputError
+from dpe_cli.errors import DPEError, InputError, OutputError
 from dpe_cli.initialise import grow, initialise, separate, subtract_own
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
-from dpe_cli.train import LANDMARKS, TrainConfig, Trainer, configure, flow_loss, weighted_l1
+from dpe_cli.recipe import Phase, read_recipe
+from dpe_cli.train import Inputs, train
+from dpe_cli.trainer import LANDMARKS, Trainer, flow_loss, weighted_l1
 from dpe_cli.weights import load
 
 TINY = {4: 8, 8: 8, 16: 8, 32: 8, 64: 8}
@@ -43,7 +51,7 @@ def model():
 
 
 def test_guided_steps_learn_a_batch_by_heart(model, batch):
-    trainer = Trainer(model, TrainConfig(lr=4e-3), None)
+    trainer = Trainer(model, Phase(lr=4e-3))
     first = trainer.step(batch, 0)
     for _ in range(40):
         last = trainer.step(batch, 0)
@@ -52,7 +60,7 @@ def test_guided_steps_learn_a_batch_by_heart(model, batch):
 
 
 def test_a_cycle_step_updates_networks_and_discriminator(model, batch):
-    trainer = Trainer(model, TrainConfig(cycle=True, gan_weight=0.1), None)
+    trainer = Trainer(model, Phase(stage="cycle", gan_weight=0.1))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     terms = trainer.step(batch, 0)
     assert {"end", "middle", "self", "gan", "d"} <= set(terms)
@@ -63,7 +71,7 @@ def test_a_cycle_step_updates_networks_and_discriminator(model, batch):
 
 def test_the_middle_pair_does_not_update_the_pose_generator(model, batch):
     """Asymmetric back-propagation: a loss on (S', D') alone leaves no gradient in the pose branch."""
-    trainer = Trainer(model, TrainConfig(cycle=True, guide=0, code_weight=0), None)
+    trainer = Trainer(model, Phase(stage="cycle", guide=0, code_weight=0))
     picked = []
 
     def only_middle(name, value, weight=1.0):
@@ -146,7 +154,7 @@ def test_a_head_that_subtracts_leaves_the_difference_of_the_expressions(model):
 
 
 def test_the_average_follows_the_networks(model, batch):
-    trainer = Trainer(model, TrainConfig(lr=1e-2), None)
+    trainer = Trainer(model, Phase(lr=1e-2))
     for _ in range(5):
         trainer.step(batch, 0)
     averaged = trainer.averaged()
@@ -164,17 +172,192 @@ def test_the_command_prepares_clips_and_trains_on_them(shared, tmp_path):
     unknown = next(f"id{n}" for n in range(100) if is_held_out(f"id{n}"))
     index = tmp_path / "index.csv"
     index.write_text(f"clip,identity_cluster\n{videos[0]},{known}\n{videos[1]},{unknown}\nnothing.mp4,{known}\n")
-    arguments = ["train", "--data", tmp_path / "data", "--clips", index, "--landmarker", landmarker, "--size", "32"]
-    arguments += ["-o", tmp_path / "run", "--set", "minutes=0.05", "--set", "batch=4", "--set", "workers=0"]
+    arguments = ["prepare", index, "-o", tmp_path / "data", "--landmarker", landmarker, "--workers", "1"]
     result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     assert "nothing.mp4: left out" in result.stderr
+    arguments = ["train", "--data", tmp_path / "data", "-o", tmp_path / "run", "--set", "size=32"]
+    arguments += ["--set", "minutes=0.05", "--set", "batch=4", "--set", "workers=0"]
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
     assert load(tmp_path / "run" / "weights.safetensors").config.size == 32
     assert (tmp_path / "run" / "held_out.jsonl").read_text().count("code_correlation") >= 1
     assert (tmp_path / "run" / "grid.png").stat().st_size > 1000
 
 
-def test_an_unknown_setting_of_the_training_is_named():
-    with pytest.raises(InputError, match="speed=3"):
-        configure(["speed=3"])
-    assert configure(["lr=0.5", "cycle=true"]).lr == 0.5
+def test_a_recipe_has_phases_with_common_settings_and_changes(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text('batch = 8\n[[phase]]\nname = "a"\nstage = "codes"\n[[phase]]\nname = "b"\nsize = 512\nbatch = 4\n')
+    one, two = read_recipe(file, ["lr=0.5", "b.copy_start=true"])
+    assert (one.stage, one.batch, one.size, one.lr, one.copy_start) == ("codes", 8, 256, 0.5, False)
+    assert (two.stage, two.batch, two.size, two.lr, two.copy_start) == ("guided", 4, 512, 0.5, True)
+
+
+def test_a_budget_is_shared_by_the_phases(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text("[[phase]]\nminutes = 30\n[[phase]]\nminutes = 10\n[[phase]]\nsteps = 5")
+    assert [phase.minutes for phase in read_recipe(file, budget=4)][:2] == [3, 1]
+
+
+@pytest.mark.smoke
+def test_smoke_a_short_run_learns_what_it_is_shown(prepared, tmp_path, tiny):
+    """Discs at the corners of eyes and mouth that turn and open: codes and pictures get closer in a minute."""
+    settings = SMALL | {"batch": 12, "lr": 5e-3, "landmark_weight": 5.0, "workers": 1}
+    phases = [Phase(**settings, name="codes", stage="codes", steps=160), Phase(**settings, name="all", steps=80)]
+    train(Inputs(prepared, tmp_path / "run"), phases)
+    curve = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    codes, everything = ([line for line in curve if line["phase"] == name] for name in ("codes", "all"))
+    assert codes[-1]["code"] < 0.9 * codes[0]["code"]  # half of it is noise here
+    assert codes[-1]["landmarks"] < 0.5 * codes[0]["landmarks"]
+    assert everything[-1]["exp_flow"] < 0.5 * everything[0]["exp_flow"]
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "problem"),
+    [
+        ("", ["speed=3"], "speed = 3"),
+        ("", ["batch=1.5"], "batch = 1.5"),
+        ("", ["stage=best"], "best is no stage"),
+        ("", ["c.lr=1"], "no phase c"),
+        ("[[phase]", [], "no TOML file"),
+    ],
+)
+def test_a_wrong_recipe_is_one_clear_line(tmp_path, text, changes, problem):
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(InputError, match=problem):
+        read_recipe(tmp_path / "recipe.toml", changes)
+
+
+SMALL = {"size": 32, "batch": 4, "workers": 0, "minutes": 1e9}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Runs begin with tiny networks."""
+    monkeypatch.setattr(DPEConfig, "compact", lambda size: DPEConfig(size, TINY, latent_dim=32))
+
+
+def same_weights(one, two) -> bool:
+    one, two = load(one).state, load(two).state
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("stage", ["codes", "flows", "cycle"])
+def test_a_resumed_run_equals_an_uninterrupted_one(prepared, tmp_path, tiny, stage):
+    """N steps = k steps + SIGTERM + resume + N - k steps, bit for bit, over the border of two phases too."""
+    settings = {**SMALL, "stage": stage, "gan_weight": 0.1 * (stage == "cycle")}
+    phases = [Phase(**settings, name="a", steps=3), Phase(**settings, name="b", steps=25, seed=1)]
+    whole = train(Inputs(prepared, tmp_path / "whole"), phases)
+    parts = Inputs(prepared, tmp_path / "parts")
+
+    def interrupt(progress):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    cut = train(parts, phases, show=interrupt)  # told to at step 20 of phase b
+    assert not cut.finished
+    assert sorted(path.name for path in parts.output.glob("state-*.pt")) == ["state-0-3.pt", "state-1-20.pt"]
+    parts.resume = True
+    assert train(parts, phases).finished
+    assert same_weights(whole.weights, cut.weights)
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_another_recipe(prepared, tmp_path, tiny):
+    phases = [Phase(**SMALL, stage="codes", steps=1)]
+    train(Inputs(prepared, tmp_path / "run"), phases)
+    with pytest.raises(OutputError, match="add --resume"):
+        train(Inputs(prepared, tmp_path / "run"), phases)
+    with pytest.raises(InputError, match="another recipe"):
+        train(Inputs(prepared, tmp_path / "run", resume=True), [Phase(**SMALL, stage="codes", steps=2)])
+    with pytest.raises(InputError, match="no state"):
+        train(Inputs(prepared, tmp_path / "other", resume=True), phases)
+
+
+def test_a_phase_of_twice_the_size_grows_the_networks(prepared, tmp_path, tiny):
+    unknown = next(f"id{n}" for n in range(100) if is_held_out(f"id{n}"))
+    np.savez(prepared / "0.npz", **{**np.load(prepared / "0.npz"), "identity": unknown})
+    small, large = SMALL | {"stage": "codes", "steps": 1}, SMALL | {"stage": "guided", "steps": 2, "size": 64}
+    result = train(Inputs(prepared, tmp_path / "run"), [Phase(**small), Phase(**large, name="b", warm_up=2)])
+    assert load(result.weights).config.size == 64
+    curves = tmp_path / "run" / "held_out.jsonl"
+    assert [json.loads(line)["phase"] for line in curves.read_text().splitlines()] == ["train", "b"]
+    with pytest.raises(InputError, match="size 256"):
+        train(Inputs(prepared, tmp_path / "bad"), [Phase(**small), Phase(**large | {"size": 256})])
+
+
+def test_stage_two_leaves_the_encoder_and_the_pose_generator_as_they_are(model, batch):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    Trainer(model, Phase(stage="refine")).step(batch, 0)
+    changed = {k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"motion_mlp", "expression_head", "pose_head", "expression_generator"}
+
+
+def test_codes_alone_leave_the_channels_that_carry_the_colours(model, batch):
+    before = model.encoder.convs[0].weight.detach().clone()
+    Trainer(model, Phase(stage="codes")).step(batch, 0)
+    after = model.encoder.convs[0].weight
+    assert torch.equal(after[:6], before[:6])
+    assert not torch.equal(after[6:], before[6:])
+
+
+def test_flows_alone_move_only_the_generators_and_their_heads(model, batch):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    terms = Trainer(model, Phase(stage="flows")).step(batch, 0)
+    assert {"exp_flow", "pose_flow"} < set(terms)
+    changed = {k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"expression_head", "pose_head", "expression_generator", "pose_generator"}
+
+
+def test_the_expression_loss_sees_both_intermediate_pictures(model, batch):
+    seen = []
+
+    class Network(torch.nn.Module):
+        def forward(self, picture):
+            seen.append(picture)
+            return picture.mean((2, 3))
+
+    terms = Trainer(model, Phase(stage="cycle", expression_weight=20), expression=Network()).step(batch, 0)
+    assert len(seen) == 3  # D, S', D'
+    assert [picture.requires_grad for picture in seen] == [False, True, True]
+    assert terms["expression"] > 0
+
+
+def test_a_run_that_diverges_stops(model, batch):
+    trainer = Trainer(model, Phase())
+    batch["source_code"][:] = float("nan")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(DPEError, match="finite"):
+        for _ in range(100):
+            trainer.step(batch, 0)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+SHARED = Phase(**SMALL, stage="cycle", steps=4, lr=1e-4)
+
+
+def process(rank: int, world: int, port: int, data, output) -> None:
+    """One of the processes of a run; started anew, so without the fixtures."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    DPEConfig.compact = lambda size: DPEConfig(size, TINY, latent_dim=32)
+    train(Inputs(data, output), [SHARED])
+
+
+def test_two_processes_learn_what_one_learns(prepared, tmp_path, tiny):
+    """Same global batch: equal but for the order of sums in 16 bits, which can turn a gradient near zero."""
+    train(Inputs(prepared, tmp_path / "one"), [SHARED])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(process, (2, port, prepared, tmp_path / "two"), nprocs=2)
+    one, two = (
+        torch.load(tmp_path / name / "state-0-4.pt", weights_only=True)["trainer"]["model"] for name in ("one", "two")
+    )
+    differences = torch.cat([(one[name] - two[name]).flatten().abs() for name in one])
+    assert differences.max() <= 2 * SHARED.steps * SHARED.lr  # a step of Adam moves a weight by lr
+    assert differences.mean() < 0.05 * SHARED.steps * SHARED.lr
+
+
+def test_the_paper_s_recipe_is_a_recipe():
+    one, two = read_recipe(Path(__file__).parent.parent / "examples" / "paper.toml")
+    assert (one.stage, one.steps, two.stage, two.steps) == ("cycle", 100_000, "refine", 50_000)
+    assert one.perceptual_weight == one.expression_weight == 20

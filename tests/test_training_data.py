@@ -2,51 +2,12 @@
 
 import numpy as np
 import pytest
+from conftest import synthetic_face, turned
 
 from dpe_cli.dataset import FLOW_SIZE, Mesh, Sampler, dense_map, is_held_out, load_clips, warp
 from dpe_cli.errors import InputError
-from dpe_cli.evaluate import Track, compare
 from dpe_cli.landmarks import BLENDSHAPES, Landmarker, align, head_angles, mouth_opening
 from dpe_cli.motion_space import MOTION_DIM, POSE_DIM, MotionSpace, mirror_blendshapes, normalise
-
-
-def synthetic_face(seed: int = 0) -> np.ndarray:
-    """478 points on the front of an ellipsoid, outer eye corners one unit apart: (478, 3)"""
-    random = np.random.default_rng(seed)
-    x, y = random.uniform(-0.9, 0.9, 478), random.uniform(-1.2, 1.2, 478)
-    face = np.stack([x, y, 0.4 * (x**2 + y**2)], -1)
-    face[[33, 133, 362, 263], :2] = [[-0.5, -0.3], [-0.2, -0.3], [0.2, -0.3], [0.5, -0.3]]
-    face[[13, 14, 61, 291], :2] = [[0, 0.50], [0, 0.52], [-0.25, 0.5], [0.25, 0.5]]
-    return face
-
-
-def turned(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
-    from scipy.spatial.transform import Rotation
-
-    return Rotation.from_euler("YXZ", [yaw, pitch, roll], degrees=True).as_matrix()
-
-
-@pytest.fixture
-def prepared(tmp_path):
-    """Twelve clips of twelve frames: a face that turns and opens its mouth over a smooth picture."""
-    random = np.random.default_rng(1)
-    template = synthetic_face()
-    for number in range(12):
-        points, frames = [], []
-        for step in range(12):
-            face = template.copy()
-            face[14, 1] += 0.02 * (step % 6)
-            face[:, :2] += random.normal(0, 0.003, (478, 2))
-            points.append(60 * face @ turned(yaw=3 * step - 15).T + [128, 128, 0])
-            frames.append(np.full((256, 256, 3), 20 * step, np.uint8))
-        np.save(tmp_path / f"{number}.npy", np.stack(frames))
-        np.savez(
-            tmp_path / f"{number}.npz",
-            points=np.stack(points).astype(np.float32),
-            blendshapes=random.uniform(0, 0.3, (12, 52)).astype(np.float32),
-            identity=f"id{number:04}",
-        )
-    return tmp_path
 
 
 def test_align_recovers_scale_rotation_and_translation():
@@ -166,19 +127,6 @@ def test_a_missing_landmark_model_is_named(tmp_path):
     pytest.importorskip("mediapipe")
     with pytest.raises(InputError, match="nothing.task"):
         Landmarker(tmp_path / "nothing.task")
-
-
-def test_an_output_that_follows_its_driver_correlates_with_it_and_not_with_the_source():
-    times = np.arange(50) / 25
-    still = np.broadcast_to(np.eye(3), (50, 3, 3))
-    source = Track(times, np.sin(7 * times), np.cos(3 * times), still)
-    driving = Track(times, np.sin(11 * times), np.cos(9 * times), still)
-    turned_a_little = np.einsum("nij,jk->nik", still, turned(2))
-    found = compare(source, driving, Track(times, 0.5 * driving.mouth, driving.eyes, turned_a_little))
-    assert found.mouth_correlation == pytest.approx(1)
-    assert abs(found.mouth_correlation_unedited) < 0.5
-    assert found.mouth_range == pytest.approx(0.5)
-    assert found.head_drift_mean == pytest.approx(2, abs=1e-3)
 
 
 def test_landmarks_are_learnt_left_and_right_by_the_picture(prepared):

@@ -1,0 +1,361 @@
+"""How fast this machine edits: each stage alone, the networks against what the machine can do, and whole runs.
+
+Clips are drawn, so that results from different machines compare and nothing has to be there. Every time is wall time;
+of repeated measurements the best counts, since other programs only ever add.
+"""
+
+import multiprocessing
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from dpe_cli.crop import cut
+from dpe_cli.edit import Driving, EditSettings, edit_video
+from dpe_cli.engine import Engine, describe_device, to_tensor
+from dpe_cli.face import Box, Detection, FaceDetector, make_detector
+from dpe_cli.models import DPE, DPEConfig
+from dpe_cli.paste import make_paster
+from dpe_cli.people import track_faces
+from dpe_cli.report import peak_memory
+from dpe_cli.video import Frame, VideoInfo, probe, read_frames, write_image, write_video
+
+SIZES = {"360p": (640, 360), "1080p": (1920, 1080), "2160p": (3840, 2160)}  # width, height
+MODES, SOURCES = ("exp", "pose", "both"), ("video", "still")
+FPS = Fraction(25)
+HELD = 8  # different frames that are kept in memory for a stage
+REPEATS = 5
+MATRIX, BLOCK = 2048, 32 * 2**20  # side of the matrices, numbers of the block, that the machine is measured with
+MATRIX_OPERATIONS = ("convolution", "mm", "addmm", "bmm")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What edits: options of `Engine` and of `make_detector`."""
+
+    weights: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    detector: str = "auto"
+    face_models: Path | None = None
+
+    def engine(self) -> Engine:
+        return Engine(self.weights, device=self.device, precision=self.precision, batch_size=self.batch_size)
+
+    def finder(self) -> "DrawnFaces":
+        return DrawnFaces(make_detector(self.detector, self.face_models))
+
+
+def benchmark(
+    choice: Choice,
+    sizes: Iterable[str] = tuple(SIZES),
+    modes: Iterable[str] = ("exp",),
+    sources: Iterable[str] = ("video",),
+    frames: int = 50,
+    say: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Measures all of it; ready for JSON. `frames`: of each clip. Raises what `Engine` and `make_detector` do."""
+    engine, detector = choice.engine(), choice.finder()
+    say("the machine and the networks")
+    machine = measure_machine(engine)
+    result: dict[str, Any] = {
+        "machine": machine,
+        "engine": engine.description,
+        "detector": detector.name,
+        "frames": frames,
+        "networks": measure_networks(engine, machine),
+        "stages": [],
+        "runs": [],
+    }
+    with tempfile.TemporaryDirectory(prefix="dpe-benchmark-") as name:
+        folder = Path(name)
+        driving = draw_clip(folder / "driving.mp4", SIZES["360p"], frames, phase=0.3)
+        for size in sizes:
+            source = draw_clip(folder / f"{size}.mp4", SIZES[size], frames)
+            still = folder / f"{size}.png"
+            write_image(still, next(read_frames(source)).rgb)
+            say(f"the stages at {size}")
+            result["stages"].append({"size": size, **measure_stages(source, engine, detector)})
+            for kind in sources:
+                for mode in modes:
+                    say(f"whole runs at {size}: {kind}, {mode}")
+                    file = still if kind == "still" else source
+                    run = measure_run(choice, file, driving, mode)
+                    result["runs"].append({"size": size, "source": kind, "mode": mode, **run})
+    return result
+
+
+def best(function: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Seconds of the fastest call after a first one."""
+    function()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+# Clips
+
+
+def drawn(size: tuple[int, int], phase: float) -> np.ndarray:
+    """A head before a wall, (H, W, 3) uint8; `phase` counts how often it has swayed and spoken."""
+    width, height = size
+    across, down = np.linspace(0, 1, width, dtype=np.float32), np.linspace(0, 1, height, dtype=np.float32)[:, None]
+    wall = 90 + 40 * np.sin(9 * across) * np.cos(7 * down) + 12 * np.sin(170 * across + 90 * down)
+    rgb = np.stack([wall - 40, wall, wall + 30], -1).clip(0, 255).astype(np.uint8)
+    angle = 2 * np.pi * phase
+    x, y, unit = width * (0.5 + 0.01 * np.sin(angle)), height * 0.5, height * 0.16
+    parts = [  # x, y, half width, half height in units, colour
+        (0, 0, 1.0, 1.35, (224, 172, 140)),
+        (-0.4, -0.3, 0.17, 0.08, (250, 240, 235)),
+        (0.4, -0.3, 0.17, 0.08, (250, 240, 235)),
+        (-0.4, -0.3, 0.08, 0.08, (60, 40, 30)),
+        (0.4, -0.3, 0.08, 0.08, (60, 40, 30)),
+        (0, 0.15, 0.12, 0.22, (205, 150, 120)),
+        (0, 0.68, 0.35, 0.08 + 0.1 * np.sin(2 * angle) ** 2, (150, 50, 50)),
+    ]
+    for right, below, wide, tall, colour in parts:
+        centre = round(x + right * unit), round(y + below * unit)
+        cv2.ellipse(rgb, centre, (round(wide * unit), round(tall * unit)), 0, 0, 360, colour, -1, cv2.LINE_AA)
+    return rgb
+
+
+def draw_clip(path: Path, size: tuple[int, int], frames: int, phase: float = 0.0) -> Path:
+    """Writes a drawn clip of one sway in two seconds."""
+    pictures = (Frame(n, n / FPS, drawn(size, phase + float(n / FPS) / 2)) for n in range(frames))
+    write_video(pictures, VideoInfo(path, *size, FPS, frames), path, preset="ultrafast")
+    return path
+
+
+class DrawnFaces:
+    """Takes the time of a detector, and finds what `drawn` has drawn whatever the detector makes of it."""
+
+    def __init__(self, detector: FaceDetector):
+        self.detector, self.name = detector, detector.name
+
+    def detect(self, rgb: np.ndarray) -> list[Detection]:
+        self.detector.detect(rgb)
+        step = max(1, min(rgb.shape[:2]) // 90)
+        small = rgb[::step, ::step].astype(np.int16)
+        rows, columns = np.nonzero(small[..., 0] > small[..., 2] + 30)  # redder than blue: not the wall
+        if not len(rows):
+            return []
+        x, y = (columns.min() + columns.max() + 1) * step / 2, (rows.min() + rows.max() + 1) * step / 2
+        unit = (columns.max() + 1 - columns.min()) * step / 2
+        points = np.array([[-0.4, -0.3], [0.4, -0.3], [0, 0.2], [-0.3, 0.68], [0.3, 0.68]]) * unit + [x, y]
+        return [Detection(Box(x - unit, y - 1.35 * unit, x + unit, y + 1.35 * unit), points, 1.0)]
+
+
+# The machine
+
+
+def measure_machine(engine: Engine) -> dict[str, Any]:
+    """What the device can do at most, in float32: products of matrices, and copies in its memory."""
+    device, done = engine.device, synchroniser(engine.device)
+    with torch.inference_mode():
+        a, b = torch.randn(2, MATRIX, MATRIX, device=device)
+        seconds = best(lambda: (a @ b, done()))
+        block = torch.zeros(BLOCK, device=device)
+        copy = torch.empty_like(block)
+        copying = best(lambda: (copy.copy_(block), done()))
+    return {
+        "device": describe_device(device),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "matrix_gflops": round(2 * MATRIX**3 / seconds / 1e9, 1),
+        "memory_gb_per_s": round(2 * block.nbytes / copying / 1e9, 1),
+    }
+
+
+def synchroniser(device: torch.device) -> Callable[[], None]:
+    """Waits until the device has done what it was told."""
+    waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    return waits.get(device.type, lambda: None)
+
+
+def processor() -> str:
+    """Its name, where the system tells it."""
+    if (file := Path("/proc/cpuinfo")).exists():
+        for line in file.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+# The networks
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that convolutions and products read and write: what must pass the memory once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket.__name__ in MATRIX_OPERATIONS:
+            tensors = [value for value in (*args, result) if isinstance(value, Tensor)]
+            self.bytes += sum(tensor.nbytes for tensor in tensors)
+        return result
+
+
+def count_work(config: DPEConfig, batch: int) -> dict[str, tuple[float, float]]:
+    """GFLOP (a product and a sum are two) and GB of each use of the networks, for one frame of a batch.
+
+    Counted in the networks as the paper has them and in float32, whatever short cuts are taken in computing them: a
+    measure of the task.
+    """
+    with FakeTensorMode(), torch.no_grad():  # shapes without numbers: nothing is computed
+        networks = DPE(config).requires_grad_(False)
+        picture = torch.empty(batch, 3, config.size, config.size)
+        source = networks.encode(picture)
+        code = networks.motion_code(source.latent)
+        uses: dict[str, Callable[[], object]] = {
+            "encode-source": lambda: networks.encode(picture),
+            "encode-driving": lambda: networks.motion_code(networks.encode(picture).latent),
+            "generate exp": lambda: networks.transfer_expression(source, code),
+            "generate pose": lambda: networks.transfer_pose(source, code),
+            "generate both": lambda: networks.transfer_both(source, code, code),
+        }
+        work = {}
+        for name, use in uses.items():
+            with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+                use()
+            work[name] = flops.get_total_flops() / 1e9 / batch, traffic.bytes / 1e9 / batch
+    return work
+
+
+def measure_networks(engine: Engine, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Milliseconds a frame of each use of the networks, and its shares of what the machine can do."""
+    batch, size, networks = engine.batch_size, engine.size, engine.networks
+    crops = np.stack([drawn((size, size), n / batch) for n in range(batch)])
+    picture = to_tensor(crops, engine.device)
+    codes = engine.to_device(engine.motion_codes(crops))
+    source = []
+
+    def encode() -> Tensor:
+        source[:] = [networks.encode(picture)]
+        return source[0].latent
+
+    uses: dict[str, Callable[[], Tensor]] = {
+        "encode-source": encode,
+        "encode-driving": lambda: networks.motion_code(networks.encode(picture).latent),
+        "generate exp": lambda: networks.transfer_expression(source[0], codes),
+        "generate pose": lambda: networks.transfer_pose(source[0], codes),
+        "generate both": lambda: networks.transfer_pose(
+            networks.encode(networks.transfer_expression(source[0], codes)), codes
+        ),
+    }
+    work = count_work(engine.loaded.config, batch)
+    rows = []
+    for name, use in uses.items():
+        seconds = best(lambda use=use: engine.compute(use)) / batch  # `compute` waits for the device
+        gflop, gigabytes = work[name]
+        matrix, memory = gflop / seconds / machine["matrix_gflops"], gigabytes / seconds / machine["memory_gb_per_s"]
+        rows.append(
+            {
+                "use": name,
+                "ms": round(1000 * seconds, 2),
+                "fps": round(1 / seconds, 1),
+                "gflop": round(gflop, 2),
+                "gb": round(gigabytes, 3),
+                "of_matrix_rate": round(matrix, 3),
+                "of_memory_rate": round(memory, 3),
+                "nearer_limit": "arithmetic" if matrix > memory else "memory",
+            }
+        )
+    return rows
+
+
+# The stages around them
+
+
+def measure_stages(source: Path, engine: Engine, detector: FaceDetector) -> dict[str, float]:
+    """Milliseconds a frame of each stage of an edit but the networks, each alone."""
+    info = probe(source)
+    held = list(islice(read_frames(source), HELD))
+    count = len(held)
+    faces = [detection for _, detection in track_faces(held, detector, "largest")]
+    boxes = [face.box for face in faces if face is not None]
+    crops = [cut(frame.rgb, box, engine.size) for frame, box in zip(held, boxes, strict=True)]
+    paster = make_paster(engine.size, detector)
+
+    def paste() -> None:
+        for frame, box, (crop, _) in zip(held, boxes, crops, strict=True):
+            paster.paste(frame.rgb, box, crop, 255 - crop, float(frame.time))
+
+    with tempfile.TemporaryDirectory(dir=source.parent) as folder:
+        target = Path(folder) / "out.mp4"
+        stages: dict[str, tuple[Callable[[], object], int]] = {
+            "decode": (lambda: drain(read_frames(source)), info.n_frames),
+            "detect": (lambda: drain(track_faces(held, detector, "largest")), count),
+            "crop": (lambda: [cut(frame.rgb, box, engine.size) for frame, box in zip(held, boxes, strict=True)], count),
+            "paste": (paste, count),
+            "encode": (lambda: write_video(repeated(held, info), info, target, overwrite=True), info.n_frames),
+        }
+        return {name: round(1000 * best(stage, 2) / frames, 2) for name, (stage, frames) in stages.items()}
+
+
+def drain(items: Iterable[object]) -> None:
+    """Takes all of them and keeps none."""
+    for _ in items:
+        pass
+
+
+def repeated(held: list[Frame], info: VideoInfo) -> Iterator[Frame]:
+    """A clip of as many frames as `info` says from a few."""
+    for number, frame in enumerate(islice(cycle(held), info.n_frames)):
+        yield Frame(number, number / FPS, frame.rgb)
+
+
+# Whole runs
+
+
+def measure_run(choice: Choice, source: Path, driving: Path, mode: str) -> dict[str, Any]:
+    """A whole edit in a process of its own: seconds, CPU seconds and peak memory belong to it alone."""
+    context = multiprocessing.get_context("spawn")  # a fork would begin with this process's memory and threads
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(run_whole, choice, source, driving, mode).result()
+
+
+def run_whole(choice: Choice, source: Path, driving: Path, mode: str) -> dict[str, Any]:
+    """Edits, and tells what it took. The CPU time of the encoding program is included, its memory is not."""
+    started, used = time.perf_counter(), sum(os.times()[:4])
+    engine, detector = choice.engine(), choice.finder()
+    ready = time.perf_counter()
+    driver = Driving(None if mode == "pose" else driving, None if mode == "exp" else driving)
+    output = source.parent / f"out_{mode}.mp4"
+    report = edit_video(source, driver, output, engine, detector, EditSettings(overwrite=True))
+    seconds = time.perf_counter() - ready
+    output.unlink()
+    frames = len(report.frames)
+    return {
+        "frames": frames,
+        "load_s": round(ready - started, 2),
+        "seconds": round(seconds, 2),
+        "ms": round(1000 * seconds / frames, 1),
+        "fps": round(frames / seconds, 2),
+        "cpu_s": round(sum(os.times()[:4]) - used, 2),
+        "peak_mib": peak_memory(),
+    }

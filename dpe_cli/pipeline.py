@@ -1,0 +1,61 @@
+"""Stages side by side: one reads and looks while another computes and a third writes."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from queue import Empty, Full, Queue
+from typing import TypeVar
+
+T = TypeVar("T")
+
+DEPTH = 4  # items that wait between two stages; a 4K frame has 25 MB
+PATIENCE = 0.1  # seconds after which a stage looks whether it is still wanted
+
+
+def ahead(items: Iterable[T], depth: int = DEPTH) -> Iterator[T]:
+    """The items, in order, made by a thread that may be `depth` of them ahead.
+
+    What the thread raises is raised here, after the items before it. Whoever stops early waits until the thread has
+    ended the item it is at; `items`, where it is a generator, is then closed. Nothing runs before the first item is
+    asked for.
+    """
+    waiting: Queue[tuple[str, object]] = Queue(depth)
+    unwanted = threading.Event()
+
+    def put(kind: str, value: object = None) -> bool:
+        while not unwanted.is_set():
+            try:
+                waiting.put((kind, value), timeout=PATIENCE)
+                return True
+            except Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put("item", item):
+                    break
+            else:
+                put("end")
+        except BaseException as error:  # KeyboardInterrupt too: it is the caller's to handle
+            put("error", error)
+        finally:
+            if hasattr(items, "close"):
+                items.close()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                kind, value = waiting.get(timeout=PATIENCE)  # not for ever: Ctrl-C shall be heard on every system
+            except Empty:
+                continue
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        unwanted.set()
+        thread.join()

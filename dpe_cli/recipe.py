@@ -1,0 +1,143 @@
+"""What a training run is to do: phases, read from a TOML file and changed by NAME=VALUE on the command line.
+
+batch = 32              # a setting outside of a phase is the default of all phases
+
+[[phase]]
+name = "codes"
+stage = "codes"
+size = 64
+minutes = 20
+
+[[phase]]
+name = "cycle"
+stage = "cycle"         # the paper's first stage
+size = 128              # twice the size of the phase before: the networks grow by a level
+steps = 100000
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dpe_cli.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+STAGES = {
+    "codes": "encoder and motion codes alone, from landmarks",
+    "guided": "everything, from landmarks and the intermediate image they give",
+    "flows": "the flows of both generators alone, guided",
+    "expression": "the expression head and generator alone, guided",
+    "cycle": "the paper's stage 1: bidirectional cycle, self-reconstruction, GAN, asymmetric back-propagation",
+    "refine": "the paper's stage 2: the same losses, only the expression generator and the MLPs learn",
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run: what learns, from what, for how long. Written beside the weights."""
+
+    name: str = "train"
+    stage: str = "guided"  # see STAGES
+    size: int = 256  # side of the crops, pixels
+    minutes: float = 60.0
+    steps: int = 0  # instead of minutes: then the run is the same on every machine of its kind
+    batch: int = 16  # pairs a step, over all processes
+    lr: float = 2e-3
+    lr_hold: float = 0.6  # share of the phase before the rate begins to fall
+    lr_end: float = 0.05  # of the rate, at the end
+    beta1: float = 0.5
+    beta2: float = 0.99
+    clip: float = 5.0  # largest norm of the gradient
+    ema: float = 0.998
+    # weights of the losses
+    image_weight: float = 1.0  # of the guided expression picture
+    pose_share: float = 0.34  # share of a guided batch that also trains the pose generator
+    flow_weight: float = 2.0
+    flow_beta: float = 0.03  # flow errors up to this count by their square, half pictures
+    code_weight: float = 15.0  # less, and the pictures' gradients drown it in the shared encoder
+    motion_weight: float = 1.0  # of the codes' difference between the two frames of a clip, relative to the codes
+    landmark_weight: float = 0.0  # of landmarks read from the latent by a layer that is thrown away: richer latents
+    guide: float = 1.0  # of the guided terms inside the cycle
+    middle_weight: float = 1.0  # cycle: the intermediate pair S', D'
+    self_weight: float = 1.0  # cycle: self-reconstruction
+    perceptual_weight: float = 0.0  # the paper's lambda_p, 20 there
+    perceptual_blocks: int = 3
+    perceptual_size: int = 96  # side of the window around the face that the perceptual network sees; 0: everything
+    expression_weight: float = 0.0  # the paper's lambda_e, 20 there
+    gan_weight: float = 0.0
+    # at the phase's beginning
+    copy_start: bool = False  # pictures pass through unchanged until flows are learnt: see initialise.see_through
+    subtract_own: bool = False  # see initialise.subtract_own
+    flow_gain: float = 1.0  # multiplies the expression generator's flow layers
+    warm_up: int = 130  # steps for the new bottom of a grown encoder
+    # how it runs
+    seed: int = 0
+    threads: int = 1
+    workers: int = 1  # processes that make samples
+    compile: bool = False
+    save_every: float = 5.0  # minutes between two saves
+    save_steps: int = 0  # instead of save_every
+    keep: int = 2  # saved states
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise InputError(f"{self.stage} is no stage of the training", f"use one of {', '.join(STAGES)}")
+
+
+def read_recipe(file: Path | None, changes: Iterable[str] = (), budget: float | None = None) -> list[Phase]:
+    """The phases of a TOML file, or one with the standard settings, changed by NAME=VALUE or PHASE.NAME=VALUE.
+
+    budget: minutes that the phases are to take together, each its share; those that go by steps count for nothing.
+
+    Raises:
+        InputError: no such file, not TOML, a name or value that does not fit.
+    """
+    table: dict[str, Any] = {}
+    if file is not None:
+        try:
+            table = tomllib.loads(file.read_text())
+        except FileNotFoundError as error:
+            raise InputError(f"{file} does not exist", "name a training recipe") from error
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"{file} is no TOML file: {error}", "see README.md, Training") from error
+    parts = table.pop("phase", None) or [{}]
+    given = [table | part for part in parts]
+    names = [str(one.get("name", Phase.name)) for one in given]
+    for change in changes:
+        name, _, text = change.partition("=")
+        phase, _, setting = name.rpartition(".")
+        if phase and phase not in names:
+            raise InputError(f"{change}: there is no phase {phase}", f"the phases are {', '.join(names)}")
+        for one, its_name in zip(given, names, strict=True):
+            if phase in ("", its_name):
+                one[setting] = text
+    phases = [Phase(**{name: fitting(name, value) for name, value in one.items()}) for one in given]
+    if budget is not None:
+        total = sum(phase.minutes for phase in phases if not phase.steps)
+        phases = [phase if phase.steps else replace(phase, minutes=phase.minutes * budget / total) for phase in phases]
+    return phases
+
+
+def fitting(name: str, value: Any) -> Any:
+    """A setting's value in the type that it has. Raises InputError."""
+    kinds = {one.name: type(one.default) for one in fields(Phase)}
+    try:
+        kind = kinds[name]
+        if kind is bool and isinstance(value, str):
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
+        if kind is int and int(value) != float(value):
+            raise ValueError
+        return kind(value)
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{name} = {value} is no setting of the training", f"use one of {', '.join(kinds)}") from error
+
+
+def as_table(phases: Iterable[Phase]) -> list[Mapping[str, Any]]:
+    """The phases as plain values."""
+    return [asdict(phase) for phase in phases]

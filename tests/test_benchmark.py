@@ -1,0 +1,104 @@
+"""The benchmark: that it counts, finds and measures what it says; how fast is the machine's business."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dpe_cli import benchmark
+from dpe_cli.benchmark import Choice, DrawnFaces, count_work, drawn
+from dpe_cli.main import cli
+from dpe_cli.models import DPE, DPEConfig
+from dpe_cli.weights import save
+
+
+class Blind:
+    """A detector that finds nothing."""
+
+    name = "blind"
+    seen = 0
+
+    def detect(self, rgb: np.ndarray) -> list:
+        self.seen += 1
+        return []
+
+
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choice:
+    """Tiny networks, a blind detector and short measurements."""
+    torch.manual_seed(0)
+    config = DPEConfig(64, {4: 16, 8: 16, 16: 16, 32: 8, 64: 8}, latent_dim=32)
+    save(tmp_path / "small.safetensors", DPE(config).state_dict(), config)
+    monkeypatch.setattr(benchmark, "REPEATS", 1)
+    monkeypatch.setattr(benchmark, "MATRIX", 128)
+    monkeypatch.setattr(benchmark, "BLOCK", 1024)
+    monkeypatch.setattr(benchmark, "make_detector", lambda name, models: Blind())
+    monkeypatch.setattr(benchmark, "measure_run", benchmark.run_whole)  # in this process: a new one takes seconds
+    return Choice(str(tmp_path / "small.safetensors"), device="cpu")
+
+
+def test_the_work_of_the_papers_networks_is_counted():
+    work = {name: gflop for name, (gflop, _) in count_work(DPEConfig.full(), 1).items()}
+    assert work["encode-source"] == pytest.approx(31.2, rel=0.02)  # its blurs compute what a stride then drops
+    assert work["generate exp"] == pytest.approx(30.1, rel=0.02)
+    both = work["encode-source"] + work["encode-driving"] + work["generate both"]
+    assert both == pytest.approx(153.9, rel=0.02)
+
+
+def test_the_work_of_a_frame_does_not_depend_on_the_batch_but_for_the_weights():
+    one, four = count_work(DPEConfig.compact(64), 1), count_work(DPEConfig.compact(64), 4)
+    for name, (gflop, gigabytes) in one.items():
+        assert four[name][0] == pytest.approx(gflop, rel=1e-3)
+        assert gigabytes / 4 < four[name][1] < gigabytes  # the weights are read once for four frames
+
+
+def test_the_drawn_face_is_found_whatever_the_detector_makes_of_it():
+    blind = Blind()
+    for size in benchmark.SIZES.values():
+        (face,) = DrawnFaces(blind).detect(drawn(size, 0.0))
+        width, height = size
+        assert face.box.centre == pytest.approx((width / 2, height / 2), abs=0.01 * width)
+        assert face.box.width == pytest.approx(0.32 * height, rel=0.1)
+    assert blind.seen == 3
+    assert DrawnFaces(blind).detect(drawn((640, 360), 0.0)[:, :150]) == []
+
+
+def test_everything_is_measured(quick: Choice):
+    said = []
+    result = benchmark.benchmark(quick, ["360p"], ["exp", "both"], ["video", "still"], 8, said.append)
+    json.dumps(result)
+    assert [row["use"] for row in result["networks"]][:2] == ["encode-source", "encode-driving"]
+    assert all(row["ms"] > 0 and row["of_matrix_rate"] > 0 for row in result["networks"])
+    (stages,) = result["stages"]
+    assert stages.keys() == {"size", "decode", "detect", "crop", "paste", "encode"}
+    assert all(value > 0 for name, value in stages.items() if name != "size")
+    runs = [(run["source"], run["mode"], run["frames"]) for run in result["runs"]]
+    assert runs == [(source, mode, 8) for source in ("video", "still") for mode in ("exp", "both")]
+    assert all(run["cpu_s"] > 0 and run["fps"] == pytest.approx(8 / run["seconds"], rel=0.1) for run in result["runs"])
+    assert len(said) == 1 + 1 + 4
+
+
+def test_a_run_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(benchmark, "run_whole", peak_here)
+    here = np.zeros(2**28, np.uint8) + 1  # 256 MiB that the other process does not have
+    there = benchmark.measure_run(Choice(), tmp_path, tmp_path, "exp")
+    assert there is None or there < benchmark.peak_memory() - 200
+    assert here[0] == 1
+
+
+def peak_here(*_: object) -> float | None:
+    return benchmark.peak_memory()
+
+
+def test_the_command_prints_tables_or_json(quick: Choice):
+    arguments = ["benchmark", "--size", "360p", "--frames", "8", "--weights", quick.weights, "--device", "cpu"]
+    tables = CliRunner().invoke(cli, arguments)
+    assert tables.exit_code == 0, tables.stderr
+    for words in ("GFLOP/s in matrix products", "generate both", "decode", "peak mib", "faces: blind"):
+        assert words in tables.stdout
+    assert "measuring whole runs at 360p: video, exp" in tables.stderr
+    machine = json.loads(CliRunner().invoke(cli, [*arguments, "--json", "-q"]).stdout)["machine"]
+    assert machine["matrix_gflops"] > 0 and machine["cores"] >= 1

@@ -1,0 +1,118 @@
+"""The networks as they are used against those that were trained: the same pictures but for the rounding."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpe_cli.models import DPE, DPEConfig, InferenceDPE
+from dpe_cli.models.inference import TILE, Convolution, WinogradConvolution, sample_grid, sample_rows
+from dpe_cli.weights import load
+
+IMAGE_MAX, IMAGE_MEAN = 5e-4, 5e-6
+
+
+@pytest.fixture(scope="module")
+def networks() -> DPE:
+    """Compact networks for 64 x 64 with random weights, biases and all: nothing that is zero or one hides a slip."""
+    torch.manual_seed(0)
+    model = DPE(DPEConfig.compact(64)).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def pictures(count: int, size: int = 64, seed: int = 1) -> Tensor:
+    """Smooth pictures in [-1, 1], channels last."""
+    coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return F.interpolate(coarse, size, mode="bilinear").contiguous(memory_format=torch.channels_last)
+
+
+def three_edits(model: DPE | InferenceDPE, source: Tensor, driving: Tensor) -> dict[str, Tensor]:
+    encoded, code = model.encode(source), model.motion_code(model.encode(driving).latent)
+    return {
+        "code": code,
+        "exp": model.transfer_expression(encoded, code),
+        "pose": model.transfer_pose(encoded, code),
+        "both": model.transfer_pose(model.encode(model.transfer_expression(encoded, code)), code.flip(0)),
+    }
+
+
+def assert_same_pictures(ours: Tensor, wanted: Tensor, name: str) -> None:
+    error = (ours - wanted).abs()
+    assert error.max() <= IMAGE_MAX, name
+    assert error.mean() <= IMAGE_MEAN, name
+
+
+@pytest.mark.parametrize("winograd", [False, True], ids=["direct", "winograd"])
+@torch.inference_mode()
+def test_the_form_for_use_draws_what_the_trained_form_draws(networks: DPE, winograd: bool):
+    model = InferenceDPE(networks, winograd)
+    assert any(isinstance(part, WinogradConvolution) for part in model.modules()) == winograd
+    source, driving = pictures(2), pictures(2, seed=2)
+    found, wanted = three_edits(model, source, driving), three_edits(networks, source, driving)
+    assert wanted["exp"].std() > 0.1  # something is drawn
+    torch.testing.assert_close(found.pop("code"), wanted.pop("code"), rtol=1e-4, atol=1e-5)
+    for name, picture in wanted.items():
+        assert_same_pictures(found[name], picture, name)
+
+
+@torch.inference_mode()
+def test_encoded_pictures_are_the_same(networks: DPE):
+    ours, wanted = InferenceDPE(networks, winograd=True).encode(pictures(2)), networks.encode(pictures(2))
+    torch.testing.assert_close(ours.latent, wanted.latent, rtol=1e-4, atol=1e-5)
+    for found, feature in zip(ours.features, wanted.features, strict=True):
+        assert found.shape == feature.shape
+        assert (found - feature).abs().max() < 1e-4 * feature.std()
+
+
+@torch.inference_mode()
+def test_the_trained_networks_stay_as_they_are(networks: DPE):
+    before = {name: value.clone() for name, value in networks.state_dict().items()}
+    model = InferenceDPE(networks)
+    for value in model.buffers():
+        if value.is_floating_point():
+            value.zero_()
+    assert all(torch.equal(before[name], value) for name, value in networks.state_dict().items())
+
+
+@torch.inference_mode()
+def test_the_default_weights_draw_the_same():
+    loaded = load(None)
+    trained = DPE(loaded.config).eval()
+    trained.load_state_dict(loaded.state)
+    model = InferenceDPE(trained, winograd=True)
+    source, driving = pictures(1, 256), pictures(1, 256, seed=2)
+    encoded, code = trained.encode(source), trained.motion_code(trained.encode(driving).latent)
+    found = model.transfer_expression(model.encode(source), model.motion_code(model.encode(driving).latent))
+    assert_same_pictures(found, trained.transfer_expression(encoded, code), "exp")
+
+
+# Its parts
+
+
+@pytest.mark.parametrize("size", [(16, 16), (18, 13), (4, 40)], ids=str)
+@pytest.mark.parametrize("styled", [False, True], ids=["plain", "styled"])
+@torch.inference_mode()
+def test_minimal_filtering_is_a_convolution(size: tuple[int, int], styled: bool):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, *size).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(7, 5, 3, 3), torch.randn(7)
+    more = (torch.randn(2, 5), torch.rand(2, 7) + 0.5) if styled else ()
+    wanted = Convolution(weight, bias, padding=1)(x, *more)
+    found = WinogradConvolution(weight, bias)(x, *more)
+    assert found.is_contiguous(memory_format=torch.channels_last) or size[0] % TILE or size[1] % TILE
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_samples_of_rows_are_those_of_a_grid():
+    torch.manual_seed(0)
+    features = torch.randn(3, 6, 9, 12).contiguous(memory_format=torch.channels_last)
+    where = torch.rand(3, 8, 10, 2) * 3 - 1.5  # a part lies outside
+    where[0, 0, 0] = torch.tensor([-1.0, 1.0])
+    weight = torch.rand(3, 1, 8, 10)
+    wanted = sample_grid(features, where, weight)
+    assert (wanted == 0).any()
+    torch.testing.assert_close(sample_rows(features, where, weight), wanted, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,410 @@
+"""Pasting back: that it does not show, in numbers."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from test_plugs import blue_is_in_front, brighten
+
+from dpe_cli.crop import cut, gaussian_mask
+from dpe_cli.edit import Driving, EditSettings, edit_video
+from dpe_cli.errors import InputError, QualityError, WeightsError
+from dpe_cli.face import Box, Detection
+from dpe_cli.masks import MaskMaker
+from dpe_cli.paste import Edge, Paster, colour_difference, keep_detail, make_paster
+from dpe_cli.report import Report
+from dpe_cli.video import Frame, VideoInfo, read_frames, write_video
+
+SIZE = 128
+CAST = np.array([[0.85, 1.0, 0.8], [36, -10, 45]])  # gain and shift of three channels; clips next to nothing
+
+
+def portrait(side: int = 512) -> np.ndarray:
+    """The astronaut of scikit-image, (side, side, 3) uint8."""
+    picture = pytest.importorskip("skimage.data").astronaut()
+    way = cv2.INTER_AREA if side < len(picture) else cv2.INTER_CUBIC
+    return picture if side == len(picture) else cv2.resize(picture, (side, side), interpolation=way)
+
+
+def head(side: int = 512) -> Box:
+    """Its face, framed as crops are."""
+    return Box.square(224 * side / 512, 117 * side / 512, 160 * side / 512)
+
+
+def with_cast(crop: np.ndarray, cast: np.ndarray = CAST) -> np.ndarray:
+    return np.rint(crop * cast[0] + cast[1]).clip(0, 255).astype(np.uint8)
+
+
+def paster(**options) -> Paster:
+    return Paster(MaskMaker("gaussian", SIZE), **options)
+
+
+def pasted(make_face, rgb: np.ndarray | None = None, box: Box | None = None, **options):
+    """The source frame and what comes of pasting `make_face(crop)` into it."""
+    rgb, box = portrait() if rgb is None else rgb, box or head()
+    crop, _ = cut(rgb, box, SIZE)
+    return rgb, paster(**options).paste(rgb, box, crop, make_face(crop), 0.0)
+
+
+def levels_off(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(H, W, 3) absolute difference in 8-bit levels."""
+    unit = np.iinfo(a.dtype).max / 255
+    return np.abs(a.astype(float) - b) / unit
+
+
+def deep(rgb: np.ndarray) -> np.ndarray:
+    return rgb.astype(np.uint16) * 257
+
+
+# What does not differ
+
+
+@pytest.mark.parametrize("side", [300, 512, 1200])
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_an_edit_that_changes_nothing_leaves_every_bit(side: int, depth: type):
+    """Also where the frame holds what a crop cannot, and values between those of 8 bits."""
+    rgb = portrait(side)
+    if depth is np.uint16:
+        rgb = deep(rgb) ^ np.random.default_rng(0).integers(0, 257, rgb.shape).astype(np.uint16)
+    _, done = pasted(lambda crop: crop, rgb, head(side))
+    assert done.rgb.dtype == depth and np.array_equal(done.rgb, rgb) and done.rgb is not rgb
+    assert (done.seam.score, done.seam.sharpness) == (0, 1)
+
+
+def test_an_edit_of_the_mouth_alone_is_not_touched_by_the_colour_match():
+    def smile(crop: np.ndarray) -> np.ndarray:
+        edited = crop.copy()
+        edited[80:100, 40:90] = (180, 40, 60)
+        return edited
+
+    _, matched = pasted(smile)
+    _, plain = pasted(smile, colour_match=False)
+    assert np.array_equal(matched.rgb, plain.rgb)
+    assert matched.seam.score == 0  # the edge is nowhere near
+
+
+# Colour
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize("side", [300, 900])
+def test_a_colour_cast_is_taken_out(side: int, depth: type):
+    rgb = portrait(side) if depth is np.uint8 else deep(portrait(side))
+    _, before = pasted(with_cast, rgb, head(side), colour_match=False)
+    _, after = pasted(with_cast, rgb, head(side))
+    assert levels_off(rgb, before.rgb).max() > 20 and before.seam.colour > 4
+    assert np.percentile(levels_off(rgb, after.rgb), 99.9) < 3 and after.seam.colour < 0.4
+    assert after.seam.score < before.seam.score / 8
+
+
+def test_the_difference_of_colours_is_found_on_the_edge():
+    crop, _ = cut(portrait(), head(), SIZE)
+    gentle = np.array([[0.9, 1.0, 0.92], [5, -4, 3]])
+    gain, shift = colour_difference(with_cast(crop, gentle), crop, gaussian_mask(SIZE))
+    assert np.abs(gain * gentle[0] - 1).max() < 0.02 and np.abs(gain * gentle[1] + shift).max() < 1.5
+
+
+def test_what_moved_on_the_edge_does_not_count_as_colour():
+    """A dark lock of hair that swings over a seventh of the edge."""
+    crop, _ = cut(portrait(), head(), SIZE)
+    edited = crop.copy()
+    edited[:40, 84:] = 20
+    gain, shift = colour_difference(edited, crop, gaussian_mask(SIZE))
+    middle = np.full(3, 128)
+    plain = crop[gaussian_mask(SIZE) % 1 > 0.02].mean(0) - edited[gaussian_mask(SIZE) % 1 > 0.02].mean(0)
+    assert np.abs(gain * middle + shift - middle).max() < np.abs(plain).max() / 3
+
+
+def test_a_wild_difference_is_not_followed():
+    crop, _ = cut(portrait(), head(), SIZE)
+    gain, shift = colour_difference(np.full_like(crop, 255), crop, gaussian_mask(SIZE))
+    assert np.abs(gain * 255 + shift - 255).max() <= 40.1
+    gain, _ = colour_difference((crop // 4 + 96).astype(np.uint8), crop, gaussian_mask(SIZE))
+    assert gain.max() < 1.41
+
+
+def paste_cast(one: Paster, n: int, shift: float, box: Box | None = None, track: int = 0) -> float:
+    """The seam's colour step of frame n, whose edit is `shift` levels too bright."""
+    rgb, box = portrait(), box or head()
+    crop, _ = cut(rgb, box, SIZE)
+    return one.paste(rgb, box, crop, with_cast(crop, np.array([[1], [shift]])), n / 25, track).seam.colour
+
+
+def test_the_match_is_steady_through_time_and_keeps_up():
+    noise, one = np.random.default_rng(0).normal(0, 4, 30), paster()
+    corrections = []
+    for n in range(30):
+        paste_cast(one, n, 10 + noise[n])
+        gain, shift = one.colours.last[0][1]
+        corrections.append((128 * gain + shift - 128).mean())
+    assert np.std(np.diff(corrections)[10:]) < 0.35 * np.std(np.diff(noise)[10:])
+    assert np.mean(corrections[10:]) == pytest.approx(-10, abs=1.5)
+    later = [paste_cast(one, 30 + n, 25) for n in range(25)]
+    assert later[-1] < 0.5 < later[0]
+
+
+def test_a_jump_of_the_box_and_another_track_begin_anew():
+    one, elsewhere = paster(), Box.square(310, 117, 160)
+    assert [paste_cast(one, n, 20) < 0.5 for n in range(3)] == [True] * 3
+    assert paste_cast(one, 3, -20) > 3
+    assert paste_cast(one, 4, -20, elsewhere) < 0.5
+    assert paste_cast(one, 4, 20, head(), track=1) < 0.5
+
+
+def test_a_long_run_leaves_a_few_numbers_a_track_behind():
+    one = paster()
+    for n in range(8):
+        paste_cast(one, n, 5, track=n % 2)
+    assert len(one.colours.last) == len(one.boxes) == 2
+
+
+# Detail
+
+
+def soft(crop: np.ndarray) -> np.ndarray:
+    """As a network leaves what it does not change: blurred."""
+    return cv2.GaussianBlur(crop, (0, 0), 0.6)
+
+
+@pytest.mark.parametrize("side", [512, 1600])
+def test_what_the_edit_did_not_move_is_as_sharp_as_the_source(side: int):
+    rgb = portrait(side)
+    fine = np.random.default_rng(0).normal(0, 6, rgb.shape)  # grain, which no crop holds
+    rgb = (rgb + fine).clip(0, 255).astype(np.uint8)
+    _, before = pasted(soft, rgb, head(side), detail=False)
+    _, after = pasted(soft, rgb, head(side))
+    assert before.seam.sharpness < 0.6
+    assert 0.9 < after.seam.sharpness < 1.05 and after.seam.gradient < before.seam.gradient / 3
+
+
+def test_no_ghost_of_the_source_stays_where_the_edit_moved_something():
+    """The mouth is painted over: nothing of its detail shines through, and the edit's own edges stay."""
+
+    def painted(crop: np.ndarray) -> np.ndarray:
+        edited = crop.copy()
+        edited[76:110, 36:92] = 230
+        return edited
+
+    rgb = portrait(1024)
+    _, done = pasted(painted, rgb, head(1024))
+    x0, y0, scale = head(1024).x0, head(1024).y0, head(1024).width / SIZE
+    patch = done.rgb[round(y0 + 82 * scale) : round(y0 + 104 * scale), round(x0 + 42 * scale) : round(x0 + 86 * scale)]
+    assert np.abs(patch.astype(int) - 230).max() <= 2
+
+
+def test_all_or_nothing_is_kept_of_detail_by_how_much_moved():
+    crop = np.full((SIZE, SIZE, 3), 100, np.uint8)
+    face = crop.astype(np.float32)
+    face[:, :40] += 2.5
+    face[:, 80:] += 40
+    _, kept = keep_detail(face, crop)
+    assert kept[:, :30].min() == 1 and kept[:, 90:].max() == 0
+
+
+# The seam
+
+
+def flat(value: int = 100) -> np.ndarray:
+    return np.full((300, 300, 3), value, np.uint8)
+
+
+@pytest.mark.parametrize("value", [1, 20, 80])
+def test_the_colour_step_is_in_percent_of_full_scale(value: int):
+    rgb, box = flat(), Box(50, 50, 250, 250)
+    plain = Paster(MaskMaker("gaussian", SIZE), colour_match=False, detail=False)
+    seam = plain.paste(rgb, box, cut(rgb, box, SIZE)[0], flat(100 + value)[:SIZE, :SIZE], 0.0).seam
+    # the sides are where the mask has about 0.92 and 0.08: 0.84 of the whole step
+    assert seam.colour == pytest.approx(0.86 * value / 2.55, rel=0.07, abs=0.1)
+
+
+def test_the_sources_own_step_along_the_edge_does_not_count():
+    mask = gaussian_mask(SIZE)
+    _, to_crop = cut(flat(), Box(0, 0, 300, 300), SIZE)
+    framed = cv2.resize((mask * 200).astype(np.uint8), (300, 300))[..., None].repeat(3, 2)
+    assert Edge(mask).seam(framed, framed, to_crop).score == 0
+    assert Edge(mask).seam(flat(), framed, to_crop).colour > 40
+
+
+def test_half_of_the_gradient_energy_lost_on_one_side_is_a_step_of_a_logarithm_of_two():
+    noise = np.random.default_rng(0).normal(0, 1, (300, 300, 3)) * 20
+    mask, (_, to_crop) = gaussian_mask(SIZE), cut(flat(), Box(0, 0, 300, 300), SIZE)
+    inside = cv2.resize(mask, (300, 300))[..., None] > 0.5
+    source = (128 + noise).clip(0, 255).astype(np.uint8)
+    softer = (128 + noise * np.where(inside, np.sqrt(0.5), 1)).clip(0, 255).astype(np.uint8)
+    seam = Edge(mask).seam(source, softer, to_crop)
+    assert seam.gradient == pytest.approx(np.log(2), abs=0.08)
+    assert seam.sharpness == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_face_at_the_frames_edge_has_the_seam_of_what_is_seen_and_none_outside():
+    rgb = portrait()
+    _, half = pasted(with_cast, rgb, Box(-80, 20, 80, 180), colour_match=False)
+    assert half.seam.colour > 2
+    _, out = pasted(with_cast, rgb, Box(-400, 20, -240, 180))
+    assert out.seam is None and np.array_equal(out.rgb, rgb)
+
+
+# Occluders, enhancement, options
+
+
+class FivePoints:
+    """A detector that finds one face in the middle of anything."""
+
+    name = "five points"
+
+    def detect(self, rgb: np.ndarray) -> list[Detection]:
+        height, width = rgb.shape[:2]
+        shares = np.array([(-0.14, -0.13), (0.14, -0.13), (0, 0.02), (-0.11, 0.14), (0.11, 0.14)])
+        return [Detection(head(width), shares * width + (width / 2, height / 2), 0.9)]
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_a_bar_before_the_face_stays_in_front(tmp_path: Path, depth: type):
+    """A blue bar, which the parser calls background, across the mouth: not one bit of it changes."""
+    rgb = portrait()
+    rgb[140:156] = (10, 20, 250)
+    rgb = rgb if depth is np.uint8 else deep(rgb)
+    crop, _ = cut(rgb, head(), SIZE)
+    edited = 255 - crop
+    parsed = make_paster(SIZE, FivePoints(), "parsing", parsing=blue_is_in_front(tmp_path / "p.onnx"))
+    done = parsed.paste(rgb, head(), crop, edited, 0.0).rgb
+    assert np.array_equal(done[141:155], rgb[141:155])
+    assert (levels_off(rgb, done)[100:130, 200:250].mean() > 20) and (levels_off(rgb, done)[164:170].max() > 20)
+    plain = paster().paste(rgb, head(), crop, edited, 0.0).rgb
+    assert not np.array_equal(plain[141:155], rgb[141:155])
+
+
+def test_an_enhancer_sees_the_whole_head_and_its_work_is_pasted_back(tmp_path: Path):
+    rgb = portrait()
+    crop, _ = cut(rgb, head(), SIZE)
+    options = {"colour_match": False, "detail": False}
+    better = make_paster(SIZE, FivePoints(), enhancer=brighten(tmp_path / "e.onnx", 256), **options)
+    seen = []
+    network = better.enhancer
+    better.enhancer = lambda picture: seen.append(picture) or network(picture)
+    better.enhancer.size = 256
+    done = better.paste(rgb, head(), crop, crop, 0.0).rgb
+    added = done.astype(float) - rgb
+    inner = np.s_[80:150, 190:260]
+    assert np.median(added[inner]) == pytest.approx(13, abs=1)  # 0.1 of [-1, 1]
+    assert np.array_equal(done[:, :140], rgb[:, :140]) and np.array_equal(done[:, 310:], rgb[:, 310:])
+    wide, _ = cut(rgb, Box.square(224, 117 - 160 * (0.5 + 0.17) + 160 * 1.15 / 2, 160 * 1.15), 256)
+    assert np.abs(seen[0].astype(int) - wide).mean() < 3
+
+
+def test_an_enhancer_that_does_nothing_changes_nothing(tmp_path: Path):
+    """Through the enhancer's frame and back, an unchanged crop still leaves every bit of the frame."""
+    import onnx
+
+    path = brighten(tmp_path / "e.onnx", 256)
+    model = onnx.load(str(path))
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.zeros(1, np.float32), "c"))
+    onnx.save(model, str(path))
+    rgb = portrait()
+    crop, _ = cut(rgb, head(), SIZE)
+    done = make_paster(SIZE, FivePoints(), enhancer=path).paste(rgb, head(), crop, crop, 0.0)
+    assert np.array_equal(done.rgb, rgb)
+
+
+def test_landmarks_come_from_the_detector():
+    rgb = portrait()
+    crop, _ = cut(rgb, head(), SIZE)
+    done = make_paster(SIZE, FivePoints(), "landmarks").paste(rgb, head(), crop, 255 - crop, 0.0)
+    changed = (done.rgb != rgb).any(-1)
+    assert changed[117, 224] and not changed[40:46, 150:156].any() and not changed[:, 150].any()
+
+
+def test_landmarks_come_from_mediapipe(shared):
+    """The oval leaves out the corners of the crop and holds eyes, mouth and chin."""
+    pytest.importorskip("mediapipe")
+    rgb = portrait()
+    crop, _ = cut(rgb, head(), 256)
+    model = shared("models/mediapipe/face_landmarker.task")
+    mask = make_paster(256, FivePoints(), "landmarks", landmarker=model).masks(crop, crop, 0.0)
+    assert mask[95, 95] > 0.95 and mask[95, 160] > 0.95 and mask[155, 125] > 0.95
+    assert mask[:30].max() < 0.3 and mask[:, :20].max() == 0 and mask[:, 236:].max() < 0.3 and mask[225, 30] == 0
+
+
+def test_models_that_are_missing_or_useless_are_refused(tmp_path: Path):
+    for options, error, words in (
+        ({"mask": "parsing"}, InputError, "--parsing"),
+        ({"parsing": tmp_path / "p.onnx"}, InputError, "no use with --mask gaussian"),
+        ({"landmarker": tmp_path / "l.task"}, InputError, "no use with --mask gaussian"),
+        ({"mask": "parsing", "parsing": tmp_path / "p.onnx"}, WeightsError, "no such file"),
+        ({"enhancer": tmp_path / "e.onnx"}, WeightsError, "no such file"),
+        ({"mask": "landmarks", "landmarker": tmp_path / "l.task"}, InputError, "landmark"),
+    ):
+        with pytest.raises(error, match=words):
+            make_paster(SIZE, FivePoints(), **options)
+
+
+# A clip with a colour cast, from end to end
+
+
+class CastEngine:
+    """A network that changes nothing but the colours, a little differently in each frame."""
+
+    size, batch_size = SIZE, 3
+    description: dict = {}  # noqa: RUF012
+
+    def __init__(self):
+        self.noise = np.random.default_rng(0)
+
+    def motion_codes(self, crops: np.ndarray) -> np.ndarray:
+        return np.zeros((len(crops), 2), np.float32)
+
+    def edit(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
+        return np.stack([with_cast(crop, CAST + [[0], [self.noise.normal(0, 1)]]) for crop in crops])
+
+
+class OneFace:
+    """A detector that sees the astronaut's face where it is."""
+
+    name = "one face"
+
+    def detect(self, rgb: np.ndarray) -> list[Detection]:
+        if rgb.shape[:2] != (320, 320):
+            return []
+        points = np.array([(-0.135, -0.13), (0.135, -0.13), (0, 0.0), (-0.11, 0.14), (0.11, 0.14)]) * 100 + (140, 73)
+        return [Detection(Box.square(140, 75, 80), points, 0.9)]
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    rgb = portrait(320)
+    for name, count in (("talk.mp4", 6), ("smile.mp4", 2)):
+        frames = (Frame(n, Fraction(n, 25), rgb) for n in range(count))
+        write_video(frames, VideoInfo(Path(name), 320, 320, Fraction(25), count), tmp_path / name, crf=8)
+    return tmp_path
+
+
+def edited(folder: Path, name: str, **settings) -> Report:
+    driving = Driving(folder / "smile.mp4")
+    return edit_video(
+        folder / "talk.mp4", driving, folder / name, CastEngine(), OneFace(), EditSettings(detail=False, **settings)
+    )
+
+
+def test_the_seam_of_a_clip_with_a_cast_before_and_after_the_match(clips: Path):
+    before, after = edited(clips, "before.mp4", colour_match=False), edited(clips, "after.mp4")
+    seams = [[frame.seam for frame in report.frames] for report in (before, after)]
+    assert len(seams[0]) == len(seams[1]) == 6
+    assert min(seams[0]) > 4 and max(seams[1]) < 1
+    assert after.summary()["seam"]["worst"] == max(seams[1])
+    assert after.frames[after.summary()["seam"]["worst_frame"]].seam == max(seams[1])
+    source = next(read_frames(clips / "talk.mp4")).rgb
+    shown = [levels_off(source, next(read_frames(clips / f"{name}.mp4")).rgb).mean() for name in ("before", "after")]
+    assert shown[0] > shown[1] + 0.5  # both with the loss of the codec
+
+
+def test_a_limit_refuses_the_seam_and_tells_all_frames(clips: Path):
+    with pytest.raises(QualityError, match="6 frames is above 2") as caught:
+        edited(clips, "out.mp4", colour_match=False, seam_limit=2)
+    assert len(caught.value.report.frames) == 6 and caught.value.exit_code == 10
+    assert sorted(path.name for path in clips.iterdir()) == ["smile.mp4", "talk.mp4"]
+    edited(clips, "out.mp4", seam_limit=2)
+    assert (clips / "out.mp4").exists()
+    with pytest.raises(InputError, match="no seam"):
+        edited(clips, "crop.mp4", paste=False, seam_limit=2)

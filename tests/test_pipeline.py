@@ -1,0 +1,79 @@
+"""Stages in threads: order, bounds, failures and early ends."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from dpe_cli.pipeline import ahead
+
+
+def test_all_items_come_in_order():
+    assert list(ahead(range(100), depth=3)) == list(range(100))
+    assert list(ahead([])) == []
+
+
+def test_a_stage_runs_while_the_next_one_works():
+    def slow() -> Iterator[int]:
+        for number in range(6):
+            time.sleep(0.05)
+            yield number
+
+    started = time.perf_counter()
+    for _ in ahead(slow()):
+        time.sleep(0.05)
+    assert time.perf_counter() - started < 0.55  # one after the other takes 0.6; side by side 0.35
+
+
+def test_it_is_at_most_so_many_items_ahead():
+    made = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            made.append(number)
+            yield number
+
+    for number in ahead(items(), depth=2):
+        time.sleep(0.01)
+        assert len(made) <= number + 1 + 2 + 1  # taken, waiting, and one that waits to wait
+
+
+def test_nothing_runs_before_it_is_asked_for():
+    asked = []
+
+    def items() -> Iterator[int]:
+        asked.append(True)
+        yield 1
+
+    stage = ahead(items())
+    time.sleep(0.02)
+    assert not asked
+    assert list(stage) == [1] and asked
+
+
+def test_a_failure_comes_after_the_items_before_it():
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("broken")
+
+    got = []
+    with pytest.raises(ValueError, match="broken"):
+        for item in ahead(items()):
+            got.append(item)
+    assert got == [1]
+
+
+def test_who_stops_early_leaves_no_thread_and_closes_the_items():
+    closed, threads = [], threading.active_count()
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(1000)
+        finally:
+            closed.append(True)
+
+    stage = ahead(items(), depth=2)
+    assert next(stage) == 0
+    stage.close()
+    assert closed and threading.active_count() == threads
