@@ -43,6 +43,8 @@ class FaceShape:
     points: np.ndarray  # (478, 3) float32, pixels
     blendshapes: np.ndarray  # (52,) float32 in [0, 1], in the order of BLENDSHAPES
     rotation: np.ndarray | None = None  # (3, 3) of the head, as `head_angles` takes it; None: the model has none
+    visibility: np.ndarray | None = None  # (478,) float32 in [0, 1]; None where the model does not tell
+    confidence: float = 1.0  # in [0, 1]: that this is a face
 
 
 class Landmarker:

@@ -23,10 +23,10 @@ from dpe_cli.errors import OutputError, WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dpe_cli.models import DPEConfig
+    from dpe_cli.models import DPEConfig, LandmarkConfig
 
-FORMAT = "dpe-weights/1"  # in the metadata of our files
-DEFAULT = "compact"
+FORMAT, LANDMARK_FORMAT = "dpe-weights/1", "dpe-landmarks/1"  # in the metadata of our files
+DEFAULT, LANDMARKS = "compact", "landmarks"
 PACKS = Path("~/.insightface/models")  # where insightface looks for its packs, and its downloader puts them
 RESEARCH_ONLY = "non-commercial research only (see its page)"
 
@@ -44,8 +44,9 @@ class Checkpoint:
     purpose: str
 
 
-# After new default weights: write the output of `sha256sum weights/compact.safetensors` here.
+# After new weights: write the output of `sha256sum weights/compact.safetensors weights/landmarks.safetensors` here.
 COMPACT_SHA256: str | None = "53c6d29bf43151697e88a69b8d040811bb32cbd873055809cf5401be2aafff45"
+LANDMARKS_SHA256: str | None = "cf8b52f9bcee302a04e71561358e394c952584e3f983717aae19f3219f9fe972"
 
 
 def known(*checkpoints: Checkpoint) -> dict[str, Checkpoint]:
@@ -66,6 +67,10 @@ CHECKPOINTS = known(
         "the default: small networks of our own, installed with the tool",
     ),
     Checkpoint(
+        LANDMARKS, "landmarks.safetensors", LANDMARKS_SHA256, None, "weights/README.md", "see weights/README.md",
+        "landmarks of faces: a small network of our own, installed with the tool; it measures, it does not edit",
+    ),
+    Checkpoint(
         "dpe", "dpe.pt", None, None, "https://github.com/OpenTalker/DPE", "personal, research, non-commercial use",
         "the networks that the authors of the paper released",
     ),
@@ -80,9 +85,12 @@ CHECKPOINTS = known(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in memory. `state` fits `DPE(config)` strictly; its tensors are finite float32 on the CPU."""
+    """A checkpoint in memory. `state` fits `DPE(config)`, or `LandmarkNet(config)`, strictly.
 
-    config: "DPEConfig"
+    Its tensors are finite float32 on the CPU.
+    """
+
+    config: "DPEConfig | LandmarkConfig"
     state: dict[str, "Tensor"]
     metadata: dict[str, str]  # of our own files, else empty
     path: Path
@@ -131,6 +139,8 @@ def how_to_get(checkpoint: Checkpoint | None) -> str:
         return "get the file anew, or leave --weights away to use the default"
     if checkpoint.name == DEFAULT:
         return "install dpe-cli anew, or name other weights with --weights"
+    if checkpoint.name == LANDMARKS:
+        return "install dpe-cli anew"
     if is_pack(checkpoint):
         return f"get it with: dpe weights fetch {checkpoint.name}"
     return f"download {checkpoint.file} by hand from {checkpoint.page} and name it with --weights PATH"
@@ -144,7 +154,8 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
     checkpoint = CHECKPOINTS.get(name)
     if checkpoint is None or not is_pack(checkpoint):
         packs = ", ".join(c.name for c in CHECKPOINTS.values() if is_pack(c))
-        remedy = how_to_get(checkpoint) if checkpoint and checkpoint.name != DEFAULT else f"fetch one of {packs}"
+        ours = checkpoint is None or checkpoint.name in (DEFAULT, LANDMARKS)
+        remedy = f"fetch one of {packs}" if ours else how_to_get(checkpoint)
         raise WeightsError(f"{name} cannot be fetched", remedy)
     path = place(checkpoint)
     say(f"{name}: {checkpoint.purpose}; licence: {checkpoint.licence}, {checkpoint.page}")
@@ -185,6 +196,26 @@ def load(name_or_path: str | Path | None = None) -> Loaded:
 
     Raises WeightsError for a file that is missing, damaged, of another network, or not what its name says.
     """
+    loaded = load_any(name_or_path)
+    if loaded.metadata.get("format") == LANDMARK_FORMAT:
+        problem = f"{loaded.path} is a landmark network, which measures faces and cannot edit them"
+        raise WeightsError(problem, how_to_get(None))
+    return loaded
+
+
+def load_landmarks(name_or_path: str | Path = LANDMARKS) -> Loaded:
+    """Weights of the landmark network, checked to the last tensor; by default those that come with the tool.
+
+    Raises WeightsError as `load` does.
+    """
+    loaded = load_any(name_or_path)
+    if loaded.metadata.get("format") != LANDMARK_FORMAT:
+        raise WeightsError(f"{loaded.path} is no landmark network", f"leave it away to use the {LANDMARKS} of the tool")
+    return loaded
+
+
+def load_any(name_or_path: str | Path | None = None) -> Loaded:
+    """Weights of either network. Raises WeightsError as `load` does, but for the other network's."""
     import torch
 
     from dpe_cli.models.checkpoint import check, translate
@@ -192,7 +223,7 @@ def load(name_or_path: str | Path | None = None) -> Loaded:
     path, checkpoint = find(name_or_path), CHECKPOINTS.get(str(name_or_path or DEFAULT))
     content, metadata = read(path, checkpoint)
     try:
-        if metadata.get("format", "").startswith("dpe-weights/"):
+        if metadata.get("format", "").startswith(("dpe-weights/", "dpe-landmarks/")):
             config, state = config_of(metadata), content
             check(state, config)
         else:
@@ -208,13 +239,15 @@ def load(name_or_path: str | Path | None = None) -> Loaded:
     return Loaded(config, state, metadata, path, check_digest(path, checkpoint))
 
 
-def config_of(metadata: Mapping[str, str]) -> "DPEConfig":
+def config_of(metadata: Mapping[str, str]) -> "DPEConfig | LandmarkConfig":
     """The configuration that one of our files carries. Raises ValueError."""
-    from dpe_cli.models import DPEConfig
+    from dpe_cli.models import DPEConfig, LandmarkConfig
 
-    if metadata["format"] != FORMAT:
-        raise ValueError(f"has the format {metadata['format']} of another version of dpe, this one reads {FORMAT}")
-    return DPEConfig.from_json(metadata.get("config", "null"))
+    kinds = {FORMAT: DPEConfig, LANDMARK_FORMAT: LandmarkConfig}
+    if metadata["format"] not in kinds:
+        reads = " and ".join(kinds)
+        raise ValueError(f"has the format {metadata['format']} of another version of dpe, this one reads {reads}")
+    return kinds[metadata["format"]].from_json(metadata.get("config", "null"))
 
 
 def check_digest(path: Path, checkpoint: Checkpoint | None) -> str:
@@ -309,10 +342,10 @@ def read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def save(
-    path: Path, state: Mapping[str, "Tensor"], config: "DPEConfig",
+    path: Path, state: Mapping[str, "Tensor"], config: "DPEConfig | LandmarkConfig",
     metadata: Mapping[str, Any] | None = None, half: bool = False,
 ) -> None:  # fmt: skip
-    """Writes the state of `DPE(config)`; `half` stores 16-bit numbers. The file appears when it is whole.
+    """Writes the state of `DPE(config)` or `LandmarkNet(config)`, whole or not at all; `half` stores 16-bit numbers.
 
     `metadata` goes along; values that are not text become JSON. Raises ValueError for a state that does not fit,
     OutputError if the file cannot be written.
@@ -321,20 +354,23 @@ def save(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    from dpe_cli.models import DPEConfig
     from dpe_cli.models.checkpoint import check
 
     check(state, config)
-    stored = {key: value.detach().to("cpu", torch.float32) for key, value in state.items()}
-    if half:
-        stored = {key: value.half() for key, value in stored.items()}
+    kind = torch.float16 if half else torch.float32  # of all but counters, which stay whole numbers
+    stored = {
+        key: value.detach().to("cpu", kind if value.is_floating_point() else None) for key, value in state.items()
+    }
     wrong = [key for key, value in stored.items() if not value.isfinite().all()]
     if wrong:
         raise ValueError(f"values that are not finite{' in 16 bits' if half else ''}: {', '.join(wrong[:3])}")
     extra = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
+    written = FORMAT if isinstance(config, DPEConfig) else LANDMARK_FORMAT
     partial = path.with_name(f"{path.name}.part")
     try:
         tensors = {key: value.contiguous() for key, value in stored.items()}
-        save_file(tensors, str(partial), {**extra, "format": FORMAT, "config": config.to_json()})
+        save_file(tensors, str(partial), {**extra, "format": written, "config": config.to_json()})
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         problem = f"{path} cannot be written ({error})"
@@ -355,7 +391,7 @@ def verify(name_or_path: str | Path | None = None) -> str:
         if not models:
             raise WeightsError(f"{path} holds no models", f"delete it, then: dpe weights fetch {checkpoint.name}")
         return f"{path}: {len(models)} models; there is no published sha256 to compare with"
-    loaded = load(name_or_path)
+    loaded = load_any(name_or_path)
     known_as = [c.name for c in CHECKPOINTS.values() if c.sha256 == loaded.sha256]
     origin = f"{known_as[0]} as released" if known_as else "there is no published sha256 to compare with"
     return f"{loaded.path}: {len(loaded.state)} tensors, all there and finite; sha256 {loaded.sha256}, {origin}"
@@ -363,7 +399,7 @@ def verify(name_or_path: str | Path | None = None) -> str:
 
 def info(name_or_path: str | Path | None = None) -> dict[str, Any]:
     """What there is to know of the weights of a network, ready for JSON. Raises WeightsError."""
-    loaded = load(name_or_path)
+    loaded = load_any(name_or_path)
     about = {key: value for key, value in loaded.metadata.items() if key not in ("config", "format")}
     return {
         "path": str(loaded.path),

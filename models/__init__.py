@@ -6,6 +6,7 @@ from .discriminator import Discriminator
 from .encoder import Encoded, Encoder
 from .generator import DPE, MotionBasis
 from .inference import InferenceDPE
+from .landmarks import LandmarkConfig, LandmarkNet, Landmarks
 from .lpips import LPIPS
 from .perceptual import PerceptualLoss
 
@@ -18,6 +19,9 @@ __all__ = [
     "Encoder",
     "Generator",
     "InferenceDPE",
+    "LandmarkConfig",
+    "LandmarkNet",
+    "Landmarks",
     "MotionBasis",
     "PerceptualLoss",
     "Rendered",

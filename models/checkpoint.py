@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .config import COMPACT_CHANNELS, FULL_CHANNELS, DPEConfig
+from .landmarks import LandmarkConfig, LandmarkNet
 from .layers import blur_kernel
 
 # Released name -> ours.
@@ -178,12 +179,13 @@ def translate(checkpoint: Mapping[str, Any]) -> tuple[DPEConfig, dict[str, Tenso
     return config, state
 
 
-def check(state: Mapping[str, Tensor], config: DPEConfig) -> None:
-    """Raises ValueError unless the state, in our names, is exactly that of `DPE(config)`."""
+def check(state: Mapping[str, Tensor], config: DPEConfig | LandmarkConfig) -> None:
+    """Raises ValueError unless the state, in our names, is exactly that of `DPE(config)` or `LandmarkNet(config)`."""
     from .generator import DPE
 
+    network = LandmarkNet if isinstance(config, LandmarkConfig) else DPE
     with torch.device("meta"):
-        wanted = {key: value.shape for key, value in DPE(config).state_dict().items()}
+        wanted = {key: value.shape for key, value in network(config).state_dict().items()}
     complain(wanted.keys() - state.keys(), state.keys() - wanted.keys())
     wrong = [f"{key} {tuple(state[key].shape)}" for key, shape in wanted.items() if state[key].shape != shape]
     if wrong:
@@ -269,7 +271,7 @@ def complain(missing: set[str], unexpected: set[str]) -> None:
     if missing:
         raise ValueError(f"is truncated: {len(missing)} tensors are missing ({few(sorted(missing))})")
     if unexpected:
-        raise ValueError(f"has {len(unexpected)} tensors that DPE does not know ({few(sorted(unexpected))})")
+        raise ValueError(f"has {len(unexpected)} tensors that the network does not know ({few(sorted(unexpected))})")
 
 
 def few(names: Any) -> str:

@@ -54,6 +54,7 @@ MAY_IMPORT = {
     "benchmark": {"edit", "engine", "models", "face", "people", "crop", "paste", "report", "video", "errors"},
     "doctor": EVERYTHING - {"edit", "benchmark", "main"},
     "landmarks": {"errors"},
+    "landmark_net": {"crop", "face", "landmarks", "models", "weights"},
     "motion_space": {"landmarks", "errors"},
     "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
     "prepare": {
@@ -77,6 +78,17 @@ MAY_IMPORT = {
     "protocols": {"dataset", "edit", "video", "face", "crop", "errors"},
     "evaluate": {"protocols", "metrics", "extractors", "dataset", "edit", "landmarks", "errors"},
     "scoreboard": {"evaluate", "report", "errors"},
+    "train_landmarks": {
+        "crop",
+        "dataset",
+        "face",
+        "landmark_net",
+        "landmarks",
+        "models",
+        "motion_space",
+        "weights",
+        "errors",
+    },
     "main": EVERYTHING,
 }
 MAY_PRINT = {"main"}
