@@ -4,15 +4,18 @@ Points are MediaPipe's, so all that is measured on them (`landmarks.mouth_openin
 on both. The network sees a crop; a detector finds where to cut it, or the picture is a crop of a face already.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from dpe_cli.crop import cut
+from dpe_cli.errors import InputError
 from dpe_cli.face import Box, Detection, FaceDetector, crop_box
-from dpe_cli.landmarks import FaceShape, five_points
+from dpe_cli.landmarks import BROWS, EYES, LIPS_INNER, LIPS_OUTER, FaceShape, five_points
 from dpe_cli.models import LandmarkNet, Landmarks
 from dpe_cli.weights import LANDMARKS, load_landmarks
 
@@ -107,3 +110,47 @@ class NetworkLandmarker:
 
     def close(self) -> None:
         """Nothing to free; `Landmarker` has it."""
+
+
+class ExpressionFeatures(nn.Module):
+    """What the paper's expression loss L_E compares (section 3.3), by our network in place of EMOCA's features.
+
+    Crops (B, 3, S, S) in [-1, 1], framed as the tool frames them, to (B, F): lips, lids, brows and irises in the head's
+    own frame, so that the pose does not count, and the blendshapes. Differentiable in the crops.
+    """
+
+    POINT_WEIGHT = 5.0  # a blendshape goes from 0 to 1, lips open by a fifth of the eyes' distance
+
+    def __init__(self, net: LandmarkNet):
+        super().__init__()
+        self.net = net
+        self.points = sorted({*LIPS_OUTER, *LIPS_INNER, *EYES[0], *EYES[1], *BROWS, *range(468, 478)})
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        seen = self.net(image)
+        return torch.cat([self.POINT_WEIGHT * seen.shape[:, self.points].flatten(1), seen.blendshapes], 1)
+
+
+class ForeignFeatures(nn.Module):
+    """An expression network of the user's, a TorchScript file: (B, 3, 224, 224) RGB in [0, 1] to (B, F).
+
+    Raises InputError for a file that is none.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # TorchScript is old, and what such networks come in
+                self.net = torch.jit.load(str(path), map_location="cpu").eval().requires_grad_(False)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise InputError(f"{path} is no TorchScript network", "export yours with torch.jit.trace") from error
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.interpolate(image.float(), size=(224, 224), mode="bilinear", align_corners=False)
+        return self.net((small.clamp(-1, 1) + 1) / 2)
+
+
+def expression_network(path: Path | None) -> nn.Module:
+    """The network for L_E: that of a TorchScript file, by default ours."""
+    return ForeignFeatures(path) if path else ExpressionFeatures(load_net())

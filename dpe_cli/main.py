@@ -23,6 +23,7 @@ from dpe_cli.errors import DPEError, QualityError
 
 if TYPE_CHECKING:
     from dpe_cli.edit import Driving, Edit, Edits
+    from dpe_cli.recipe import Phase
 
 MODES = ("exp", "pose", "both")
 PROTOCOLS = ("same", "cross", "video")  # of eval
@@ -550,7 +551,7 @@ def doctor() -> None:
 @cli.command()
 @click.argument("videos", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the dataset; an existing one is continued.")
-@click.option("--landmarker", type=FILE, required=True, help="MediaPipe's face_landmarker.task.")
+@click.option("--landmarker", type=FILE, help="MediaPipe's face_landmarker.task.  [default: our own network]")
 @click.option("--identity", type=FILE, help="Recognition network (.onnx), or an insightface pack with one.")
 @click.option("--space", type=FILE, help="motion-space.json: also store size and place of the head.")
 @click.option(
@@ -598,7 +599,7 @@ def prepare(
     interrupted run goes on when it is started again. Prints the path of the dataset's index.csv.
 
     \b
-    dpe prepare talks/ interview.mp4 -o dataset --landmarker face_landmarker.task
+    dpe prepare talks/ interview.mp4 -o dataset
     """
     from dpe_cli.prepare import PrepareSettings
     from dpe_cli.prepare import prepare as run
@@ -632,12 +633,13 @@ def prepare(
 @click.option("--init", type=FILE, help="Weights to start from; those of half the size are grown by one level.")
 @click.option("--space", type=FILE, help="motion-space.json of the weights to start from.")
 @click.option("--perceptual", type=FILE, help="VGG16 or VGG19 features (safetensors, torchvision's names).")
+@click.option("--expression", type=FILE, help="Network for L_E (TorchScript).  [default: our landmark network]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder, exactly.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
 def train(
     recipe: Path | None, changes: tuple[str, ...], budget: float | None, data: Path, output: Path, init: Path | None,
-    space: Path | None, perceptual: Path | None, device: str, resume: bool, quiet: bool,
+    space: Path | None, perceptual: Path | None, expression: Path | None, device: str, resume: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train the networks on clips that `dpe prepare` made. Several processes or machines: start it with torchrun.
 
@@ -656,8 +658,16 @@ def train(
             click.echo(message, err=True)
 
     phases = read_recipe(recipe, changes, budget)
+    if any(phase.stage == "landmarks" for phase in phases):
+        click.echo(train_landmark_network(phases, data, output, init, device, say))
+        return
     chosen = MotionSpace.load(space) if space else None
-    inputs = Inputs(data, output, init, chosen, perceptual, None, device, resume)
+    features = None
+    if any(phase.expression_weight for phase in phases):
+        from dpe_cli.landmark_net import expression_network
+
+        features = expression_network(expression)
+    inputs = Inputs(data, output, init, chosen, perceptual, features, device, resume)
     result = run(inputs, phases, say, lambda progress: say(progress.line()))
     click.echo(result.weights)
     if not result.finished:
@@ -673,7 +683,7 @@ def train(
 @click.option("--frames", type=click.IntRange(3), default=14, show_default=True, help="Of each pair.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which people meet.")
 @click.option(
-    "--landmarker", type=FILE, help="MediaPipe's face_landmarker.task: expression, pose, mouth, eyes, jitter."
+    "--landmarker", type=FILE, help="MediaPipe's face_landmarker.task.  [default: our own network, distilled from it]"
 )
 @click.option("--identity", type=FILE, help="Face recognition network (ONNX), or its folder: CSIM, identity drift.")
 @click.option("--lpips", type=FOLDER, help="Folder of LPIPS's weights.")
@@ -693,12 +703,13 @@ def evaluate_command(
     Protocols: same (one person), cross (driven by another person), video (the same, pasted back into the frames).
 
     \b
-    dpe eval --data prepared --landmarker face_landmarker.task -o scores
+    dpe eval --data prepared -o scores
     """
     from dpe_cli.edit import check_output
     from dpe_cli.errors import InputError
     from dpe_cli.evaluate import evaluate
     from dpe_cli.extractors import ArcFace, Extractors, Lpips
+    from dpe_cli.landmark_net import NetworkLandmarker
     from dpe_cli.landmarks import Landmarker
     from dpe_cli.protocols import Plan, systems_of
     from dpe_cli.scoreboard import JSON_NAME, PAGE_NAME, terminal_tables, write
@@ -718,7 +729,7 @@ def evaluate_command(
     if not space.is_file():
         raise InputError(f"{space}: no such motion space", "name a motion-space.json with --space")
     extractors = Extractors(
-        Landmarker(landmarker) if landmarker else None,
+        Landmarker(landmarker) if landmarker else NetworkLandmarker(),
         ArcFace(identity) if identity else None,
         Lpips(lpips, lpips_network, device) if lpips else None,
     )
@@ -738,6 +749,22 @@ def evaluate_command(
         for table in terminal_tables(summary):
             console.print(table)
     click.echo(write(output, summary, strips))
+
+
+def train_landmark_network(
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, device: str, say: Callable[[str], None]
+) -> Path:
+    """`dpe train --set stage=landmarks`: a run of one phase, with the settings that it knows."""
+    if len(phases) > 1:
+        raise click.UsageError("the landmark network is trained in a run of its own, of one phase")
+
+    from dpe_cli.landmark_net import load_net
+    from dpe_cli.train_landmarks import LandmarkTraining, train_landmarks
+
+    (phase,) = phases
+    settings = {name: getattr(phase, name) for name in ("minutes", "batch", "lr", "ema", "threads", "seed")}
+    net = load_net(init).requires_grad_(True) if init else None
+    return train_landmarks(data, output, LandmarkTraining(**settings), net, device, say)
 
 
 # What the options of edit mean

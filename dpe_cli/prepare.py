@@ -40,6 +40,7 @@ from dpe_cli.dataset import CROP, INDEX, INDEX_COLUMNS, is_held_out
 from dpe_cli.detectors import RESEARCH_ONLY, ArcFace, quiet_stderr
 from dpe_cli.errors import DeviceError, DPEError, FaceError, InputError, OutputError
 from dpe_cli.face import Box, FaceDetector, crop_box, make_detector
+from dpe_cli.landmark_net import NetworkLandmarker
 from dpe_cli.landmarks import FaceShape, Landmarker, five_points
 from dpe_cli.motion_space import MotionSpace, normalise
 from dpe_cli.people import track_faces
@@ -62,7 +63,7 @@ T = TypeVar("T")
 class PrepareSettings:
     """What decides the content of a dataset; a folder is prepared with one of these."""
 
-    landmarker: Path  # MediaPipe's face_landmarker.task
+    landmarker: Path | None  # MediaPipe's face_landmarker.task; None: our own network
     identity: Path | None = None  # recognition network (.onnx) or a pack with one
     space: Path | None = None  # motion-space.json
     detector: str = "auto"
@@ -138,12 +139,16 @@ class Tools:
 
 def make_tools(settings: PrepareSettings) -> Tools:
     """Loads the networks that the settings name. Raises InputError or WeightsError where one is missing."""
-    with quiet_stderr():  # MediaPipe's C++ is talkative, also at the first picture
-        landmarker = Landmarker(settings.landmarker)
-        landmarker.detect(np.zeros((64, 64, 3), np.uint8))
+    detector = make_detector(settings.detector, settings.face_models)
+    if settings.landmarker is None:
+        landmarker = NetworkLandmarker(detector=detector)
+    else:
+        with quiet_stderr():  # MediaPipe's C++ is talkative, also at the first picture
+            landmarker = Landmarker(settings.landmarker)
+            landmarker.detect(np.zeros((64, 64, 3), np.uint8))
     recogniser = ArcFace.load(settings.identity, threads=1) if settings.identity else None
     template = MotionSpace.load(settings.space).template if settings.space else None
-    return Tools(make_detector(settings.detector, settings.face_models), landmarker, recogniser, template)
+    return Tools(detector, landmarker, recogniser, template)
 
 
 # The whole

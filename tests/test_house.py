@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "benchmark": {"edit", "engine", "models", "face", "people", "crop", "paste", "report", "video", "errors"},
     "doctor": EVERYTHING - {"edit", "benchmark", "main"},
     "landmarks": {"errors"},
-    "landmark_net": {"crop", "face", "landmarks", "models", "weights"},
+    "landmark_net": {"crop", "face", "landmarks", "models", "weights", "errors"},
     "motion_space": {"landmarks", "errors"},
     "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
     "prepare": {

@@ -1,6 +1,7 @@
 """The landmark network: its shapes and gradients, its samples, its file, and how near it comes to MediaPipe."""
 
 import csv
+import warnings
 from pathlib import Path
 
 import cv2
@@ -11,9 +12,9 @@ from click.testing import CliRunner
 
 from dpe_cli import weights
 from dpe_cli.dataset import is_held_out
-from dpe_cli.errors import WeightsError
+from dpe_cli.errors import InputError, WeightsError
 from dpe_cli.face import Box, Detection, make_detector
-from dpe_cli.landmark_net import NetworkLandmarker, framing, load_net, to_pixels
+from dpe_cli.landmark_net import NetworkLandmarker, expression_network, framing, load_net, to_pixels
 from dpe_cli.landmarks import BLENDSHAPES, RIGID, Landmarker, head_angles, mouth_opening
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig, LandmarkConfig, LandmarkNet
@@ -319,3 +320,24 @@ def test_near_mediapipe_on_people_never_seen(shared):
         np.corrcoef([[face.blendshapes[jaw], label.blendshapes[jaw]] for face, label in pairs], rowvar=False)[0, 1]
         > 0.7
     )
+
+
+def test_the_features_of_the_expression_loss_see_the_mouth_and_can_be_learnt_from(tmp_path):
+    features = expression_network(None)
+    image = torch.zeros(2, 3, 64, 64, requires_grad=True)
+    seen = features(image)
+    assert seen.shape == (2, 3 * len(features.points) + 52)
+    seen.sum().backward()
+    assert image.grad.abs().max() > 0
+    assert not any(p.requires_grad for p in features.parameters())
+
+
+def test_a_foreign_expression_network_is_a_torchscript_file(tmp_path):
+    (tmp_path / "no.pt").write_bytes(b"text")
+    with pytest.raises(InputError, match="no TorchScript"):
+        expression_network(tmp_path / "no.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.trace(torch.nn.Flatten(), torch.zeros(1, 3, 224, 224))
+        script.save(str(tmp_path / "yes.pt"))
+    assert expression_network(tmp_path / "yes.pt")(torch.ones(2, 3, 32, 32)).shape == (2, 3 * 224 * 224)
