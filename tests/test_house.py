@@ -18,7 +18,10 @@ MAY_IMPORT = {
     "__main__": {"main"},
     "errors": set(),
     "container": {"errors"},
-    "video": {"container", "errors"},
+    "planes": set(),
+    "tracks": {"container", "errors"},
+    "encoding": {"container", "planes", "errors"},
+    "video": {"container", "encoding", "planes", "tracks", "errors"},
     "face": {"video", "errors", "detectors"},
     "detectors": {"face", "video", "errors"},
     "crop": {"face", "errors"},
@@ -38,7 +41,7 @@ MAY_IMPORT = {
     "main": EVERYTHING,
 }
 MAY_PRINT = {"main"}
-KNOW_FFMPEG = {"video", "container", "doctor"}  # doctor looks at every package
+KNOW_FFMPEG = {"video", "container", "planes", "tracks", "doctor"}  # doctor looks at every package
 
 
 def imported(path: Path) -> list[str]:

@@ -18,7 +18,10 @@ import pytest
 from conftest import run_ffmpeg
 
 from dpe_cli import video
+from dpe_cli.encoding import Mastering, Wish, plan_encoding
 from dpe_cli.errors import InputError, OutputError
+from dpe_cli.planes import Layout
+from dpe_cli.tracks import Carried, Track
 from dpe_cli.video import (
     Colour,
     Frame,
@@ -568,14 +571,15 @@ write_video(frames(), VideoInfo(folder, 320, 240, Fraction(25), 3), folder / "ou
 def test_the_command_is_a_list_that_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DPE_FFMPEG", "/opt/ffmpeg")
     info = replace(still_info(tmp_path), time_base=Fraction(1, 30000), colour=Colour(1, 1, 1, 1))
-    sound = video.Sound(tmp_path / "a.mp4", ("copy", "aac"))
-    command = encode_command(info, (64, 48), tmp_path / "out.mp4", sound, 17, "medium")
+    sound = [Track(tmp_path / "a.mp4", "a", 0, tags={"language": "deu"}), Track(tmp_path / "a.mp4", "a", 1, "aac")]
+    encoding = plan_encoding("h264", Layout("gbr"), (64, 48), ".mp4", Wish(), ffmpeg_exe(), Mastering())
+    command = encode_command(info, Layout("gbr"), tmp_path / "out.mp4", ".mp4", encoding, sound, Carried())
     said = " ".join(command)
     assert command[0] == ffmpeg_exe() == "/opt/ffmpeg"
     assert "-copyts" in command and "-fps_mode passthrough" in said and "-enc_time_base 1:30000" in said
     assert "-c:a:0 copy" in said and "-c:a:1 aac" in said and "-crf 17" in said and "+faststart" in said
     assert "-shortest" not in command and "out_color_matrix=bt709" in said and "yuv420p" in said
-    assert "yuv444p" in " ".join(encode_command(info, (63, 48), tmp_path / "out.mkv", None, 17, "medium"))
+    assert "-metadata:s:a:0 language=deu" in said and command.index("language=deu") < command.index("-y")
 
 
 def test_no_frame_is_kept(make_clip: Clip, tmp_path: Path):
