@@ -17,13 +17,16 @@ FEATHER = 7 / 256
 
 
 def cut(rgb: np.ndarray, box: Box, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """The square of a frame as a (size, size, 3) uint8 crop, and `to_crop`, (2, 3) float64: frame to crop.
+    """The square of a frame, uint8 or uint16, as a (size, size, 3) uint8 crop, and `to_crop`, (2, 3) float64.
+
+    `to_crop` goes from frame to crop.
 
     Exact below the pixel, without aliasing; what lies outside the frame repeats its edge.
     """
     across, down = size / box.width, size / box.height
     to_crop = np.array([[across, 0, (0.5 - box.x0) * across - 0.5], [0, down, (0.5 - box.y0) * down - 0.5]])
-    return resample(rgb, to_crop, size, size), to_crop
+    crop = resample(rgb, to_crop, size, size)
+    return crop if crop.dtype == np.uint8 else cv2.convertScaleAbs(crop, alpha=255 / 65535), to_crop
 
 
 def gaussian_mask(size: int = 256, feather: float = FEATHER, margin: float = MARGIN) -> np.ndarray:
@@ -42,6 +45,7 @@ def gaussian_mask(size: int = 256, feather: float = FEATHER, margin: float = MAR
 def paste_back(rgb: np.ndarray, face: np.ndarray, mask: np.ndarray, to_crop: np.ndarray) -> np.ndarray:
     """A new frame with `face` (S, S, 3) uint8 blended in by `mask` (S, S) in [0, 1]; where that is 0 every bit is kept.
 
+    The frame is uint8 or uint16, and so is the result.
     `to_crop` as `cut` gives it. Works on the crop's part of the frame only.
     """
     result = rgb.copy()
@@ -58,7 +62,11 @@ def paste_back(rgb: np.ndarray, face: np.ndarray, mask: np.ndarray, to_crop: np.
     alpha = resample(mask.astype(np.float32), to_part, width, height, cv2.BORDER_CONSTANT)
     picture = resample(face, to_part, width, height)
     part = result[top:bottom, left:right]
-    part[:] = cv2.blendLinear(picture, part, alpha, 1 - alpha)  # exact where alpha is 0, and much faster than numpy
+    if rgb.dtype == np.uint16:
+        blended = part + alpha[..., None] * (picture.astype(np.float32) * 257 - part)
+        part[:] = np.rint(blended)
+    else:
+        part[:] = cv2.blendLinear(picture, part, alpha, 1 - alpha)  # exact where alpha is 0, much faster than numpy
     return result
 
 
@@ -67,8 +75,8 @@ def resample(
 ) -> np.ndarray:
     """A picture (H, W[, C]) seen through a matrix that scales and shifts, without aliasing. (height, width[, C])
 
-    Whole factors of shrinking are averages of blocks, the rest a small blur; pixels between are cubic for uint8 and
-    linear, which does not overshoot, for masks.
+    Whole factors of shrinking are averages of blocks, the rest a small blur; pixels between are cubic for pictures
+    and linear, which does not overshoot, for masks, which are float32.
     """
     scale, shift = np.diag(to_output[:, :2]), to_output[:, 2]
     factor = max(1, int(1 / scale.max() + 1e-6))
@@ -89,5 +97,5 @@ def resample(
     # centre x of the part lies at low + (x + 0.5) * factor - 0.5 of the picture
     origin = low + (factor - 1) / 2
     matrix = np.column_stack([np.diag(scale * factor), scale * origin + shift])
-    way = cv2.INTER_CUBIC if picture.dtype == np.uint8 else cv2.INTER_LINEAR
+    way = cv2.INTER_CUBIC if picture.dtype != np.float32 else cv2.INTER_LINEAR
     return cv2.warpAffine(part, matrix, (width, height), flags=way, borderMode=border)

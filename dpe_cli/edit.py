@@ -17,13 +17,24 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from dpe_cli.container import PIPE, files_of, frame_rate, is_sequence
 from dpe_cli.crop import cut, gaussian_mask, paste_back
+from dpe_cli.encoding import Wish
 from dpe_cli.errors import FaceError, InputError, OutputError
 from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes, track_faces
 from dpe_cli.motion import MotionTrack
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
-from dpe_cli.video import Frame, VideoInfo, audio_codecs, probe, read_frames, write_image, write_video
+from dpe_cli.video import (
+    Frame,
+    VideoInfo,
+    audio_codecs,
+    check_writable,
+    probe,
+    read_frames,
+    write_image,
+    write_video,
+)
 
 AUDIO = ("auto", "source", "driving", "none")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -98,6 +109,22 @@ class EditSettings:
     end: float | None = None
     paste: bool | None = None  # None: pasted back for an expression, the crop otherwise
     overwrite: bool = False
+    codec: str | None = None  # h264, hevc, prores, ffv1, png; None: by source and container
+    crf: int | None = None
+    preset: str | None = None
+    nvenc: bool | None = None  # None: where there is one
+    pipe: str = "nut"  # or y4m: what standard output gets
+    fps: str | None = None  # of image sequences; None: 25
+
+    @property
+    def rate(self) -> Fraction | None:
+        """`fps` as a number. Raises InputError."""
+        return frame_rate(self.fps) if self.fps else None
+
+    @property
+    def wish(self) -> Wish:
+        """What is asked of the encoding."""
+        return Wish(self.codec, self.crf, self.preset, self.nvenc, self.pipe)
 
 
 @dataclass(frozen=True)
@@ -195,27 +222,38 @@ def check_request(
         raise OutputError(f"{output} is asked for twice", "give the result, the preview and the report different names")
     for path in outputs:
         check_output(path, inputs, settings.overwrite)
-    source_info, driver_infos = probe(source), [probe(path) for path in driving.paths]
-    still = is_still(source_info, driver_infos)
-    suffixes = IMAGE_SUFFIXES if still else VIDEO_SUFFIXES
-    for path in (output, preview):
-        if path and path.suffix.lower() not in suffixes:
-            what = "a picture, which is what a still makes of a still" if still else "a video"
-            raise OutputError(f"{path} cannot hold {what}", f"name a file that ends in one of {' '.join(suffixes)}")
+    source_info, *driver_infos = [probe(path, settings.rate) for path in (source, *driving.paths)]
+    if is_still(source_info, driver_infos):
+        for path in (output, preview):
+            if path and path.suffix.lower() not in IMAGE_SUFFIXES:
+                raise OutputError(
+                    f"{path} cannot hold a picture, which is what a still makes of a still",
+                    f"name a file that ends in one of {' '.join(IMAGE_SUFFIXES)}",
+                )
+    else:
+        check_writable(source_info, output, settings.wish)
+        if preview and preview.suffix.lower() not in VIDEO_SUFFIXES:
+            raise OutputError(
+                f"{preview} cannot hold a video", f"name a file that ends in one of {' '.join(VIDEO_SUFFIXES)}"
+            )
     return source_info, driver_infos
 
 
 def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
     """Raises OutputError if `path` cannot or must not be written."""
+    if path == PIPE:
+        return
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist", "make it or name another")
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "name a file in it")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"nothing can be written in {path.parent}", "name another folder")
-    if not path.exists():
+    existing = files_of(path)
+    if not existing:
         return
-    if any(other.exists() and path.samefile(other) for other in inputs):
+    taken = {(file.stat().st_dev, file.stat().st_ino) for other in inputs for file in files_of(other)}
+    if any((file.stat().st_dev, file.stat().st_ino) in taken for file in existing):
         raise OutputError(f"{path} is also an input", "choose another output")
     if not overwrite:
         raise OutputError(f"{path} exists", "choose another output or add --overwrite")
@@ -255,7 +293,7 @@ def describe(info: VideoInfo) -> dict[str, Any]:
     """What the report says of an input."""
     return {
         "path": str(info.path),
-        "bytes": info.path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in files_of(info.path)),
         "width": info.width,
         "height": info.height,
         "fps": None if info.is_image else str(info.fps),
@@ -274,7 +312,7 @@ def read_driver(
     times: list[Fraction] = []
 
     def frames() -> Iterator[Frame]:
-        for frame in progress(read_frames(info.path), info.n_frames, f"reading {info.path.name}"):
+        for frame in progress(read_frames(info.path, fps=settings.rate), info.n_frames, f"reading {info.path.name}"):
             times.append(frame.time)
             yield frame
 
@@ -302,7 +340,8 @@ def smoothing_radius(info: VideoInfo) -> int:
 def find_face(source: Path, detector: FaceDetector, settings: EditSettings) -> tuple[Fraction, Box]:
     """Time of the first frame, and the crop box in the first with the chosen face: fails early. Raises FaceError."""
     first = None
-    for frame, detection in track_faces(read_frames(source, settings.start, settings.end), detector, settings.face):
+    frames = read_frames(source, settings.start, settings.end, fps=settings.rate)
+    for frame, detection in track_faces(frames, detector, settings.face):
         first = frame.time if first is None else first
         if detection is not None:
             return first, crop_box(detection)
@@ -315,7 +354,7 @@ def source_boxes(
     info: VideoInfo, drivers: list[Driver], detector: FaceDetector, settings: EditSettings, scores: dict[int, float]
 ) -> Iterator[tuple[Frame, Box | None]]:
     """Source frames with their smoothed boxes; a still is repeated at the driving's times. Fills `scores`."""
-    frames = read_frames(info.path, settings.start, settings.end)
+    frames = read_frames(info.path, settings.start, settings.end, fps=settings.rate, exact=True)
     tracked = remember_scores(track_faces(frames, detector, settings.face), scores)
     boxed = smooth_boxes(tracked, smoothing_radius(info))
     return repeat_still(next(iter(boxed)), clock(drivers), scores) if info.is_image else iter(boxed)
@@ -345,7 +384,7 @@ def repeat_still(
     for index, moment in enumerate(driver.times):
         if score is not None:
             scores[index] = score
-        yield Frame(index, moment, frame.rgb), box
+        yield replace(frame, index=index, time=moment), box
 
 
 def plan_jobs(
@@ -402,13 +441,13 @@ def run_jobs(
             edited = edit_crops([batch[number] for number in chosen], stack, engine, strength, report)
             faces = dict(zip(chosen, edited, strict=True))
         for number, job in enumerate(batch):
-            rgb = job.frame.rgb
+            frame = job.frame
             if not paste:
-                rgb = faces.get(number, crops[number][0])
+                frame = replace(frame, rgb=faces.get(number, crops[number][0]), original=None)
             elif number in faces:
-                rgb = paste_back(rgb, faces[number], mask, crops[number][1])
+                frame = replace(frame, rgb=paste_back(frame.rgb, faces[number], mask, crops[number][1]))
             report.frames.append(fate_of(job, strength))
-            yield job, replace(job.frame, rgb=rgb)
+            yield job, frame
 
 
 def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, strength: float, report: Report) -> np.ndarray:
@@ -466,6 +505,8 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def default_output(source: Path, driving: Driving) -> Path:
     """`talk.mp4` edited in mode exp becomes `talk_exp.mp4` beside it; a still edited by a still `portrait_exp.png`."""
+    if source == PIPE or is_sequence(source):
+        raise OutputError(f"{source} gives the output no name", "name it with --output")
     still = is_still(probe(source), [probe(path) for path in driving.paths])
     return source.with_name(f"{source.stem}_{driving.mode}{'.png' if still else '.mp4'}")
 
@@ -478,6 +519,7 @@ class Target:
     audio: Path | None
     start: float | None
     end: float | None
+    still: bool = False  # the source is one picture
 
 
 def plan_target(
@@ -495,11 +537,11 @@ def plan_target(
     if source.is_image:
         timing = clock(drivers).info
         info = replace(source, fps=timing.fps, time_base=timing.time_base, duration=timing.duration, is_image=False)
-        return Target(info, audio, None, None)
+        return Target(info, audio, None, None, still=True)
     start, ends = settings.start, [settings.end]
     if settings.driving_end == "trim":
         ends += [float(first_time) + driver.track.duration for driver in drivers if len(driver.track.times) > 1]
-    if audio and not audio.samefile(source.path):
+    if audio and not (source.path.exists() and audio.samefile(source.path)):
         start = float(first_time) if start is None else start
         ends.append(float(first_time) + source.duration)
     return Target(source, audio, start, min((moment for moment in ends if moment is not None), default=None))
@@ -535,9 +577,10 @@ def write_stills(
 ) -> int:
     """Writes the one picture, and its preview."""
     ((job, frame),) = edited
-    write_image(output, frame.rgb)
+    original = frame.original
+    write_image(output, frame.rgb, original.planes[-1] if original and original.layout.alpha else None)
     if preview:
-        write_image(preview, side_by_side(job.frame.rgb, frame.rgb, job.moment, views_of(drivers, settings)))
+        write_image(preview, side_by_side(job.frame.rgb8, frame.rgb8, job.moment, views_of(drivers, settings)))
     return 1
 
 
@@ -556,9 +599,10 @@ def write_clips(
     with contextlib.ExitStack() as stack:
         if preview:
             square = replace(target.info, sample_aspect_ratio=Fraction(1))
-            pushed = stack.enter_context(PushedVideo(square, preview, options))
+            pushed = stack.enter_context(PushedVideo(square, preview, {**options, "codec": "h264"}))
             frames = push_previews(edited, pushed, views_of(drivers, settings))
-        written = write_video(frames, target.info, output, **options)
+        tracks = None if target.still else target.info.path
+        written = write_video(frames, target.info, output, tracks=tracks, **options, **asdict(settings.wish))
     for note in written.notes:
         remark(note)
     return written.frames
@@ -567,7 +611,8 @@ def write_clips(
 def views_of(drivers: list[Driver], settings: EditSettings) -> list[DriverView]:
     """Each driver's pictures, matched in time as its motion is; one whose motion is a single code holds."""
     ends = [settings.driving_end if len(driver.track.times) > 1 else "hold" for driver in drivers]
-    return [DriverView(driver.info, driver.times, end) for driver, end in zip(drivers, ends, strict=True)]
+    rate = settings.rate
+    return [DriverView(driver.info, driver.times, end, rate) for driver, end in zip(drivers, ends, strict=True)]
 
 
 def push_previews(
@@ -575,5 +620,6 @@ def push_previews(
 ) -> Iterator[Frame]:
     """Passes the edited frames on and gives each, beside its source and driving, to the preview."""
     for job, frame in edited:
-        preview.push(replace(frame, rgb=side_by_side(job.frame.rgb, frame.rgb, job.moment, views)))
+        both = side_by_side(job.frame.rgb8, frame.rgb8, job.moment, views)
+        preview.push(replace(frame, rgb=both, original=None))
         yield frame

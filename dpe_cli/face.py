@@ -219,9 +219,10 @@ class Follower:
         """One for one, in order."""
         for frame in frames:
             now = float(frame.time)
-            if self.is_new_shot(frame.rgb) or now - self.seen_at > FORGET_SECONDS:
+            rgb = frame.rgb8
+            if self.is_new_shot(rgb) or now - self.seen_at > FORGET_SECONDS:
                 self.last = None
-            face = self.look(frame.rgb, now)
+            face = self.look(rgb, now)
             if face is not None:
                 self.last, self.seen_at, self.found = face, now, True
             yield frame, face

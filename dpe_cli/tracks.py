@@ -31,7 +31,10 @@ SUBTITLES = {
     ".mkv": {"subrip", "webvtt", "ass", "ssa", "hdmv_pgs_subtitle", "dvd_subtitle", "dvb_subtitle"},
 }
 AS_TEXT = {".mp4": "mov_text", ".mov": "mov_text", ".mkv": "subrip"}  # what other text becomes
-STREAM_TAGS = ("language", "title", "handler_name", "timecode")
+# ISO 639-2 has two codes for some languages, and MOV as ffmpeg writes it knows one of them
+MOV_LANGUAGES = {"deu": "ger", "nld": "dut", "zho": "chi", "ces": "cze", "ell": "gre", "fas": "per", "isl": "ice"}
+MOV_LANGUAGES |= {"ron": "rum", "slk": "slo"}
+STREAM_TAGS = ("language", "title", "handler_name")
 OWN_TAGS = {"encoder", "major_brand", "minor_version", "compatible_brands", "timecode"}  # of a file, not of its content
 LEAD = 10  # seconds added inside NUT, which knows no negative time, and taken off again by ffmpeg
 
@@ -76,7 +79,7 @@ def sound_tracks(audio: Path, suffix: str, folder: Path, offset: Fraction, limit
     with opened(audio) as source:
         streams = sound_streams(source)
         codecs = ["copy" if stream.codec_context.name in SOUND[suffix] else "aac" for stream in streams]
-        looks = [(_tags(stream), _disposition(stream)) for stream in streams]
+        looks = [(_tags(stream, suffix), _disposition(stream)) for stream in streams]
     path = cut_sound(audio, folder, offset, limit, negative=suffix in (".mp4", ".mov")) if codecs else audio
     return [Track(path, "a", number, codec, *looks[number]) for number, codec in enumerate(codecs)]
 
@@ -128,11 +131,11 @@ def carried(
         offset += clock_zero(source)
         covers = Disposition.attached_pic
         videos = [stream for stream in source.streams.video if not stream.disposition & covers]
-        tags = _tags(videos[0])
-        codes = [stream.metadata.get("timecode") for stream in source.streams.data]
-        code = next(filter(None, [tags.pop("timecode", None), *codes, source.metadata.get("timecode")]), None)
-        if code:
-            tags["timecode"] = moved_timecode(code, timecode_frames, fps)
+        tags = _tags(videos[0], suffix)
+        metadata = [stream.metadata for stream in (videos[0], *source.streams.data)] + [source.metadata]
+        codes = [value for found in metadata for key, value in found.items() if key.lower() == "timecode"]
+        if codes:
+            tags["timecode"] = moved_timecode(codes[0], timecode_frames, fps)
         tracks, notes = _subtitles(path, list(source.streams.subtitles), suffix)
         if offset or limit is not None:
             tracks = _cut_subtitles(source, tracks, folder, offset, limit)
@@ -154,7 +157,7 @@ def _subtitles(path: Path, streams: list[Stream], suffix: str) -> tuple[list[Tra
     """The subtitles that a container can hold, and what is to be said of the others."""
     tracks, notes = [], []
     for number, stream in enumerate(streams):
-        codec = stream.codec_context.name if stream.codec_context else "unknown"
+        codec = stream.codec_context.codec.canonical_name if stream.codec_context else "unknown"
         if codec in SUBTITLES.get(suffix, ()):
             way = "copy"
         elif codec in TEXT and suffix in AS_TEXT:
@@ -164,7 +167,7 @@ def _subtitles(path: Path, streams: list[Stream], suffix: str) -> tuple[list[Tra
         else:
             notes.append(f"the {codec} subtitles of {path.name} do not fit into the output and are left out")
             continue
-        tracks.append(Track(path, "s", number, way, _tags(stream), _disposition(stream)))
+        tracks.append(Track(path, "s", number, way, _tags(stream, suffix), _disposition(stream)))
     return tracks, notes
 
 
@@ -210,9 +213,12 @@ def _chapters(chapters: list[dict[str, Any]], offset: Fraction, limit: Fraction 
     return moved
 
 
-def _tags(stream: Stream) -> dict[str, str]:
-    """Language, title, name and timecode of a track, as far as it has them."""
-    return {key: value for key, value in stream.metadata.items() if key.lower() in STREAM_TAGS}
+def _tags(stream: Stream, suffix: str) -> dict[str, str]:
+    """Language, title and name of a track, as far as it has them."""
+    tags = {key.lower(): value for key, value in stream.metadata.items() if key.lower() in STREAM_TAGS}
+    if suffix == ".mov" and tags.get("language") in MOV_LANGUAGES:
+        tags["language"] = MOV_LANGUAGES[tags["language"]]
+    return tags
 
 
 def _disposition(stream: Stream) -> str:

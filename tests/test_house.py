@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "motion": {"video", "errors"},
     "report": {"errors"},
     "preview": {"video", "motion", "errors"},
-    "edit": {"video", "face", "crop", "motion", "preview", "report", "errors"},
+    "edit": {"container", "encoding", "video", "face", "crop", "motion", "preview", "report", "errors"},
     "doctor": EVERYTHING - {"edit", "main"},
     "landmarks": {"errors"},
     "motion_space": {"landmarks", "errors"},
