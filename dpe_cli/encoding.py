@@ -65,6 +65,11 @@ class Encoding:
     notes: tuple[str, ...] = ()
 
     @property
+    def limited(self) -> bool:
+        """Whether the codec knows limited range alone."""
+        return self.codec in ("prores", "ffv1")
+
+    @property
     def rgb(self) -> bool:
         """Whether the pictures are written as RGB."""
         return self.pix_fmt.startswith(("rgb", "gbr", "bgr"))
@@ -82,7 +87,9 @@ def container_of(output: Path, pipe: str = "nut") -> str:
     return suffix
 
 
-def check_encoding(layout: Layout, own: str, output: Path, wish: Wish, transfer: int = 2) -> str:
+def check_encoding(
+    layout: Layout, own: str, output: Path, wish: Wish, transfer: int = 2, full_range: bool = False
+) -> str:
     """The codec for a source of this layout and codec. Raises InputError or OutputError for what cannot be done."""
     container = container_of(output, wish.pipe)
     held = HOLDS[container]
@@ -99,6 +106,11 @@ def check_encoding(layout: Layout, own: str, output: Path, wish: Wish, transfer:
         raise InputError(
             f"the source has transparency, which {codec if container != 'y4m' else 'y4m'} cannot hold",
             "write .mov with --codec prores, .mkv with --codec ffv1 or frames like out_%06d.png",
+        )
+    if codec == "ffv1" and full_range and layout.family == "yuv":
+        raise InputError(
+            "the source's YUV has full range, which FFV1 has no tag for",
+            "use --codec h264 --crf 0: it is lossless",
         )
     if transfer in HDR and (output == PIPE or container == "sequence"):
         raise InputError(

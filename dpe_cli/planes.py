@@ -1,7 +1,7 @@
 """Pictures as their file holds them: planes of samples, and how a change of the RGB picture is carried into them.
 
-RGB to YUV and back loses a level here and there. So a source's own planes go to the encoder, and only the difference
-that an edit made to the RGB picture is converted and added: where nothing was changed, every sample is the source's.
+RGB to YUV and back loses a level here and there. So a source's own planes go to the encoder, and of an edited RGB
+picture only the pixels that changed are converted and put in: everywhere else, every sample is the source's.
 """
 
 import functools
@@ -93,22 +93,18 @@ class Original:
         part = None if rgb is self.rgb else self._changed_part(rgb)
         if part is None:
             return self.planes
-        delta = rgb[part].astype(np.float32) - self.rgb[part]
-        if self.layout.family == "gbr":
-            changes = cv2.split(delta[..., (1, 2, 0)] * (self._top / np.iinfo(rgb.dtype).max))
-        else:
-            changes = cv2.split(cv2.transform(delta, self._to_yuv(np.iinfo(rgb.dtype).max)))
-        planes = list(self.planes)
+        picture, planes = rgb[part], list(self.planes)
+        changed = (picture != self.rgb[part]).any(-1)
         across, down = self.layout.across, self.layout.down
-        for index in range(1 if self.layout.family == "gray" else 3):
-            place, change = part, changes[index]
+        samples = cv2.split(cv2.transform(picture.astype(np.float32), self._from_rgb(np.iinfo(rgb.dtype).max)))
+        for index, new in enumerate(samples[: 1 if self.layout.family == "gray" else 3]):
+            place, where = part, changed
             if index and (across, down) != (1, 1):
                 place = (slice(part[0].start // down, -(-part[0].stop // down)),
                          slice(part[1].start // across, -(-part[1].stop // across)))  # fmt: skip
-                change = _shrunk(change, across, down) * _wholly_changed(delta.any(-1), across, down)
+                new, where = _shrunk(new, across, down), _wholly_changed(changed, across, down)
             planes[index] = planes[index].copy()
-            sample = planes[index][place]
-            sample[:] = np.clip(np.rint(sample + change), 0, self._top)
+            planes[index][place][where] = np.clip(np.rint(new[where]), 0, self._top)
         return tuple(planes)
 
     @property
@@ -130,14 +126,19 @@ class Original:
             limits.append(slice(low // step * step, min(length, -(-high // step) * step)))
         return tuple(limits)
 
-    def _to_yuv(self, white: int) -> np.ndarray:
-        """(3, 3) float32: a difference of RGB, in steps of which `white` are white, to one of YUV samples."""
-        red, blue = LUMA[self.matrix]
-        luma = np.array([red, 1 - red - blue, blue])
-        rows = [luma, (np.eye(3)[2] - luma) / (2 * (1 - blue)), (np.eye(3)[0] - luma) / (2 * (1 - red))]
-        step = 1 << (self.layout.bits - 8)
-        spans = [self._top] * 3 if self.full_range else [219 * step, 224 * step, 224 * step]
-        return (np.array(rows) * np.array(spans)[:, None] / white).astype(np.float32)
+    def _from_rgb(self, white: int) -> np.ndarray:
+        """(3, 4) float32: RGB, of which `white` is the greatest value, and 1 to the samples of the planes."""
+        rows, offsets = np.eye(3)[[1, 2, 0]], np.zeros(3)  # green, blue, red
+        spans = np.full(3, float(self._top))  # grey has full range too
+        if self.layout.family != "gbr":
+            red, blue = LUMA[self.matrix]
+            luma = np.array([red, 1 - red - blue, blue])
+            rows = np.array([luma, (np.eye(3)[2] - luma) / (2 * (1 - blue)), (np.eye(3)[0] - luma) / (2 * (1 - red))])
+            step = 1 << (self.layout.bits - 8)
+            offsets[1:] = 128 * step
+            if not self.full_range and self.layout.family == "yuv":
+                spans, offsets[0] = np.array([219.0, 224.0, 224.0]) * step, 16 * step
+        return np.column_stack([rows * spans[:, None] / white, offsets]).astype(np.float32)
 
 
 def _shrunk(change: np.ndarray, across: int, down: int) -> np.ndarray:

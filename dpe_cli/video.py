@@ -5,7 +5,7 @@ it is the frame's presentation time as it stands in the file, so a source that s
 starts at 0.5 s. MPEG streams count from an arbitrary clock; there zero is the start of the first track.
 
 Pixels. `Frame.rgb` is what networks see and edits change. A frame that was read `exact` also has its file's own planes
-(`Frame.original`); these are written, with the change of `rgb` added to them, so what was not edited is not converted.
+(`Frame.original`); these are written, with the changed pixels of `rgb` put in: what was not edited is not converted.
 
 Writing. Frames go as raw pictures with their times (a NUT stream made by PyAV) through a pipe into the ffmpeg program,
 which encodes them and copies all other tracks from their file. MP4 and MOV then hold each time exactly; Matroska counts
@@ -59,7 +59,8 @@ MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt
 SAME_MATRIX = {6: 5, 10: 9}  # equal numbers under another name, for PyAV
 # The default of swscale is faster (1080p: 4 against 9 ms of CPU) but darkens every picture by 1 to 2 levels of 255.
 EXACT = 2 | 0x40000 | 0x2000  # bilinear, accurate rounding, full chroma: numbers, as PyAV 17 has no names for them
-FULL_RANGE = 2  # of ffmpeg: 0 unspecified, 1 limited (tv), 2 full (pc)
+LIMITED_WHITE = 65283  # what swscale makes of 235 of 255, or 940 of 1023, in 16 bits
+LIMITED_RANGE, FULL_RANGE = 1, 2  # of ffmpeg: 0 unspecified, 1 limited (tv), 2 full (pc)
 
 
 @dataclass(frozen=True)
@@ -222,15 +223,15 @@ def _upright_layout(frame: av.VideoFrame, side: tuple[bool, bool, bool]) -> Layo
 
 def _opaque(frame: av.VideoFrame, layout: Layout) -> bool:
     """Whether nothing in a picture is transparent."""
-    alpha = planes_of(_reordered(frame, layout, {}), layout)[-1]
+    alpha = _coded_planes(frame, layout, (frame.width, frame.height))[-1]
     return int(alpha.min()) == (1 << layout.bits) - 1
 
 
-def _reordered(frame: av.VideoFrame, layout: Layout, size: dict[str, int]) -> av.VideoFrame:
+def _reordered(frame: av.VideoFrame, layout: Layout, size: tuple[int, int]) -> av.VideoFrame:
     """The same samples in another order; range and matrix are named so that nothing is converted."""
     same = {"src_color_range": ColorRange.MPEG, "dst_color_range": ColorRange.MPEG}
     same |= {"src_colorspace": Colorspace.ITU709, "dst_colorspace": Colorspace.ITU709}
-    return frame.reformat(**size, format=layout.name, interpolation=EXACT, **same)
+    return frame.reformat(width=size[0], height=size[1], format=layout.name, interpolation=EXACT, **same)
 
 
 def _mastering(frame: av.VideoFrame) -> tuple[Mastering, tuple[str, ...]]:
@@ -333,41 +334,53 @@ def _upright(
     reader: VideoReformatter,
     exact: bool,
 ) -> Frame:
-    """A frame of the size that `info` says, even where a stream changes its size midway."""
-    size = {"width": info.height, "height": info.width} if side[0] else {"width": info.width, "height": info.height}
-    deep = exact and info.layout is not None and info.layout.bits > 8
+    """A frame of the size that `info` says, even where a stream changes its size midway.
+
+    RGB is made of the bare planes: what else a decoder knows, as where between the pixels chroma lies, another codec
+    would not hold, and equal planes shall be equal pictures.
+    """
+    size = (info.height, info.width) if side[0] else (info.width, info.height)
+    layout, planes = layout_of(info.pix_fmt), ()
+    if layout is not None:
+        planes = _coded_planes(frame, layout, size)
+        frame = frame_of(planes, layout)
     matrix = _matrix(info.colour.matrix, info.width, info.height)
     full_range = info.colour.range == FULL_RANGE
+    deep = exact and info.layout is not None and info.layout.bits > 8
+    if deep and layout.family == "yuv" and layout.down > 1:
+        # swscale makes wrong colours of the way from 4:2:0 with more than 8 bits to RGB with 16
+        frame = _reordered(frame, replace(layout, across=1, down=1), size)
     picture = reader.reformat(
         frame,
-        **size,
+        width=size[0],
+        height=size[1],
         format="rgb48le" if deep else "rgb24",
         interpolation=EXACT,
         src_colorspace=Colorspace(SAME_MATRIX.get(matrix, matrix)),
         src_color_range=ColorRange.JPEG if full_range else ColorRange.MPEG,
     )
     rgb = oriented(picture.to_ndarray(), side)
+    if deep and layout.family != "gbr":  # of these swscale makes a white that is a little less than 65535
+        full = ((1 << layout.bits) - 1) << (16 - layout.bits)
+        rgb = cv2.multiply(rgb, np.full(4, 65535 / (full if full_range or layout.family == "gray" else LIMITED_WHITE)))
     if not exact or info.layout is None:
         return Frame(index, time, rgb)
-    planes = _coded_planes(frame, info, size, index)
+    if layout.alpha and not info.layout.alpha:
+        if int(planes[-1].min()) < (1 << layout.bits) - 1:
+            raise InputError(
+                f"{info.path} becomes transparent at its frame {index}", "begin with a frame that shows it, by --start"
+            )
+        planes = planes[:-1]
     planes = tuple(oriented(plane, side) for plane in planes)
     return Frame(index, time, rgb, Original(rgb, info.layout, planes, matrix, full_range))
 
 
-def _coded_planes(frame: av.VideoFrame, info: VideoInfo, size: dict[str, int], index: int) -> tuple[np.ndarray, ...]:
-    """The planes as they lie in the file, less an alpha that says nothing. Raises InputError where it does, later."""
-    layout = layout_of(info.pix_fmt)
+def _coded_planes(frame: av.VideoFrame, layout: Layout, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """The planes as they lie in the file, in the order of `layout` and in the first frame's `size` (width, height)."""
     name = frame.format.name.replace("yuvj", "yuv")  # full range, which is no matter of order
-    if (name, frame.width, frame.height) != (layout.name, size["width"], size["height"]):
+    if (name, frame.width, frame.height) != (layout.name, *size):
         frame = _reordered(frame, layout, size)
-    planes = planes_of(frame, layout)
-    if layout.alpha and not info.layout.alpha:
-        if int(planes[-1].min()) < (1 << layout.bits) - 1:
-            raise InputError(
-                f"{info.path} becomes transparent at its frame {index}", "edit from a frame on that shows it, --start"
-            )
-        planes = planes[:-1]
-    return planes
+    return planes_of(frame, layout)
 
 
 def _matrix(tag: int, width: int, height: int) -> int:
@@ -443,7 +456,7 @@ def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None) ->
 
 def check_writable(info: VideoInfo, output: Path, wish: Wish) -> None:
     """Finds out, before any work is done, whether `output` can hold such pictures. Raises InputError, OutputError."""
-    check_encoding(info.written_layout, info.codec, output, wish, info.colour.transfer)
+    check_encoding(info.written_layout, info.codec, output, wish, info.colour.transfer, info.colour.range == FULL_RANGE)
 
 
 def write_video(
@@ -489,7 +502,8 @@ def write_video(
         rest = _carried(tracks, info, container, folder, first, shift, limit)
         layout = _layout_of_frame(first)
         size = first.rgb.shape[1], first.rgb.shape[0]
-        codec = check_encoding(layout, info.codec, output, wish, info.colour.transfer)
+        full = info.colour.range == FULL_RANGE
+        codec = check_encoding(layout, info.codec, output, wish, info.colour.transfer, full)
         encoding = plan_encoding(codec, layout, size, container, wish, ffmpeg_exe(), info.mastering)
         if info.written_layout.alpha and not layout.alpha:
             notes.append(f"the transparency of {info.path.name} is not in these pictures")
@@ -587,15 +601,18 @@ def encode_command(
     picture = ffmpeg.input("pipe:0", f="nut", probesize=32, analyzeduration=0, fpsprobesize=0, itsoffset=-LEAD)
     if encoding.pix_fmt != layout.name:
         conversion: dict[str, Any] = {"flags": "bicubic+accurate_rnd+full_chroma_int"}
-        if (layout.family == "gbr") != encoding.rgb:
-            way = "in" if encoding.rgb else "out"
-            conversion |= {f"{way}_color_matrix": MATRICES[matrix], f"{way}_range": levels}
+        if layout.family == "gray":  # swscale knows no grey of limited range
+            conversion["in_range"] = "tv" if info.colour.range == LIMITED_RANGE else "pc"
+        elif layout.family == "yuv":
+            conversion |= {"in_color_matrix": MATRICES[matrix], "in_range": levels}
+        if not encoding.rgb:
+            conversion |= {"out_color_matrix": MATRICES[matrix], "out_range": "tv" if encoding.limited else levels}
         picture = picture.filter("scale", **conversion)
     picture = (
         picture.filter("format", encoding.pix_fmt)
         .filter(
             "setparams",
-            range=FULL_RANGE if encoding.rgb else info.colour.range,
+            range=_written_range(info, encoding),
             color_primaries=info.colour.primaries,
             color_trc=info.colour.transfer,
             colorspace=0 if encoding.rgb else tag,
@@ -643,6 +660,15 @@ def encode_command(
         more += chain.from_iterable((f"-metadata:s:{place}", f"{key}={value}") for key, value in named.items())
     at = command.index(target)
     return [*command[:at], *more, *command[at:]]
+
+
+def _written_range(info: VideoInfo, encoding: Encoding) -> int:
+    """The tag of the range, by ffmpeg's numbers; where it says what the codec cannot hold, ffmpeg would convert."""
+    if encoding.rgb:
+        return FULL_RANGE
+    if encoding.limited and info.colour.range == FULL_RANGE:
+        return LIMITED_RANGE if encoding.codec == "prores" else 0
+    return info.colour.range
 
 
 class Pipe:
