@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/ready
 OUT = examples/out
 
-.PHONY: install demo test lint check fix clean
+.PHONY: install demo test bench lint check fix clean
 
 install: $(READY)
 
@@ -25,6 +25,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_OPTIONS)
+
+bench: $(READY)
+	$(BIN)/python -m pytest -q -rA -m slow $(PYTEST_OPTIONS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

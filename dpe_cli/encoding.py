@@ -123,7 +123,7 @@ def check_encoding(
 def _default(held: tuple[str, ...], layout: Layout, own: str) -> str:
     """The source's codec where it is one for post-production; else one that keeps its alpha and its depth."""
     fits = [codec for codec in held if codec in ALPHA] if layout.alpha else list(held)
-    if own in ("prores", "ffv1", "png") and own in fits:
+    if own in ("prores", "ffv1") and own in fits:
         return own
     if layout.bits > 8 and not layout.alpha and "hevc" in fits:
         return "hevc"

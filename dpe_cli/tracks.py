@@ -80,21 +80,25 @@ def sound_tracks(audio: Path, suffix: str, folder: Path, offset: Fraction, limit
         streams = sound_streams(source)
         codecs = ["copy" if stream.codec_context.name in SOUND[suffix] else "aac" for stream in streams]
         looks = [(_tags(stream, suffix), _disposition(stream)) for stream in streams]
-    path = cut_sound(audio, folder, offset, limit, negative=suffix in (".mp4", ".mov")) if codecs else audio
+    early = {"negative": suffix in (".mp4", ".mov"), "drop": suffix == ".nut"}
+    path = cut_sound(audio, folder, offset, limit, **early) if codecs else audio
     return [Track(path, "a", number, codec, *looks[number]) for number, codec in enumerate(codecs)]
 
 
-def cut_sound(audio: Path, folder: Path, offset: Fraction, limit: Fraction | None, negative: bool) -> Path:
+def cut_sound(
+    audio: Path, folder: Path, offset: Fraction, limit: Fraction | None, negative: bool, drop: bool = False
+) -> Path:
     """A file with the sound at the right times: `audio` itself, or its packets in NUT, LEAD - `offset` later.
 
     Packets that end before 0 are cut if the head is (`offset` > 0), packets that begin at `limit` or later always. One
-    that begins before 0 stays if `negative`: MP4 tells players to skip so much, Matroska would move all the rest.
+    that begins before 0 stays if `negative`: MP4 tells players to skip so much, Matroska would move all the rest. With
+    `drop` it goes even if nothing else is cut: NUT would move all, and Matroska then knows what to do.
     Raises InputError.
     """
     with opened(audio) as source:
         cut_head, offset = offset > 0, offset + clock_zero(source)
         tracks = sound_streams(source)
-        if not offset and limit is None and len(tracks) == len(source.streams.audio):
+        if not offset and limit is None and not drop and len(tracks) == len(source.streams.audio):
             return audio
         # NUT keeps times exactly but has no name for ALAC; Matroska has, counts in milliseconds and from 0
         nut = all(track.codec_context.name != "alac" for track in tracks)

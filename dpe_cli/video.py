@@ -504,6 +504,8 @@ def write_video(
         size = first.rgb.shape[1], first.rgb.shape[0]
         full = info.colour.range == FULL_RANGE
         codec = check_encoding(layout, info.codec, output, wish, info.colour.transfer, full)
+        if codec == "png" and layout.family != "gbr":  # the pixels that a reader of the source would have made
+            layout = Layout("gbr", 8 if layout.bits == 8 else 16, layout.alpha)
         encoding = plan_encoding(codec, layout, size, container, wish, ffmpeg_exe(), info.mastering)
         if info.written_layout.alpha and not layout.alpha:
             notes.append(f"the transparency of {info.path.name} is not in these pictures")
@@ -619,10 +621,12 @@ def encode_command(
         )
         .filter("setsar", str(info.sample_aspect_ratio))
     )
+    if container == "y4m":  # it has no times but a rate
+        picture = picture.filter("settb", f"{1 / info.fps}").filter("setpts", "N")
     options: dict[str, Any] = {
         **encoding.options,
         "fps_mode": "passthrough",  # each frame keeps its time, none is dropped or doubled
-        "enc_time_base": f"{info.time_base.numerator}:{info.time_base.denominator}",
+        "enc_time_base": str(1 / info.fps if container == "y4m" else info.time_base).replace("/", ":"),
         "disposition:v:0": rest.video_disposition,
     }
     tags = {"v:0": rest.video_tags}
@@ -739,11 +743,11 @@ def _feed(
                 stream.pix_fmt = layout.name
                 stream.time_base = stream.codec_context.time_base = info.time_base
                 first = frame.time
-            elif frame.rgb.shape != (stream.height, stream.width, 3) or _layout_of_frame(frame) != layout:
+            elif frame.rgb.shape != (stream.height, stream.width, 3):
                 raise ValueError(
                     f"frame {frame.index} is {frame.rgb.shape}, the first was {stream.height, stream.width, 3}"
                 )
-            picture = frame_of(_planes(frame), layout)
+            picture = frame_of(_planes(frame, layout), layout)
             picture.pts = round((frame.time - shift + LEAD) / info.time_base)
             picture.time_base = info.time_base
             container.mux(stream.encode(picture))
@@ -760,12 +764,15 @@ def _feed(
     return count, steady
 
 
-def _planes(frame: Frame) -> tuple[np.ndarray, ...]:
-    """The planes to be written for a frame."""
-    if frame.original:
+def _planes(frame: Frame, layout: Layout) -> tuple[np.ndarray, ...]:
+    """The planes to be written for a frame: its original's where these have the layout, else its RGB."""
+    if frame.original and frame.original.layout == layout:
         return frame.original.edited(frame.rgb)
     red, green, blue = cv2.split(frame.rgb)
-    return green, blue, red
+    if not layout.alpha:
+        return green, blue, red
+    alpha, bits = frame.original.planes[-1], frame.original.layout.bits
+    return green, blue, red, alpha if bits == 8 else (alpha << (16 - bits)) | (alpha >> (2 * bits - 16))
 
 
 def _failure(log: str, output: Path) -> OutputError:
