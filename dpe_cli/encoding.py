@@ -112,7 +112,7 @@ def check_encoding(
             "the source's YUV has full range, which FFV1 has no tag for",
             "use --codec h264 --crf 0: it is lossless",
         )
-    if transfer in HDR and (output == PIPE or container == "sequence"):
+    if transfer in HDR and (output == PIPE or codec == "png"):
         raise InputError(
             f"the source is {HDR[transfer]} HDR, which {'a pipe' if output == PIPE else 'PNG'} has no tag for here",
             "write an .mp4, .mov or .mkv",

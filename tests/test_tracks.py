@@ -152,6 +152,16 @@ def test_what_loses_its_style_or_has_no_place_is_said(rich, tmp_path: Path):
     assert any("subtitles" in note for note in notes) and any("sound" in note for note in notes)
 
 
+def test_fonts_are_kept_with_the_subtitles_that_want_them(rich, tmp_path: Path):
+    (tmp_path / "font.ttf").write_bytes(b"letters")
+    source, font = tmp_path / "fonts.mkv", ["-attach", tmp_path / "font.ttf", "-metadata:s:t", "mimetype=font/ttf"]
+    run_ffmpeg("-i", rich("rich.mkv", text="ass"), "-map", "0", "-c", "copy", *font, source)
+    output = copied(source, tmp_path / "out.mkv")
+    with av.open(str(output)) as container:
+        assert [one.name for one in container.streams.attachments] == ["font.ttf"]
+        assert container.streams.subtitles[0].codec_context.codec.canonical_name == "ass"
+
+
 def test_a_language_keeps_its_name_in_mov(rich, tmp_path: Path):
     source = tmp_path / "german.mp4"
     run_ffmpeg("-i", rich(), "-map", "0:v", "-map", "0:a", "-c", "copy", "-metadata:s:a:0", "language=deu", source)
