@@ -731,7 +731,9 @@ def _feed(
     frames: Iterable[Frame], pipe: Pipe, info: VideoInfo, layout: Layout, rest: Carried, shift: Fraction
 ) -> tuple[int, bool]:
     """Writes frames as NUT with chapters and tags; stops where nobody reads any more. Gives what `_encode` does."""
-    container = av.open(pipe, "w", format="nut")
+    # without an index and the points to seek to, of which NUT would keep one for each frame until the end
+    lean = {"write_index": "0", "syncpoints": "none", "strict": "experimental"}
+    container = av.open(pipe, "w", format="nut", container_options=lean)
     container.metadata.update(rest.tags)
     container.set_chapters(list(rest.chapters))
     stream, count, first, steady = None, 0, None, True
