@@ -509,8 +509,8 @@ def write_video(
         encoding = plan_encoding(codec, layout, size, container, wish, ffmpeg_exe(), info.mastering)
         if info.written_layout.alpha and not layout.alpha:
             notes.append(f"the transparency of {info.path.name} is not in these pictures")
-        part, first_number = _part(output, folder, info)
-        command = encode_command(info, layout, part, container, encoding, sound, rest, first_number)
+        part, first_number = _part(output, folder, info, first)
+        command = encode_command(info, layout, size, part, container, encoding, sound, rest, first_number)
         count, steady = _encode(chain([first], frames), command, info, layout, rest, shift, output)
         if container in ("sequence", "y4m") and not steady:
             notes.append("the source's frames are not equally long; numbered or raw pictures cannot say so")
@@ -565,11 +565,13 @@ def _layout_of_frame(frame: Frame) -> Layout:
     return frame.original.layout if frame.original else Layout("gbr", 8 * frame.rgb.dtype.itemsize)
 
 
-def _part(output: Path, folder: Path, info: VideoInfo) -> tuple[Path, int]:
+def _part(output: Path, folder: Path, info: VideoInfo, first: Frame) -> tuple[Path, int]:
     """Where to write until all is whole, and the number of the first picture of a sequence."""
     if output == PIPE:
         return output, 0
-    number = picture_numbers(info.path)[0] if is_sequence(info.path) else 1
+    number = 1
+    if is_sequence(info.path):
+        number = picture_numbers(info.path)[0] + round((first.time - info.start) * info.fps)
     return folder / (output.name if is_sequence(output) else f"part{output.suffix.lower()}"), number
 
 
@@ -588,6 +590,7 @@ def _publish(part: Path, output: Path) -> None:
 def encode_command(
     info: VideoInfo,
     layout: Layout,
+    size: tuple[int, int],
     output: Path,
     container: str,
     encoding: Encoding,
@@ -595,8 +598,8 @@ def encode_command(
     rest: Carried,
     first_number: int = 1,
 ) -> list[str]:
-    """The ffmpeg command that reads pictures of `layout` as NUT from standard input and writes `output`."""
-    matrix = _matrix(info.colour.matrix, info.width, info.height)
+    """The ffmpeg command that reads pictures of `layout` and `size` as NUT from standard input and writes `output`."""
+    matrix = _matrix(info.colour.matrix, *size)  # of a crop, as its readers will guess
     tag = info.colour.matrix if info.colour.matrix in (UNSPECIFIED, matrix) else matrix
     levels = "pc" if info.colour.range == FULL_RANGE else "tv"
     # the probe sizes: ffmpeg shall not hoard pictures to guess a frame rate
@@ -794,7 +797,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 def _workplace(output: Path) -> Iterator[Path]:
     """A hidden folder beside `output` for what is not yet whole, removed whatever happens. Raises OutputError."""
     try:
-        folder = tempfile.TemporaryDirectory(prefix=".dpe-", dir=output.parent)
+        folder = tempfile.TemporaryDirectory(prefix=".dpe-", dir=None if output == PIPE else output.parent)
     except FileNotFoundError as error:
         raise OutputError(f"the folder {output.parent} does not exist", "make it or name another") from error
     except OSError as error:

@@ -290,6 +290,9 @@ def test_a_sequence_becomes_a_video_of_the_rate_asked_for(pictures, tmp_path: Pa
     source = pictures()
     exact(source, tmp_path / "o.mov", fps=Fraction(30000, 1001), preset="ultrafast")
     assert true_times(tmp_path / "o.mov") == [Fraction(1001 * n, 30000) for n in range(5)]
+    frames = read_frames(source, 0.08, fps=Fraction(25))
+    write_video(frames, probe(source, Fraction(25)), tmp_path / "o_%d.png", start=0.08)
+    assert [file.name for file in files_of(tmp_path / "o_%d.png")] == ["o_1003.png", "o_1004.png", "o_1005.png"]
     sought = list(read_frames(source, 0.08, fps=Fraction(25)))
     assert [frame.time for frame in sought] == [Fraction(n, 25) for n in (2, 3, 4)] and sought[0].rgb[0, 0, 0] == 80
 
