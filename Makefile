@@ -25,6 +25,7 @@ demo: $(READY)
 
 bench: $(READY)
 	$(BIN)/dpe benchmark --mode exp --mode pose --mode both --source video --source still $(BENCH_OPTIONS)
+	$(BIN)/python -m pytest -q -rA -m slow
 
 test: $(READY)
 	$(BIN)/python -m pytest -q $(PYTEST_OPTIONS)

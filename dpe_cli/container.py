@@ -1,11 +1,14 @@
-"""Media files as containers: opening them, their clock, their display matrix, and copying their sound by packets."""
+"""Media files as containers: opening them, image sequences and pipes too, their clock and their display matrix."""
 
 import contextlib
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -14,34 +17,75 @@ from av.video.stream import VideoStream
 
 from dpe_cli.errors import InputError
 
-# Sound that is copied into these containers. PCM in MP4 would be legal, but most players stay silent.
-COMPRESSED = {"aac", "mp3", "mp3float", "mp2", "mp2float", "ac3", "eac3", "alac"}
-PCM = {"pcm_u8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_f32le", "pcm_f64le"}
-COPIED = {
-    ".mp4": COMPRESSED | {"opus", "vorbis", "flac"},
-    ".mov": COMPRESSED | PCM - {"pcm_u8"},
-    ".mkv": COMPRESSED | PCM | {"opus", "vorbis", "flac", "dca", "dts", "truehd"},
-}
-LEAD = 10  # seconds added inside NUT, which knows no negative time, and taken off again by ffmpeg
+PIPE = Path("-")  # standard input or output
+NUMBER = re.compile(r"%0?(\d*)d")  # the frame number in the name of an image sequence
+SEQUENCES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dpx", ".exr")
+SEQUENCE_RATE = Fraction(25)  # frames a second, where nobody says
 
 
-@dataclass(frozen=True)
-class Sound:
-    """A file with sound, and for each of its tracks "copy" or the codec that it is encoded with."""
+def is_sequence(path: Path) -> bool:
+    """Whether the name stands for numbered pictures, as frame_%06d.png does."""
+    return len(NUMBER.findall(path.name)) == 1 and path.suffix.lower() in SEQUENCES and not path.is_file()
 
-    path: Path
-    codecs: tuple[str, ...]
+
+def picture_numbers(path: Path) -> list[int]:
+    """The numbers of the pictures of a sequence that exist, rising."""
+    before, after = NUMBER.split(path.name)[::2]
+    name = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+    found = [name.fullmatch(file.name) for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    return sorted(int(match[1]) for match in found if match and path.name % int(match[1]) == match[0])
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a path stands for, as far as they exist: one, none, or the pictures of a sequence."""
+    if is_sequence(path):
+        return [path.with_name(path.name % number) for number in picture_numbers(path)]
+    return [path] if path.exists() else []
+
+
+def frame_rate(text: str) -> Fraction:
+    """Frames a second from 25, 30000/1001 or 29.97, which means 30000/1001. Raises InputError."""
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 0 < rate <= 1000:
+        raise InputError(f"{text} is no frame rate", "write it as 25, 29.97 or 30000/1001")
+    ntsc = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
+    return ntsc if rate.denominator > 1 and abs(rate - ntsc) < Fraction(1, 200) else rate
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[InputContainer]:
-    """An open file, or InputError."""
-    if not path.exists():
+def spooled(path: Path, standard_input: BinaryIO) -> Iterator[Path]:
+    """`path`, or for `-` a temporary file of what comes in: an edit reads its source more than once."""
+    if path != PIPE:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="dpe-") as folder:
+        file = Path(folder) / "standard-input"
+        try:
+            with file.open("wb") as target:
+                shutil.copyfileobj(standard_input, target, 1 << 20)
+        except OSError as error:
+            raise InputError(
+                f"standard input cannot be kept in {folder}: {error.strerror}", "set TMPDIR to a larger disk"
+            ) from error
+        yield file
+
+
+@contextlib.contextmanager
+def opened(path: Path, fps: Fraction | None = None) -> Iterator[InputContainer]:
+    """An open file, or sequence of pictures of `fps` a second. Raises InputError."""
+    name, form, options = f"file:{path}", None, {}
+    if is_sequence(path):
+        options = _sequence_options(path, fps or SEQUENCE_RATE)
+        name, form = f"{str(path.absolute().parent).replace('%', '%%')}/{path.name}", "image2"
+    elif not path.exists():
         raise InputError(f"{path} does not exist", "check the name")
-    if not path.is_file():
+    elif not path.is_file():
         raise InputError(f"{path} is not a file", "name a video or a picture")
     try:
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        container = av.open(name, format=form, options=options, metadata_errors="replace")
     except PermissionError as error:
         raise InputError(f"{path} may not be read", "check its permissions") from error
     except (av.FFmpegError, OSError) as error:
@@ -50,6 +94,19 @@ def opened(path: Path) -> Iterator[InputContainer]:
         ) from error
     with container:
         yield container
+
+
+def _sequence_options(path: Path, fps: Fraction) -> dict[str, str]:
+    """How ffmpeg is told to read a sequence; it would stop at a gap without a word, so that is looked for here."""
+    if path.suffix.lower() == ".exr":
+        raise InputError(f"{path} holds linear light in floating point", "convert it to 16-bit PNG first")
+    numbers = picture_numbers(path)
+    if not numbers:
+        raise InputError(f"no picture is named like {path}", "check the name and the number of digits")
+    if numbers[-1] - numbers[0] + 1 != len(numbers):
+        gap = next(one + 1 for one, two in pairwise(numbers) if two > one + 1)
+        raise InputError(f"{path.with_name(path.name % gap)} is missing in the sequence", "render it or fill the gap")
+    return {"framerate": str(fps), "start_number": str(numbers[0]), "start_number_range": "1"}
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -68,7 +125,9 @@ def sound_streams(container: InputContainer) -> list[av.AudioStream]:
 
 def holds_image(container: InputContainer) -> bool:
     """Whether the file is a still picture."""
-    return container.format.name == "image2" or container.format.name.endswith("_pipe")
+    return (container.format.name == "image2" and not is_sequence(Path(container.name))) or (
+        container.format.name.endswith("_pipe")
+    )
 
 
 def clock_zero(container: InputContainer) -> Fraction:
@@ -130,52 +189,3 @@ def rotation(frame: av.VideoFrame) -> int:
     if turned:
         return 90 if mirrored else 270
     return 180 if mirrored and upside_down else 0
-
-
-def audio_codecs(path: Path) -> tuple[str, ...]:
-    """The codecs of the sound tracks of a file, () if it has none. Raises InputError if it cannot be read."""
-    with opened(path) as container:
-        return tuple(stream.codec_context.name for stream in sound_streams(container))
-
-
-def track_codecs(audio: Path, suffix: str) -> tuple[str, ...]:
-    """How each track of `audio` gets into a container: "copy", or "aac" where its own codec does not fit."""
-    return tuple("copy" if codec in COPIED[suffix] else "aac" for codec in audio_codecs(audio))
-
-
-def cut_sound(audio: Path, folder: Path, offset: Fraction, limit: Fraction | None, negative: bool) -> Path:
-    """A file with the sound at the right times: `audio` itself, or its packets in NUT, LEAD - `offset` later.
-
-    Packets that end before 0 are cut if the head is (`offset` > 0), packets that begin at `limit` or later always. One
-    that begins before 0 stays if `negative`: MP4 tells players to skip so much, Matroska would move all the rest.
-    Raises InputError.
-    """
-    with opened(audio) as source:
-        cut_head, offset = offset > 0, offset + clock_zero(source)
-        tracks = sound_streams(source)
-        if not offset and limit is None and len(tracks) == len(source.streams.audio):
-            return audio
-        # NUT keeps times exactly but has no name for ALAC; Matroska has, counts in milliseconds and from 0
-        nut = all(track.codec_context.name != "alac" for track in tracks)
-        path, lead, negative = folder / ("sound.nut" if nut else "sound.mkv"), LEAD * nut, negative and nut
-        try:
-            with av.open(f"file:{path}", "w") as target:
-                copies = {track.index: target.add_stream_from_template(track) for track in tracks}
-                for track in tracks:
-                    copies[track.index].metadata.update(track.metadata)
-                for packet in source.demux(tracks):
-                    if packet.pts is None:  # also the empty packet at the end
-                        continue
-                    time = packet.pts * packet.time_base - offset
-                    before = cut_head and time + (packet.duration or 0) * packet.time_base <= 0
-                    if before or (time < 0 and not negative) or (limit is not None and time >= limit):
-                        continue
-                    moved = round((lead - offset) / packet.time_base)
-                    packet.dts = packet.pts = packet.pts + moved  # in sound the two are one
-                    packet.stream = copies[packet.stream_index]
-                    target.mux(packet)
-        except av.FFmpegError as error:
-            raise InputError(
-                f"the sound of {audio} cannot be copied: {error.strerror}", "convert it to .m4a"
-            ) from error
-    return path

@@ -20,7 +20,9 @@ DEPTHS = {"uint8": cv2.CV_8U, "uint16": cv2.CV_16U}
 
 
 def cut(rgb: np.ndarray, box: Box, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """The square of a frame as a (size, size, 3) uint8 crop, and `to_crop`, (2, 3) float64: frame to crop.
+    """The square of a frame, uint8 or uint16, as a (size, size, 3) uint8 crop, and `to_crop`, (2, 3) float64.
+
+    `to_crop` goes from frame to crop.
 
     Exact below the pixel, without aliasing; what lies outside the frame repeats its edge. The frame is uint8 or uint16
     of full range; the networks take 8 bits.

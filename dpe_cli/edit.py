@@ -17,7 +17,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from dpe_cli.container import PIPE, files_of, frame_rate, is_sequence
 from dpe_cli.crop import cut
+from dpe_cli.encoding import Wish
 from dpe_cli.errors import FaceError, InputError, OutputError, QualityError
 from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes
 from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
@@ -28,7 +30,16 @@ from dpe_cli.people import TRACK, Picked, follow, track_faces
 from dpe_cli.pipeline import ahead
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
-from dpe_cli.video import Frame, VideoInfo, audio_codecs, probe, read_frames, write_image, write_video
+from dpe_cli.video import (
+    Frame,
+    VideoInfo,
+    audio_codecs,
+    check_writable,
+    probe,
+    read_frames,
+    write_image,
+    write_video,
+)
 
 AUDIO = ("auto", "source", "driving", "none")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -146,6 +157,22 @@ class EditSettings:
     enhancer: Path | None = None
     seam_limit: float | None = None  # a higher seam score in any frame refuses the result
     overwrite: bool = False
+    codec: str | None = None  # h264, hevc, prores, ffv1, png; None: by source and container
+    crf: int | None = None
+    preset: str | None = None
+    nvenc: bool | None = None  # None: where there is one
+    pipe: str = "nut"  # or y4m: what standard output gets
+    fps: str | None = None  # of image sequences; None: 25
+
+    @property
+    def rate(self) -> Fraction | None:
+        """`fps` as a number. Raises InputError."""
+        return frame_rate(self.fps) if self.fps else None
+
+    @property
+    def wish(self) -> Wish:
+        """What is asked of the encoding."""
+        return Wish(self.codec, self.crf, self.preset, self.nvenc, self.pipe)
 
 
 @dataclass(frozen=True)
@@ -272,27 +299,39 @@ def check_request(
         raise OutputError(f"{output} is asked for twice", "give the result, the preview and the report different names")
     for path in outputs:
         check_output(path, inputs, settings.overwrite)
-    source_info, driver_infos = probe(source), [probe_driving(path) for path in driving.paths]
-    still = is_still(source_info, driver_infos)
-    suffixes = IMAGE_SUFFIXES if still else VIDEO_SUFFIXES
-    for path in (output, preview):
-        if path and path.suffix.lower() not in suffixes:
-            what = "a picture, which is what a still makes of a still" if still else "a video"
-            raise OutputError(f"{path} cannot hold {what}", f"name a file that ends in one of {' '.join(suffixes)}")
+    source_info = probe(source, settings.rate)
+    driver_infos = [probe_driving(path, settings.rate) for path in driving.paths]
+    if is_still(source_info, driver_infos):
+        for path in (output, preview):
+            if path and path.suffix.lower() not in IMAGE_SUFFIXES:
+                raise OutputError(
+                    f"{path} cannot hold a picture, which is what a still makes of a still",
+                    f"name a file that ends in one of {' '.join(IMAGE_SUFFIXES)}",
+                )
+    else:
+        check_writable(source_info, output, settings.wish)
+        if preview and preview.suffix.lower() not in VIDEO_SUFFIXES:
+            raise OutputError(
+                f"{preview} cannot hold a video", f"name a file that ends in one of {' '.join(VIDEO_SUFFIXES)}"
+            )
     return source_info, driver_infos
 
 
 def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
     """Raises OutputError if `path` cannot or must not be written."""
+    if path == PIPE:
+        return
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist", "make it or name another")
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "name a file in it")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"nothing can be written in {path.parent}", "name another folder")
-    if not path.exists():
+    existing = files_of(path)
+    if not existing:
         return
-    if any(other.exists() and path.samefile(other) for other in inputs):
+    taken = {(file.stat().st_dev, file.stat().st_ino) for other in inputs for file in files_of(other)}
+    if any((file.stat().st_dev, file.stat().st_ino) in taken for file in existing):
         raise OutputError(f"{path} is also an input", "choose another output")
     if not overwrite:
         raise OutputError(f"{path} exists", "choose another output or add --overwrite")
@@ -346,7 +385,7 @@ def describe(info: VideoInfo) -> dict[str, Any]:
     """What the report says of an input."""
     return {
         "path": str(info.path),
-        "bytes": info.path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in files_of(info.path)),
         "width": info.width,
         "height": info.height,
         "fps": None if info.is_image else str(info.fps),
@@ -376,7 +415,7 @@ def read_driver(
     times: list[Fraction] = []
 
     def frames() -> Iterator[Frame]:
-        for frame in progress(read_frames(info.path), info.n_frames, f"reading {info.path.name}"):
+        for frame in progress(read_frames(info.path, fps=settings.rate), info.n_frames, f"reading {info.path.name}"):
             times.append(frame.time)
             yield frame
 
@@ -456,7 +495,8 @@ def follow_source(
     """
     chosen = [edit.face for edit in edits.each]
     whole = settings.start is not None and any(choose.startswith(TRACK) for choose in chosen)
-    frames, skipped = read_frames(source, None if whole else settings.start, settings.end), 0
+    start, skipped = None if whole else settings.start, 0
+    frames = read_frames(source, start, settings.end, fps=settings.rate, exact=True)
     for seen, faces in follow(frames, detector, chosen, remark):
         if whole and float(seen.frame.time) < settings.start:
             skipped += 1
@@ -514,7 +554,7 @@ def repeat_still(
     sight = sights.pop(frame.index)
     for index, moment in enumerate(driver.times):
         sights[index] = sight
-        yield Frame(index, moment, frame.rgb), box
+        yield replace(frame, index=index, time=moment), box
 
 
 def plan_jobs(
@@ -604,13 +644,15 @@ def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report:
         for number, job in enumerate(batch):
             rgb, seam = job.frame.rgb if job.onto is None else job.onto, None
             if paster is None:
-                rgb = faces.get(number, crops[number][0])
+                frame = replace(job.frame, rgb=faces.get(number, crops[number][0]), original=None)
             elif number in faces:
                 pasted = paster.paste(rgb, job.box, crops[number][0], faces[number], float(job.frame.time), job.track)
-                rgb, seam = pasted.rgb, pasted.seam
-            trembling = jitter_of(job, rgb, paster is not None, jitter)
+                frame, seam = replace(job.frame, rgb=pasted.rgb), pasted.seam
+            else:
+                frame = replace(job.frame, rgb=rgb)
+            trembling = jitter_of(job, frame.rgb8, paster is not None, jitter)
             report.frames.append(replace(fate_of(job, seam), jitter=trembling))
-            yield job, replace(job.frame, rgb=rgb)
+            yield job, frame
 
 
 def refuse_seams(edited: Iterator[T], limit: float | None, report: Report) -> Iterator[T]:
@@ -689,7 +731,7 @@ def jitter_of(job: Job, result: np.ndarray, pasted: bool, jitter: Jitter) -> flo
         return jitter.forget()
     top, bottom, left, right = (max(0, round(edge)) for edge in (job.box.y0, job.box.y1, job.box.x0, job.box.x1))
     codes = [code for code in (job.expression, job.pose) if code is not None]
-    return jitter.step(job.frame.rgb, (slice(top, bottom), slice(left, right)), result, pasted, codes, job.strength)
+    return jitter.step(job.frame.rgb8, (slice(top, bottom), slice(left, right)), result, pasted, codes, job.strength)
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -704,6 +746,8 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def default_output(source: Path, driving: Driving | Edits) -> Path:
     """`talk.mp4` edited in mode exp becomes `talk_exp.mp4` beside it; a still edited by a still `portrait_exp.png`."""
+    if source == PIPE or is_sequence(source):
+        raise OutputError(f"{source} gives the output no name", "name it with --output")
     still = is_still(probe(source), [probe_driving(path) for path in driving.paths])
     return source.with_name(f"{source.stem}_{driving.mode}{'.png' if still else '.mp4'}")
 
@@ -716,6 +760,7 @@ class Target:
     audio: Path | None
     start: float | None
     end: float | None
+    still: bool = False  # the source is one picture
 
 
 def plan_target(
@@ -733,11 +778,11 @@ def plan_target(
     if source.is_image:
         timing = clock(drivers).info
         info = replace(source, fps=timing.fps, time_base=timing.time_base, duration=timing.duration, is_image=False)
-        return Target(info, audio, None, None)
+        return Target(info, audio, None, None, still=True)
     start, ends = settings.start, [settings.end]
     if settings.driving_end == "trim":
         ends += [float(first_time) + driver.track.duration for driver in drivers if len(driver.track.times) > 1]
-    if audio and not audio.samefile(source.path):
+    if audio and not (source.path.exists() and audio.samefile(source.path)):
         start = float(first_time) if start is None else start
         ends.append(float(first_time) + source.duration)
     return Target(source, audio, start, min((moment for moment in ends if moment is not None), default=None))
@@ -773,9 +818,10 @@ def write_stills(
 ) -> int:
     """Writes the one picture, and its preview."""
     ((job, frame),) = edited
-    write_image(output, frame.rgb)
+    original = frame.original
+    write_image(output, frame.rgb, original.planes[-1] if original and original.layout.alpha else None)
     if preview:
-        write_image(preview, side_by_side(job.frame.rgb, frame.rgb, job.moment, views_of(drivers, settings)))
+        write_image(preview, side_by_side(job.frame.rgb8, frame.rgb8, job.moment, views_of(drivers, settings)))
     return 1
 
 
@@ -794,9 +840,10 @@ def write_clips(
     with contextlib.ExitStack() as stack:
         if preview:
             square = replace(target.info, sample_aspect_ratio=Fraction(1))
-            pushed = stack.enter_context(PushedVideo(square, preview, options))
+            pushed = stack.enter_context(PushedVideo(square, preview, {**options, "codec": "h264"}))
             frames = push_previews(edited, pushed, views_of(drivers, settings))
-        written = write_video(frames, target.info, output, **options)
+        tracks = None if target.still else target.info.path
+        written = write_video(frames, target.info, output, tracks=tracks, **options, **asdict(settings.wish))
     for note in written.notes:
         remark(note)
     return written.frames
@@ -809,7 +856,7 @@ def views_of(drivers: list[Driver], settings: EditSettings) -> list[DriverView]:
     """
     shown = [driver for driver in drivers if not is_motion_file(driver.info.path)]
     ends = [settings.driving_end if len(driver.track.times) > 1 else "hold" for driver in shown]
-    return [DriverView(driver.info, driver.times, end) for driver, end in zip(shown, ends, strict=True)]
+    return [DriverView(driver.info, driver.times, end, settings.rate) for driver, end in zip(shown, ends, strict=True)]
 
 
 def push_previews(
@@ -817,5 +864,6 @@ def push_previews(
 ) -> Iterator[Frame]:
     """Passes the edited frames on and gives each, beside its source and driving, to the preview."""
     for job, frame in edited:
-        preview.push(replace(frame, rgb=side_by_side(job.frame.rgb, frame.rgb, job.moment, views)))
+        both = side_by_side(job.frame.rgb8, frame.rgb8, job.moment, views)
+        preview.push(replace(frame, rgb=both, original=None))
         yield frame

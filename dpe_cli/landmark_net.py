@@ -142,7 +142,9 @@ class ForeignFeatures(nn.Module):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript is old, and what such networks come in
-                self.net = torch.jit.load(str(path), map_location="cpu").eval().requires_grad_(False)
+                self.net = torch.jit.load(str(path), map_location="cpu").eval()
+            for parameter in self.net.parameters():
+                parameter.requires_grad_(False)
         except (RuntimeError, ValueError, OSError) as error:
             raise InputError(f"{path} is no TorchScript network", "export yours with torch.jit.trace") from error
 

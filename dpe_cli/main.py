@@ -220,6 +220,22 @@ def cli() -> None:
 )
 @click.option("--start", **SECONDS, help="Begin at this second of the source.")
 @click.option("--end", **SECONDS, help="End at this second of the source.")
+@click.option(
+    "--codec",
+    type=click.Choice(["h264", "hevc", "prores", "ffv1", "png"]),
+    help="Of the output.  [default: h264; hevc for more than 8 bits; prores, ffv1 for such sources and for alpha]",
+)
+@click.option("--crf", type=click.IntRange(0, 51), help="Quality of h264 and hevc, less is better.  [default: 17, 18]")
+@click.option("--preset", metavar="NAME", help="Speed of h264 and hevc, ultrafast to veryslow.  [default: medium]")
+@click.option("--nvenc/--no-nvenc", default=None, help="Encode on the graphics card.  [default: where it can]")
+@click.option("--fps", metavar="RATE", help="Rate of image sequences like in_%06d.png.  [default: 25]")
+@click.option(
+    "--pipe",
+    type=click.Choice(["nut", "y4m"]),
+    default="nut",
+    show_default=True,
+    help="What is written to standard output with -o -.",
+)
 @click.option("--preview", type=FILE, help="Also write source | driving | result side by side.")
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
@@ -259,6 +275,8 @@ def edit(
         drivers = choose_edits(several, settings["face"], settings["strength"])
     else:
         drivers = choose_driving(driving, exp_driving, pose_driving, mode)
+    if as_json and str(output) == "-":
+        raise click.UsageError("--json and the video cannot both go to standard output")
     if settings["end"] is not None and settings["end"] <= (settings["start"] or 0):
         raise click.UsageError("--end must be after --start")
     if settings["neutral_frame"] is not None and settings["motion"] != "relative":
@@ -266,12 +284,14 @@ def edit(
     if settings["curve"] and given("strength"):
         raise click.UsageError("--curve stands in place of --strength: give one of them")
 
+    from dpe_cli.container import PIPE, spooled
     from dpe_cli.edit import EditSettings, check_request, default_output, edit_video
     from dpe_cli.motion import read_curve
 
     settings["curve"] = settings["curve"] and read_curve(settings["curve"])
     chosen = EditSettings(**settings)
     output = output or default_output(source, drivers)
+    source = click.get_current_context().with_resource(spooled(source, sys.stdin.buffer))
     check_request(source, drivers, output, chosen, preview, report)
 
     from dpe_cli.detectors import RESEARCH_ONLY
@@ -296,7 +316,8 @@ def edit(
     if report:
         done.write(report)
     say(closing_words(done.summary()))
-    click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
+    if output != PIPE:
+        click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
 
 
 @cli.command()

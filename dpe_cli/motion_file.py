@@ -56,10 +56,13 @@ def is_motion_file(path: Path) -> bool:
     return path.suffix.lower() == SUFFIX
 
 
-def probe_driving(path: Path) -> VideoInfo:
-    """What a driving says of itself; a motion file says it of its video, less the sound. Raises InputError."""
+def probe_driving(path: Path, fps: Fraction | None = None) -> VideoInfo:
+    """What a driving says of itself; a motion file says it of its video, less the sound. Raises InputError.
+
+    fps: the rate of an image sequence.
+    """
     if not is_motion_file(path):
-        return probe(path)
+        return probe(path, fps)
     with reading(path) as file:
         return described(path, checked(path, file.metadata()))
 

@@ -236,10 +236,10 @@ def frame_at(path: Path, time: float | None, since: float | None) -> np.ndarray:
     """The frame nearest to a time, (H, W, 3) RGB; see `picture`. Raises InputError if the file is gone or has none."""
     info = probe(path)
     if info.is_image or (time is None and since is None):
-        return next(read_frames(path)).rgb
+        return next(read_frames(path)).rgb8
     moment = Fraction(time) if since is None else next(read_frames(path)).time + Fraction(since)
     reach = Fraction(1, 2) / info.fps
     near: list[Frame] = list(read_frames(path, float(max(moment - reach, 0)), float(moment + reach)))
     if not near:
         raise InputError(f"{path} has no frame at {float(moment):.3f} s", "it is not the file that the report is about")
-    return min(near, key=lambda frame: abs(frame.time - moment)).rgb
+    return min(near, key=lambda frame: abs(frame.time - moment)).rgb8

@@ -36,7 +36,8 @@ def to_height(rgb: np.ndarray, height: int) -> np.ndarray:
 class DriverView:
     """The driving's picture at any time, for the preview: keeps one second of small frames, whichever way time runs."""
 
-    def __init__(self, info: VideoInfo, times: list[Fraction], end: str):
+    def __init__(self, info: VideoInfo, times: list[Fraction], end: str, fps: Fraction | None = None):
+        self.fps = fps
         self.info, self.first, self.end = info, times[0], end
         seconds = np.array([float(moment - times[0]) for moment in times])
         self.clock = MotionTrack(seconds, seconds[:, None])  # its code at any moment is the time in the driving
@@ -50,13 +51,13 @@ class DriverView:
         if second != self.second:
             self.second, self.frames = second, self._read(second) or self.frames
         wanted = float(self.first) + place
-        return min(self.frames, key=lambda frame: abs(float(frame.time) - wanted)).rgb
+        return min(self.frames, key=lambda frame: abs(float(frame.time) - wanted)).rgb8
 
     def _read(self, second: int) -> list[Frame]:
         """The frames of one second of the driving, small."""
         height, start = min(PREVIEW_HEIGHT, self.info.height) // 2 * 2, self.first + second
-        frames = read_frames(self.info.path, start, start + 1)
-        return [replace(frame, rgb=to_height(frame.rgb, height)) for frame in frames]
+        frames = read_frames(self.info.path, start, start + 1, fps=self.fps)
+        return [replace(frame, rgb=to_height(frame.rgb8, height)) for frame in frames]
 
 
 class PushedVideo:

@@ -35,7 +35,7 @@ def mark_shots(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
     """Each frame and whether a new shot begins with it, which the first does not. Holds AROUND frames."""
     source = iter(frames)
     held = deque(islice(source, AROUND + 1))  # the current frame and those ahead
-    small = deque([shrunk(frame.rgb) for frame in held])  # theirs, after at most AROUND of those before
+    small = deque([shrunk(frame.rgb8) for frame in held])  # theirs, after at most AROUND of those before
     before = 0  # how many of `small` lie before the current one
     since = 0  # frames of the current shot before this one
     settled = AROUND  # frames after which a dissolve may come: what went before is then out of sight
@@ -53,7 +53,7 @@ def mark_shots(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
             before -= 1
         for frame in islice(source, 1):
             held.append(frame)
-            small.append(shrunk(frame.rgb))
+            small.append(shrunk(frame.rgb8))
 
 
 def shrunk(rgb: np.ndarray) -> np.ndarray:

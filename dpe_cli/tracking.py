@@ -62,7 +62,7 @@ def track_all(frames: Iterable[Frame], detector: FaceDetector, identity: Identit
     for frame, new_shot in mark_shots(frames):
         if new_shot:
             tracker.live = []
-        faces = tracker.see(frame.rgb, float(frame.time))
+        faces = tracker.see(frame.rgb8, float(frame.time))
         yield Seen(frame, faces, new_shot, {track.number: track.signatures for track in tracker.live})
 
 

@@ -4,9 +4,12 @@ Time. `Frame.time` is an exact Fraction of seconds. In containers whose zero mea
 it is the frame's presentation time as it stands in the file, so a source that starts at 0.5 s gives an output that
 starts at 0.5 s. MPEG streams count from an arbitrary clock; there zero is the start of the first track.
 
+Pixels. `Frame.rgb` is what networks see and edits change. A frame that was read `exact` also has its file's own planes
+(`Frame.original`); these are written, with the changed pixels of `rgb` put in: what was not edited is not converted.
+
 Writing. Frames go as raw pictures with their times (a NUT stream made by PyAV) through a pipe into the ffmpeg program,
-which encodes them and copies the sound from its file. MP4 and MOV then hold each time exactly; Matroska counts in
-whole milliseconds, so there a time is within half a millisecond.
+which encodes them and copies all other tracks from their file. MP4 and MOV then hold each time exactly; Matroska counts
+in whole milliseconds, so there a time is within half a millisecond.
 """
 
 import contextlib
@@ -15,7 +18,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -31,30 +34,33 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from dpe_cli.container import (
-    COPIED,
-    LEAD,
-    Sound,
+    PIPE,
     check_whole,
     clock_zero,
-    cut_sound,
     decoded,
+    files_of,
     holds_image,
+    is_sequence,
     opened,
+    picture_numbers,
     rotation,
     sound_streams,
-    track_codecs,
     turn,
     video_stream,
 )
-from dpe_cli.container import audio_codecs as audio_codecs  # also from here
+from dpe_cli.encoding import Encoding, Mastering, Wish, check_encoding, container_of, plan_encoding
 from dpe_cli.errors import InputError, OutputError
+from dpe_cli.planes import CHROMA, Layout, Original, frame_of, layout_of, oriented, planes_of
+from dpe_cli.tracks import LEAD, Carried, Track, carried, sound_tracks
+from dpe_cli.tracks import audio_codecs as audio_codecs  # also from here
 
 UNSPECIFIED = 2  # of ITU-T H.273, for primaries, transfer and matrix
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # H.273 -> swscale
 SAME_MATRIX = {6: 5, 10: 9}  # equal numbers under another name, for PyAV
 # The default of swscale is faster (1080p: 4 against 9 ms of CPU) but darkens every picture by 1 to 2 levels of 255.
 EXACT = 2 | 0x40000 | 0x2000  # bilinear, accurate rounding, full chroma: numbers, as PyAV 17 has no names for them
-FULL_RANGE = 2  # of ffmpeg: 0 unspecified, 1 limited (tv), 2 full (pc)
+LIMITED_WHITE = 65283  # what swscale makes of 235 of 255, or 940 of 1023, in 16 bits
+LIMITED_RANGE, FULL_RANGE = 1, 2  # of ffmpeg: 0 unspecified, 1 limited (tv), 2 full (pc)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,13 @@ class Frame:
 
     index: int  # from 0, within what was read
     time: Fraction  # seconds; see the top of this file
-    rgb: np.ndarray  # (H, W, 3) uint8 RGB, upright
+    rgb: np.ndarray  # (H, W, 3) RGB, upright: uint8, or uint16 from 0 to 65535 where the file was read exactly
+    original: Original | None = None  # what is written where `rgb` was not changed; None: all of `rgb` is new
+
+    @property
+    def rgb8(self) -> np.ndarray:
+        """(H, W, 3) uint8, for the eyes of networks."""
+        return self.rgb if self.rgb.dtype == np.uint8 else cv2.convertScaleAbs(self.rgb, alpha=255 / 65535)
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,15 @@ class VideoInfo:
     colour: Colour = field(default_factory=Colour)
     rotation: int = 0  # degrees clockwise that make it upright: 0, 90, 180, 270
     sample_aspect_ratio: Fraction = Fraction(1)  # width / height of one pixel of the upright picture
+    start: Fraction = Fraction(0)  # time of the first frame
+    layout: Layout | None = None  # of the upright planes that an exact reading gives; None: it gives RGB
+    mastering: Mastering = field(default_factory=Mastering)
+    notes: tuple[str, ...] = ()  # what cannot be carried over
+
+    @property
+    def written_layout(self) -> Layout:
+        """What a writer gets of this source."""
+        return self.layout or Layout("gbr")
 
 
 @dataclass(frozen=True)
@@ -118,18 +139,22 @@ def ffmpeg_exe() -> str:
 # Reading
 
 
-def probe(path: Path) -> VideoInfo:
+def probe(path: Path, fps: Fraction | None = None) -> VideoInfo:
     """What is in `path`; decodes one picture, so that what is not decodable is known here.
 
-    Raises InputError if the file is missing, is no video or picture, or is cut short.
+    `fps` is the rate of an image sequence, else it means nothing. Raises InputError if the file is missing, is no video
+    or picture, is cut short, or has colours that cannot be edited.
     """
     path = Path(path)
-    with opened(path) as container:
+    with opened(path, fps) as container:
         stream = video_stream(container, path)
         if holds_image(container):
-            height, width = read_image(path).shape[:2]
-            return VideoInfo(path, width, height, Fraction(25), 1, is_image=True, codec=stream.codec_context.name)
-        check_whole(container, path)
+            still = _read_still(path)
+            height, width = still.rgb.shape[:2]
+            codec, layout = stream.codec_context.name, still.original and still.original.layout
+            return VideoInfo(path, width, height, Fraction(25), 1, is_image=True, codec=codec, layout=layout)
+        if not is_sequence(path):
+            check_whole(container, path)
         frame = next(decoded(container, stream, path), None)
         if frame is None:
             raise InputError(f"{path} holds no picture that can be decoded", "check that a player can show it")
@@ -140,10 +165,10 @@ def _info(path: Path, container: InputContainer, stream: VideoStream, frame: av.
     fps = stream.average_rate or stream.guessed_rate or Fraction(25)
     span = stream.duration * stream.time_base if stream.duration else Fraction(container.duration or 0, av.time_base)
     aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)  # 0 means unknown
-    turned, _, _ = turn(frame)
-    width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
-    levels = FULL_RANGE if frame.format.name.startswith("yuvj") else int(frame.color_range)
-    tags = Colour(levels, int(frame.color_primaries), int(frame.color_trc), int(frame.colorspace))
+    side = turn(frame)
+    width, height = (frame.height, frame.width) if side[0] else (frame.width, frame.height)
+    stamp = None if container.format.name == "avi" else frame.pts
+    mastering, notes = _mastering(frame)
     return VideoInfo(
         path=path,
         width=width,
@@ -155,29 +180,104 @@ def _info(path: Path, container: InputContainer, stream: VideoStream, frame: av.
         has_audio=bool(sound_streams(container)),
         pix_fmt=frame.format.name,
         codec=stream.codec_context.name,
-        colour=Colour() if frame.format.is_rgb else tags,
+        colour=_colour(path, frame),
         rotation=rotation(frame),
-        sample_aspect_ratio=1 / aspect if turned else aspect,
+        sample_aspect_ratio=1 / aspect if side[0] else aspect,
+        start=Fraction(0) if stamp is None else stamp * stream.time_base - clock_zero(container),
+        layout=_upright_layout(frame, side),
+        mastering=mastering,
+        notes=notes,
     )
 
 
-def read_frames(path: Path, start: float | None = None, end: float | None = None) -> Iterator[Frame]:
+def _colour(path: Path, frame: av.VideoFrame) -> Colour:
+    """The tags of a picture; range and matrix are of no meaning for RGB."""
+    primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
+    if frame.format.is_rgb or frame.format.has_palette:
+        return Colour(0, primaries, transfer, UNSPECIFIED)
+    matrix = int(frame.colorspace)
+    if matrix not in MATRICES and matrix not in (0, UNSPECIFIED, 3):
+        raise InputError(f"{path} has the colour matrix {matrix} of H.273", "convert it to bt709 or bt2020nc")
+    levels = FULL_RANGE if frame.format.name.startswith("yuvj") else int(frame.color_range)
+    return Colour(levels, primaries, transfer, matrix if matrix in MATRICES else UNSPECIFIED)
+
+
+def _upright_layout(frame: av.VideoFrame, side: tuple[bool, bool, bool]) -> Layout | None:
+    """The layout of the planes that can be carried into the output; None for those that RGB must stand for.
+
+    Alpha counts only if something in the first picture is transparent: many programs write it always.
+    """
+    layout = layout_of(frame.format.name)
+    if layout is None:
+        return None
+    if layout.alpha and _opaque(frame, layout):
+        layout = replace(layout, alpha=False)
+    swapped, mirrored, _ = side
+    if swapped:
+        layout = replace(layout, across=layout.down, down=layout.across)
+    elif mirrored and layout.across > 1:  # chroma lies on the left pixel of two; no tag says: on the right
+        return None
+    known = (layout.across, layout.down) in CHROMA and layout_of(layout.name) == layout
+    return layout if known else None
+
+
+def _opaque(frame: av.VideoFrame, layout: Layout) -> bool:
+    """Whether nothing in a picture is transparent."""
+    alpha = _coded_planes(frame, layout, (frame.width, frame.height))[-1]
+    return int(alpha.min()) == (1 << layout.bits) - 1
+
+
+def _reordered(frame: av.VideoFrame, layout: Layout, size: tuple[int, int]) -> av.VideoFrame:
+    """The same samples in another order; range and matrix are named so that nothing is converted."""
+    same = {"src_color_range": ColorRange.MPEG, "dst_color_range": ColorRange.MPEG}
+    same |= {"src_colorspace": Colorspace.ITU709, "dst_colorspace": Colorspace.ITU709}
+    return frame.reformat(width=size[0], height=size[1], format=layout.name, interpolation=EXACT, **same)
+
+
+def _mastering(frame: av.VideoFrame) -> tuple[Mastering, tuple[str, ...]]:
+    """Static HDR metadata, and a note of that which changes with the picture."""
+    display, light, dynamic = (), None, []
+    for data in frame.side_data:
+        kind = data.type.name
+        if kind == "MASTERING_DISPLAY_METADATA":
+            numbers = np.frombuffer(bytes(data), np.int32)
+            values = [Fraction(int(top), int(bottom)) for top, bottom in numbers[:20].reshape(10, 2) if bottom]
+            if len(values) == 10 and numbers[20:22].all():
+                display = tuple(round(value * (50000 if at < 8 else 10000)) for at, value in enumerate(values))
+        elif kind == "CONTENT_LIGHT_LEVEL":
+            light = tuple(np.frombuffer(bytes(data), np.uint32)[:2].tolist())
+        elif kind.startswith(("DOVI", "DYNAMIC_HDR")):
+            dynamic.append(kind.split("_")[0].replace("DOVI", "Dolby Vision").replace("DYNAMIC", "HDR10+"))
+    notes = tuple(f"the {kind} metadata is left out; the HDR picture under it is kept" for kind in sorted({*dynamic}))
+    return Mastering(display, light), notes
+
+
+def read_frames(
+    path: Path,
+    start: float | None = None,
+    end: float | None = None,
+    *,
+    fps: Fraction | None = None,
+    exact: bool = False,
+) -> Iterator[Frame]:
     """The frames with start <= time < end (seconds, as in `Frame.time`), one at a time; a still gives one at 0.
 
-    Upright and 8 bits a channel, whatever the file holds: 10-bit sources are rounded for now. Times rise strictly:
-    a missing one is reckoned from the rate, one that repeats is moved on by a millisecond. Raises InputError.
+    Upright; `fps` is the rate of an image sequence. 8 bits a channel, whatever the file holds; with `exact` 16 where it
+    holds more than 8, and the file's own planes. Times rise strictly: a missing one is reckoned from the rate, one
+    that repeats is moved on by a millisecond. Raises InputError.
     """
-    info, start, end = probe(path), _seconds(start), _seconds(end)
+    info, start, end = probe(path, fps), _seconds(start), _seconds(end)
     if info.is_image:
-        yield Frame(0, Fraction(0), read_image(path))
+        still = _read_still(path)
+        yield still if exact else Frame(0, still.time, still.rgb8)
         return
-    to_rgb, index, turned = VideoReformatter(), 0, None
-    for time, frame in _timed(info, start):
-        turned = turned or turn(frame)  # asked once: PyAV holds a frame that was asked until garbage is collected
+    reader, index, side = VideoReformatter(), 0, None
+    for time, frame in _timed(info, start, fps):
+        side = side or turn(frame)  # asked once: PyAV holds a frame that was asked until garbage is collected
         if end is not None and time >= end:
             return
         if start is None or time >= start:
-            yield Frame(index, time, _upright_rgb(frame, info, turned, to_rgb))
+            yield _upright(index, time, frame, info, side, reader, exact)
             index += 1
 
 
@@ -186,10 +286,10 @@ def _seconds(value: float | None) -> Fraction | None:
     return None if value is None else Fraction(value).limit_denominator(1_000_000)
 
 
-def _timed(info: VideoInfo, start: Fraction | None) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+def _timed(info: VideoInfo, start: Fraction | None, fps: Fraction | None) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Decoded frames with times, from the last key frame before `start`, or from the first where seeking fails."""
     for seek in (True, False) if start else (False,):
-        with opened(info.path) as container:
+        with opened(info.path, fps) as container:
             stream = video_stream(container, info.path)
             stream.thread_type = "AUTO"
             zero = clock_zero(container)
@@ -225,23 +325,62 @@ def _after(last: Fraction | None, time: Fraction | None, info: VideoInfo) -> Fra
     return time if time > last else last + math.ceil(Fraction(1, 1000) / info.time_base) * info.time_base
 
 
-def _upright_rgb(
-    frame: av.VideoFrame, info: VideoInfo, turn: tuple[bool, bool, bool], to_rgb: VideoReformatter
-) -> np.ndarray:
-    """(H, W, 3) uint8 of the size that `info` says, even where a stream changes its size midway."""
-    turned, mirrored, upside_down = turn
+def _upright(
+    index: int,
+    time: Fraction,
+    frame: av.VideoFrame,
+    info: VideoInfo,
+    side: tuple[bool, bool, bool],
+    reader: VideoReformatter,
+    exact: bool,
+) -> Frame:
+    """A frame of the size that `info` says, even where a stream changes its size midway.
+
+    RGB is made of the bare planes: what else a decoder knows, as where between the pixels chroma lies, another codec
+    would not hold, and equal planes shall be equal pictures.
+    """
+    size = (info.height, info.width) if side[0] else (info.width, info.height)
+    layout, planes = layout_of(info.pix_fmt), ()
+    if layout is not None:
+        planes = _coded_planes(frame, layout, size)
+        frame = frame_of(planes, layout)
     matrix = _matrix(info.colour.matrix, info.width, info.height)
-    rgb = to_rgb.reformat(
+    full_range = info.colour.range == FULL_RANGE
+    deep = exact and info.layout is not None and info.layout.bits > 8
+    if deep and layout.family == "yuv" and layout.down > 1:
+        # swscale makes wrong colours of the way from 4:2:0 with more than 8 bits to RGB with 16
+        frame = _reordered(frame, replace(layout, across=1, down=1), size)
+    picture = reader.reformat(
         frame,
-        width=info.height if turned else info.width,
-        height=info.width if turned else info.height,
-        format="rgb24",
+        width=size[0],
+        height=size[1],
+        format="rgb48le" if deep else "rgb24",
         interpolation=EXACT,
         src_colorspace=Colorspace(SAME_MATRIX.get(matrix, matrix)),
-        src_color_range=ColorRange.JPEG if info.colour.range == FULL_RANGE else ColorRange.MPEG,
-    ).to_ndarray()
-    rgb = rgb.transpose(1, 0, 2) if turned else rgb
-    return np.ascontiguousarray(rgb[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
+        src_color_range=ColorRange.JPEG if full_range else ColorRange.MPEG,
+    )
+    rgb = oriented(picture.to_ndarray(), side)
+    if deep and layout.family != "gbr":  # of these swscale makes a white that is a little less than 65535
+        full = ((1 << layout.bits) - 1) << (16 - layout.bits)
+        rgb = cv2.multiply(rgb, np.full(4, 65535 / (full if full_range or layout.family == "gray" else LIMITED_WHITE)))
+    if not exact or info.layout is None:
+        return Frame(index, time, rgb)
+    if layout.alpha and not info.layout.alpha:
+        if int(planes[-1].min()) < (1 << layout.bits) - 1:
+            raise InputError(
+                f"{info.path} becomes transparent at its frame {index}", "begin with a frame that shows it, by --start"
+            )
+        planes = planes[:-1]
+    planes = tuple(oriented(plane, side) for plane in planes)
+    return Frame(index, time, rgb, Original(rgb, info.layout, planes, matrix, full_range))
+
+
+def _coded_planes(frame: av.VideoFrame, layout: Layout, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """The planes as they lie in the file, in the order of `layout` and in the first frame's `size` (width, height)."""
+    name = frame.format.name.replace("yuvj", "yuv")  # full range, which is no matter of order
+    if (name, frame.width, frame.height) != (layout.name, *size):
+        frame = _reordered(frame, layout, size)
+    return planes_of(frame, layout)
 
 
 def _matrix(tag: int, width: int, height: int) -> int:
@@ -256,33 +395,66 @@ def _fine(time_base: Fraction) -> Fraction:
 
 def read_image(path: Path) -> np.ndarray:
     """A picture as (H, W, 3) uint8 RGB, turned upright by its EXIF tag, transparency dropped. Raises InputError."""
+    return cv2.cvtColor(_decoded_image(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def _read_still(path: Path) -> Frame:
+    """A picture as a frame; with its original where that has more than 8 bits, or something transparent in it."""
+    raw = _decoded_image(path, cv2.IMREAD_UNCHANGED)
+    transparent = raw.ndim == 3 and raw.shape[2] == 4 and int(raw[..., 3].min()) < np.iinfo(raw.dtype).max
+    if raw.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{path} holds floating-point numbers", "convert it to 16-bit PNG first")
+    if raw.dtype == np.uint8 and not transparent:
+        return Frame(0, Fraction(0), read_image(path))
+    bgr = raw[..., :3] if raw.ndim == 3 else np.repeat(raw[..., None], 3, axis=2)
+    blue, green, red = cv2.split(bgr)
+    planes = (green, blue, red, *([np.ascontiguousarray(raw[..., 3])] if transparent else []))
+    rgb = np.ascontiguousarray(bgr[..., ::-1])
+    layout = Layout("gbr", 8 * raw.dtype.itemsize, transparent)
+    return Frame(0, Fraction(0), rgb, Original(rgb, layout, planes))
+
+
+def _decoded_image(path: Path, way: int) -> np.ndarray:
+    """What OpenCV makes of a picture's file. Raises InputError."""
     try:
         data = np.fromfile(path, np.uint8)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist", "check the name") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read as a picture", "give a PNG or JPEG file") from error
-    return decode_image(data, str(path))
+    return _decoded(data, str(path), way)
 
 
 def decode_image(data: np.ndarray, name: str) -> np.ndarray:
-    """The same from the bytes of the file, (N,) uint8; `name` is for the complaint."""
+    """`read_image` from the bytes of the file, (N,) uint8; `name` is for the complaint."""
+    return cv2.cvtColor(_decoded(data, name, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def _decoded(data: np.ndarray, name: str, way: int) -> np.ndarray:
+    """What OpenCV makes of a picture's bytes. Raises InputError."""
     try:
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        bgr = cv2.imdecode(data, way)
     except cv2.error as error:
         raise InputError(f"{name} cannot be read as a picture", "give a PNG or JPEG file") from error
     if bgr is None:
         raise InputError(f"{name} cannot be read as a picture", "give a whole PNG or JPEG file")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return bgr
 
 
-def write_image(path: Path, rgb: np.ndarray) -> None:
-    """Writes (H, W, 3) uint8 RGB as PNG or JPEG, as the name says; replaces what is there. Raises OutputError."""
+def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None) -> None:
+    """Writes (H, W, 3) uint8 or uint16 RGB, and (H, W) alpha, as PNG or JPEG, as the name says; replaces what is there.
+
+    JPEG has 8 bits and no alpha. Raises OutputError.
+    """
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise OutputError(f"{path} cannot hold a picture", "name a .png or .jpg")
-    options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
-    _, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
+    png = path.suffix.lower() == ".png"
+    if not png and (alpha is not None or rgb.dtype != np.uint8):
+        raise OutputError(f"{path} cannot hold the source's transparency or its 16 bits", "name a .png")
+    options = [] if png else [cv2.IMWRITE_JPEG_QUALITY, 95]
+    planes = cv2.split(rgb[..., ::-1]) + (() if alpha is None else (alpha,))
+    _, data = cv2.imencode(path.suffix, cv2.merge(planes), options)
     with _workplace(path) as folder:
         try:
             (folder / path.name).write_bytes(data)
@@ -296,100 +468,228 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
 # Writing
 
 
+def check_writable(info: VideoInfo, output: Path, wish: Wish) -> None:
+    """Finds out, before any work is done, whether `output` can hold such pictures. Raises InputError, OutputError."""
+    check_encoding(info.written_layout, info.codec, output, wish, info.colour.transfer, info.colour.range == FULL_RANGE)
+
+
 def write_video(
     frames: Iterable[Frame],
     info: VideoInfo,
     output: Path,
     *,
     audio: Path | None = None,
+    tracks: Path | None = None,
     start: float | None = None,
     end: float | None = None,
     overwrite: bool = False,
-    crf: int = 17,
-    preset: str = "medium",
+    codec: str | None = None,
+    crf: int | None = None,
+    preset: str | None = None,
+    nvenc: bool | None = None,
+    pipe: str = "nut",
 ) -> WriteResult:
     """Writes `frames`, all of one size, each at its own time, with all sound tracks of `audio`, packets unchanged.
 
+    `tracks` is the file whose subtitles, chapters, timecode, dispositions and tags the output gets.
     `info` gives the exactness of time, the colour tags and the shape of a pixel. `start` and `end` are those that the
     frames were read with: sound of `info.path` is cut to the same span, to the packet; with `start` the output begins
     with its first frame at 0, and sound of another file begins with the output and is cut to its length. Without
     `end` sound is never cut at its end. Sound that the container cannot hold is encoded as AAC, which the notes say.
-    Odd sizes are kept by writing 4:4:4: H.264 with 4:2:0 has only even ones.
-    The file appears under its name when it is whole. Raises OutputError, InputError and whatever `frames` raises.
+    Frames with an original are written in its format where the codec has it, see `dpe_cli.encoding`.
+
+    `output` is an .mp4, .mov or .mkv, or pictures like out_%06d.png, numbered from 1 or as those of `info.path`, or
+    `-` for standard output. Files appear under their names when all is whole. Raises OutputError, InputError and
+    whatever `frames` raises.
     """
-    output = Path(output)
+    output, wish = Path(output), Wish(codec, crf, preset, nvenc, pipe)
+    container = container_of(output, wish.pipe)
     _check_output(output, overwrite)
-    suffix = output.suffix.lower()
-    codecs = track_codecs(audio, suffix) if audio else ()
-    if audio and not codecs and not _same_file(audio, info.path):
-        raise InputError(f"{audio} holds no sound", "name another file or leave the sound out")
     with _workplace(output) as folder:
         frames = iter(frames)
         first = next(frames, None)
         if first is None:
             raise InputError(f"{info.path} has no frames in the span asked for", "check --start and --end")
         shift = first.time if start is not None or first.time < 0 else Fraction(0)
-        sound = None
-        if codecs:
-            offset = shift if start is None or _same_file(audio, info.path) else Fraction(0)
-            limit = None if end is None else _seconds(end) - shift
-            sound = Sound(cut_sound(audio, folder, offset, limit, negative=suffix != ".mkv"), codecs)
+        limit = None if end is None else _seconds(end) - shift
+        sound, notes = _sound(audio, info, container, folder, start, shift, limit)
+        rest = _carried(tracks, info, container, folder, first, shift, limit)
+        layout = _layout_of_frame(first)
         size = first.rgb.shape[1], first.rgb.shape[0]
-        part = folder / f"part{suffix}"
-        command = encode_command(info, size, part, sound, crf, preset)
-        count = _encode(chain([first], frames), command, info, shift, output)
-        _check_output(output, overwrite)
-        os.replace(part, output)
-    return WriteResult(count, output, tuple(_notes(size, audio, codecs, output)))
+        full = info.colour.range == FULL_RANGE
+        codec = check_encoding(layout, info.codec, output, wish, info.colour.transfer, full)
+        if codec == "png" and layout.family != "gbr":  # the pixels that a reader of the source would have made
+            layout = Layout("gbr", 8 if layout.bits == 8 else 16, layout.alpha)
+        encoding = plan_encoding(codec, layout, size, container, wish, ffmpeg_exe(), info.mastering)
+        if info.written_layout.alpha and not layout.alpha:
+            notes.append(f"the transparency of {info.path.name} is not in these pictures")
+        part, first_number = _part(output, folder, info, first)
+        command = encode_command(info, layout, size, part, container, encoding, sound, rest, first_number)
+        count, steady = _encode(chain([first], frames), command, info, layout, rest, shift, output)
+        if container in ("sequence", "y4m") and not steady:
+            notes.append("the source's frames are not equally long; numbered or raw pictures cannot say so")
+        if output != PIPE:
+            _check_output(output, overwrite)
+            _publish(part, output)
+    return WriteResult(count, output, (*info.notes, *encoding.notes, *rest.notes, *notes))
+
+
+def _sound(
+    audio: Path | None,
+    info: VideoInfo,
+    container: str,
+    folder: Path,
+    start: float | None,
+    shift: Fraction,
+    limit: Fraction | None,
+) -> tuple[list[Track], list[str]]:
+    """The sound tracks for the output, and what the user should know of them."""
+    if audio is None:
+        return [], []
+    offset = shift if start is None or _same_file(audio, info.path) else Fraction(0)
+    suffix = ".nut" if container == "nut" else container
+    if container in ("sequence", "y4m"):
+        return [], [f"the sound of {audio.name} is left out: there is no place for it"] if audio_codecs(audio) else []
+    tracks = sound_tracks(audio, suffix, folder, offset, limit)
+    if not tracks and not _same_file(audio, info.path):
+        raise InputError(f"{audio} holds no sound", "name another file or leave the sound out")
+    if all(track.codec == "copy" for track in tracks):
+        return tracks, []
+    return tracks, [f"the sound of {audio.name} does not fit into {suffix} and was encoded as AAC; .mkv would hold it"]
+
+
+def _carried(
+    tracks: Path | None,
+    info: VideoInfo,
+    container: str,
+    folder: Path,
+    first: Frame,
+    shift: Fraction,
+    limit: Fraction | None,
+) -> Carried:
+    """What `tracks` gives the output beside pictures and sound."""
+    if tracks is None or is_sequence(tracks):
+        return Carried()
+    frames = round((first.time - info.start) * info.fps)
+    return carried(tracks, container, folder, shift, limit, frames, info.fps)
+
+
+def _layout_of_frame(frame: Frame) -> Layout:
+    """The layout of what is written for a frame."""
+    return frame.original.layout if frame.original else Layout("gbr", 8 * frame.rgb.dtype.itemsize)
+
+
+def _part(output: Path, folder: Path, info: VideoInfo, first: Frame) -> tuple[Path, int]:
+    """Where to write until all is whole, and the number of the first picture of a sequence."""
+    if output == PIPE:
+        return output, 0
+    number = 1
+    if is_sequence(info.path):
+        number = picture_numbers(info.path)[0] + round((first.time - info.start) * info.fps)
+    return folder / (output.name if is_sequence(output) else f"part{output.suffix.lower()}"), number
+
+
+def _publish(part: Path, output: Path) -> None:
+    """Moves what is whole to its name; pictures of an older and longer sequence go."""
+    written = files_of(part)
+    for file in written:
+        os.replace(file, output.with_name(file.name) if is_sequence(output) else output)
+    if is_sequence(output):
+        names = {file.name for file in written}
+        for file in files_of(output):
+            if file.name not in names:
+                file.unlink()
 
 
 def encode_command(
-    info: VideoInfo, size: tuple[int, int], output: Path, sound: Sound | None, crf: int, preset: str
+    info: VideoInfo,
+    layout: Layout,
+    size: tuple[int, int],
+    output: Path,
+    container: str,
+    encoding: Encoding,
+    sound: list[Track],
+    rest: Carried,
+    first_number: int = 1,
 ) -> list[str]:
-    """The ffmpeg command that reads rgb24 of `size` (width, height) as NUT from standard input and writes `output`."""
-    odd = size[0] % 2 or size[1] % 2
-    matrix = _matrix(info.colour.matrix, *size)
+    """The ffmpeg command that reads pictures of `layout` and `size` as NUT from standard input and writes `output`."""
+    matrix = _matrix(info.colour.matrix, *size)  # of a crop, as its readers will guess
     tag = info.colour.matrix if info.colour.matrix in (UNSPECIFIED, matrix) else matrix
+    levels = "pc" if info.colour.range == FULL_RANGE else "tv"
+    # the probe sizes: ffmpeg shall not hoard pictures to guess a frame rate
+    picture = ffmpeg.input("pipe:0", f="nut", probesize=32, analyzeduration=0, fpsprobesize=0, itsoffset=-LEAD)
+    if encoding.pix_fmt != layout.name:
+        conversion: dict[str, Any] = {"flags": "bicubic+accurate_rnd+full_chroma_int"}
+        if layout.family == "gray":  # swscale knows no grey of limited range
+            conversion["in_range"] = "tv" if info.colour.range == LIMITED_RANGE else "pc"
+        elif layout.family == "yuv":
+            conversion |= {"in_color_matrix": MATRICES[matrix], "in_range": levels}
+        if not encoding.rgb:
+            conversion |= {"out_color_matrix": MATRICES[matrix], "out_range": "tv" if encoding.limited else levels}
+        picture = picture.filter("scale", **conversion)
     picture = (
-        # the probe sizes: ffmpeg shall not hoard pictures to guess a frame rate
-        ffmpeg.input("pipe:0", f="nut", probesize=32, analyzeduration=0, fpsprobesize=0, itsoffset=-LEAD)
-        .filter(
-            "scale",
-            out_color_matrix=MATRICES[matrix],
-            out_range="pc" if info.colour.range == FULL_RANGE else "tv",
-            flags="bicubic+accurate_rnd+full_chroma_int",
-        )
-        .filter("format", "yuv444p" if odd else "yuv420p")
+        picture.filter("format", encoding.pix_fmt)
         .filter(
             "setparams",
-            range=info.colour.range,
+            range=_written_range(info, encoding),
             color_primaries=info.colour.primaries,
             color_trc=info.colour.transfer,
-            colorspace=tag,
+            colorspace=0 if encoding.rgb else tag,
         )
         .filter("setsar", str(info.sample_aspect_ratio))
     )
+    if container == "y4m":  # it has no times but a rate
+        picture = picture.filter("settb", f"{1 / info.fps}").filter("setpts", "N")
     options: dict[str, Any] = {
-        "c:v": "libx264",
-        "crf": crf,
-        "preset": preset,
+        **encoding.options,
         "fps_mode": "passthrough",  # each frame keeps its time, none is dropped or doubled
-        "enc_time_base": f"{info.time_base.numerator}:{info.time_base.denominator}",
-        "map_chapters": -1,
+        "enc_time_base": str(1 / info.fps if container == "y4m" else info.time_base).replace("/", ":"),
+        "disposition:v:0": rest.video_disposition,
     }
-    if output.suffix in (".mp4", ".mov"):
+    tags = {"v:0": rest.video_tags}
+    if container in (".mp4", ".mov"):
         options["movflags"] = "+faststart"
+    elif container == "sequence":
+        options |= {"f": "image2", "start_number": first_number}
+    elif container in ("nut", "y4m"):
+        options["f"] = {"nut": "nut", "y4m": "yuv4mpegpipe"}[container]
+    if info.rotation in (90, 270) and layout.across > 1 and layout == info.layout:
+        # chroma that lay on the left pixel of two lies, after a quarter turn, on the upper or the lower
+        options["chroma_sample_location"] = "top" if info.rotation == 90 else "bottom"
     streams = [picture]
-    if sound:
-        lead = {"itsoffset": -LEAD} if sound.path.suffix == ".nut" else {}
-        source = ffmpeg.input(f"file:{sound.path}", **lead)
-        for track, codec in enumerate(sound.codecs):
-            streams.append(source[f"a:{track}"])
-            options[f"c:a:{track}"] = codec
-            if codec != "copy":
-                options[f"b:a:{track}"] = "192k"
-    written = ffmpeg.output(*streams, f"file:{output}", **options).overwrite_output()
-    return written.global_args("-copyts", "-v", "error").compile(cmd=ffmpeg_exe())
+    count = {"a": 0, "s": 0, "t": 0}
+    for track in [*sound, *rest.tracks]:
+        source = ffmpeg.input(f"file:{track.path}", **({"itsoffset": -track.lead} if track.lead else {}))
+        streams.append(source[f"{track.kind}:{track.number}"])
+        place = f"{track.kind}:{count[track.kind]}"
+        count[track.kind] += 1
+        options[f"c:{place}"] = track.codec
+        if track.codec == "aac":
+            options[f"b:{place}"] = "192k"
+        if track.kind != "t":
+            tags[place] = track.tags
+            options[f"disposition:{place}"] = track.disposition
+    target = "pipe:1" if output == PIPE else f"file:{output}"
+    if container == "sequence":
+        target = f"{str(output.parent).replace('%', '%%')}/{output.name}"
+    written = ffmpeg.output(*streams, target, **options).overwrite_output().global_args("-copyts", "-v", "error")
+    command = written.compile(cmd=ffmpeg_exe())
+    # what ffmpeg-python has no way to say: options that repeat, and the number of an input. The pipe has the chapters.
+    pipe = str([command[at + 1] for at, word in enumerate(command) if word == "-i"].index("pipe:0"))
+    more = ["-map_chapters", pipe, "-map_metadata", pipe]
+    for place, named in tags.items():
+        more += chain.from_iterable((f"-metadata:s:{place}", f"{key}={value}") for key, value in named.items())
+    at = command.index(target)
+    return [*command[:at], *more, *command[at:]]
+
+
+def _written_range(info: VideoInfo, encoding: Encoding) -> int:
+    """The tag of the range, by ffmpeg's numbers; where it says what the codec cannot hold, ffmpeg would convert."""
+    if encoding.rgb:
+        return FULL_RANGE
+    if encoding.limited and info.colour.range == FULL_RANGE:
+        return LIMITED_RANGE if encoding.codec == "prores" else 0
+    return info.colour.range
 
 
 class Pipe:
@@ -408,18 +708,27 @@ class Pipe:
         return len(data)
 
 
-def _encode(frames: Iterable[Frame], command: list[str], info: VideoInfo, shift: Fraction, output: Path) -> int:
-    """Runs ffmpeg on the frames; gives their number. Raises OutputError with ffmpeg's own words."""
+def _encode(
+    frames: Iterable[Frame],
+    command: list[str],
+    info: VideoInfo,
+    layout: Layout,
+    rest: Carried,
+    shift: Fraction,
+    output: Path,
+) -> tuple[int, bool]:
+    """Runs ffmpeg on the frames; gives their number and whether they are equally long. Raises OutputError."""
+    stdout = None if output == PIPE else subprocess.DEVNULL
     with tempfile.TemporaryFile() as log:  # a file, not a pipe: ffmpeg may say much before anybody listens
         try:  # a session of its own: Ctrl-C is for us, who then stop it
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=stdout, stderr=log, start_new_session=True
             )
         except OSError as error:
             raise OutputError(f"{command[0]} does not run: {error.strerror}", "check DPE_FFMPEG") from error
         pipe = Pipe(process.stdin)
         try:
-            count = _feed(frames, pipe, info, shift)
+            fed = _feed(frames, pipe, info, layout, rest, shift)
             with contextlib.suppress(OSError):
                 process.stdin.close()
             process.wait()
@@ -432,30 +741,38 @@ def _encode(frames: Iterable[Frame], command: list[str], info: VideoInfo, shift:
         if process.returncode or pipe.broken:
             log.seek(0)
             raise _failure(log.read().decode(errors="replace"), output)
-    return count
+    return fed
 
 
-def _feed(frames: Iterable[Frame], pipe: Pipe, info: VideoInfo, shift: Fraction) -> int:
-    """Writes frames as NUT; stops where nobody reads any more."""
-    container = av.open(pipe, "w", format="nut")
-    stream, count = None, 0
+def _feed(
+    frames: Iterable[Frame], pipe: Pipe, info: VideoInfo, layout: Layout, rest: Carried, shift: Fraction
+) -> tuple[int, bool]:
+    """Writes frames as NUT with chapters and tags; stops where nobody reads any more. Gives what `_encode` does."""
+    # without an index and the points to seek to, of which NUT would keep one for each frame until the end
+    lean = {"write_index": "0", "syncpoints": "none", "strict": "experimental"}
+    container = av.open(pipe, "w", format="nut", container_options=lean)
+    container.metadata.update(rest.tags)
+    container.set_chapters(list(rest.chapters))
+    stream, count, first, steady = None, 0, None, True
     try:
         for frame in frames:
             if stream is None:
                 stream = container.add_stream("rawvideo", rate=info.fps)  # the last frame lasts 1 / rate
                 stream.height, stream.width = frame.rgb.shape[:2]
-                stream.pix_fmt = "rgb24"
+                stream.pix_fmt = layout.name
                 stream.time_base = stream.codec_context.time_base = info.time_base
+                first = frame.time
             elif frame.rgb.shape != (stream.height, stream.width, 3):
                 raise ValueError(
                     f"frame {frame.index} is {frame.rgb.shape}, the first was {stream.height, stream.width, 3}"
                 )
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.rgb), format="rgb24")
+            picture = frame_of(_planes(frame, layout), layout)
             picture.pts = round((frame.time - shift + LEAD) / info.time_base)
             picture.time_base = info.time_base
             container.mux(stream.encode(picture))
             if pipe.broken:
-                return count
+                return count, steady
+            steady = steady and abs((frame.time - first) * info.fps - count) < Fraction(1, 2)
             count += 1
         container.mux(stream.encode())
     except BaseException:
@@ -463,7 +780,18 @@ def _feed(frames: Iterable[Frame], pipe: Pipe, info: VideoInfo, shift: Fraction)
         raise
     finally:
         container.close()
-    return count
+    return count, steady
+
+
+def _planes(frame: Frame, layout: Layout) -> tuple[np.ndarray, ...]:
+    """The planes to be written for a frame: its original's where these have the layout, else its RGB."""
+    if frame.original and frame.original.layout == layout:
+        return frame.original.edited(frame.rgb)
+    red, green, blue = cv2.split(frame.rgb)
+    if not layout.alpha:
+        return green, blue, red
+    alpha, bits = frame.original.planes[-1], frame.original.layout.bits
+    return green, blue, red, alpha if bits == 8 else (alpha << (16 - bits)) | (alpha >> (2 * bits - 16))
 
 
 def _failure(log: str, output: Path) -> OutputError:
@@ -474,26 +802,16 @@ def _failure(log: str, output: Path) -> OutputError:
     return OutputError(f"ffmpeg could not write {output}: {full or lines[0]}", remedy)
 
 
-def _notes(size: tuple[int, int], audio: Path | None, codecs: tuple[str, ...], output: Path) -> Iterator[str]:
-    """What the user should know of the output."""
-    if size[0] % 2 or size[1] % 2:
-        yield f"{size[0]}x{size[1]} is odd: {output.name} is H.264 4:4:4, which some players cannot show"
-    if "aac" in codecs:
-        yield f"the sound of {audio.name} does not fit into {output.suffix} and was encoded as AAC; .mkv would hold it"
-
-
 def _check_output(output: Path, overwrite: bool) -> None:
-    if output.suffix.lower() not in COPIED:
-        raise OutputError(f"{output} cannot hold the video", "name an .mp4, .mov or .mkv")
-    if output.exists() and not (overwrite and output.is_file()):
-        raise OutputError(f"{output} exists", "choose another output or add --overwrite")
+    if output != PIPE and (existing := files_of(output)) and not (overwrite and existing[0].is_file()):
+        raise OutputError(f"{existing[0]} exists", "choose another output or add --overwrite")
 
 
 @contextlib.contextmanager
 def _workplace(output: Path) -> Iterator[Path]:
     """A hidden folder beside `output` for what is not yet whole, removed whatever happens. Raises OutputError."""
     try:
-        folder = tempfile.TemporaryDirectory(prefix=".dpe-", dir=output.parent)
+        folder = tempfile.TemporaryDirectory(prefix=".dpe-", dir=None if output == PIPE else output.parent)
     except FileNotFoundError as error:
         raise OutputError(f"the folder {output.parent} does not exist", "make it or name another") from error
     except OSError as error:

@@ -42,7 +42,8 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
 
     `vfr` keeps frames 0 3 6 7 9 12 14 ... of 30 a second; `start` moves all times (seconds); `rotation` is the display
     matrix, degrees counter-clockwise as ffmpeg takes it; `tone` is in Hz, `tracks` of sound lie an octave apart;
-    `colour` (R, G, B) gives a flat picture; `matrix` and `levels` are its tags; `more` are further options of ffmpeg.
+    `colour` (R, G, B) gives a flat picture; `matrix` and `levels` are its tags; `filters` come before the conversion to
+    `pix_fmt`; `alpha` makes the left half transparent to a third; `more` are further options of ffmpeg.
     Odd sizes want pix_fmt="yuv444p".
     """
 
@@ -63,14 +64,17 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
         colour: tuple[int, int, int] | None = None,
         matrix: str | None = None,
         levels: str = "tv",
+        filters: tuple[str, ...] = (),
+        alpha: bool = False,
         more: tuple[str, ...] = (),
     ) -> Path:
         path, shape = tmp_path / name, f"{size[0]}x{size[1]}"
         fps = 30 if vfr else fps
         picture = f"color=c=0x{bytes(colour).hex()}:" if colour else "testsrc="
         picture += f"s={shape}:r={fps},format=gbrp"  # here, for else the colour would be made in YUV
+        clear = ["format=gbrap", "geq=r='r(X,Y)':g='g(X,Y)':b='b(X,Y)':a='if(lt(X,W/2),85,255)'"] if alpha else []
         exact = "flags=bicubic+accurate_rnd+full_chroma_int"
-        filters = ["select='not(mod(n,3))+not(mod(n,7))'"] if vfr else []
+        filters = [*filters, *clear, *(["select='not(mod(n,3))+not(mod(n,7))'"] if vfr else [])]
         filters += [f"scale=out_color_matrix={matrix or 'bt601'}:out_range={levels}:{exact}"]
         filters += [f"format={pix_fmt}"]
         if matrix:

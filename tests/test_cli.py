@@ -71,6 +71,45 @@ def test_verbose_names_the_networks_and_the_detector(clips: Path):
     assert "stand-in" in edit(clips, "-v").stderr
 
 
+def test_a_pipe_comes_in_and_goes_out(clips: Path):
+    """The commands in a process of their own, as the video goes to the real standard output."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_edit import ColourDetector, ColourEngine
+import dpe_cli.engine, dpe_cli.face
+from dpe_cli.main import cli
+dpe_cli.engine.Engine = lambda weights, **options: ColourEngine()
+dpe_cli.face.make_detector = lambda name, models: ColourDetector()
+cli(["edit", "-s", "-", "-d", {str(clips / "smile.mp4")!r}, "-o", "-"])
+"""
+    data = (clips / "talk.mp4").read_bytes()
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
+    assert done.returncode == 0 and b"4 frames edited, 1 passed" in done.stderr
+    (clips / "piped.nut").write_bytes(done.stdout)
+    before, after = list(read_frames(clips / "talk.mp4")), list(read_frames(clips / "piped.nut"))
+    assert [frame.time for frame in after] == [frame.time for frame in before]
+    changed = [not np.array_equal(one.rgb, two.rgb) for one, two in zip(before, after, strict=True)]
+    assert changed == [True, True, False, True, True]
+
+
+def test_2_and_7_for_a_pipe_that_makes_no_sense(clips: Path):
+    assert edit(clips, "-o", "-", "--json").exit_code == 2
+    assert code_and_line(run("edit", "-s", "-", "-d", clips / "smile.mp4"))[0] == 7
+
+
+def test_options_of_the_encoding_reach_it(clips: Path):
+    done = edit(clips, "-o", clips / "o.mkv", "--codec", "ffv1")
+    assert done.exit_code == 0 and probe(clips / "o.mkv").codec == "ffv1"
+    assert code_and_line(edit(clips, "-o", clips / "o.mp4", "--codec", "prores"))[0] == 7
+    assert edit(clips, "-o", clips / "h.mov", "--codec", "hevc", "--crf", 30, "--preset", "ultrafast").exit_code == 0
+    assert probe(clips / "h.mov").codec == "hevc"
+    assert edit(clips, "-o", clips / "o_%03d.png").exit_code == 0 and (clips / "o_005.png").exists()
+    assert edit(clips, "--source", clips / "o_%03d.png", "--fps", "50", "-o", clips / "s.mp4").exit_code == 0
+    assert [float(frame.time) for frame in read_frames(clips / "s.mp4")] == [0, 0.02, 0.04, 0.06, 0.08]
+    assert code_and_line(edit(clips, "--fps", "quick", "-o", clips / "x.mp4"))[0] == 3
+
+
 def test_pasting_a_pose_is_warned_of(clips: Path):
     assert "seam" in edit(clips, "--mode", "pose", "--paste").stderr
 

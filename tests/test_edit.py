@@ -360,8 +360,8 @@ def test_outputs_are_checked_before_the_work(tmp_path: Path):
     assert "also an input" in refused(source, overwrite=True)
     assert "does not exist" in refused(tmp_path / "no" / "o.mp4")
     assert "a folder" in refused(tmp_path)
-    assert ".mp4 .mov .mkv" in refused(tmp_path / "o.avi")
-    assert ".mp4 .mov .mkv" in refused(tmp_path / "o.png")
+    assert ".mp4, .mov or .mkv" in refused(tmp_path / "o.avi")
+    assert ".mp4, .mov or .mkv" in refused(tmp_path / "o.png")
     assert (tmp_path / "there.mp4").read_bytes() == b"old"
 
 

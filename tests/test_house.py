@@ -19,7 +19,10 @@ MAY_IMPORT = {
     "errors": set(),
     "pipeline": set(),
     "container": {"errors"},
-    "video": {"container", "errors"},
+    "planes": set(),
+    "tracks": {"container", "errors"},
+    "encoding": {"container", "planes", "errors"},
+    "video": {"container", "encoding", "planes", "tracks", "errors"},
     "face": {"video", "detectors"},
     "shots": {"video"},
     "identity": {"face", "crop"},
@@ -39,6 +42,8 @@ MAY_IMPORT = {
     "page": {"crop", "face", "report", "video", "errors"},
     "preview": {"video", "motion", "errors"},
     "edit": {
+        "container",
+        "encoding",
         "video",
         "face",
         "people",
@@ -92,7 +97,7 @@ MAY_IMPORT = {
     "main": EVERYTHING,
 }
 MAY_PRINT = {"main"}
-KNOW_FFMPEG = {"video", "container", "doctor"}  # doctor looks at every package
+KNOW_FFMPEG = {"video", "container", "planes", "tracks", "doctor"}  # doctor looks at every package
 
 
 def imported(path: Path) -> list[str]:

@@ -18,7 +18,10 @@ import pytest
 from conftest import run_ffmpeg
 
 from dpe_cli import video
+from dpe_cli.encoding import Mastering, Wish, plan_encoding
 from dpe_cli.errors import InputError, OutputError
+from dpe_cli.planes import Layout
+from dpe_cli.tracks import Carried, Track
 from dpe_cli.video import (
     Colour,
     Frame,
@@ -399,6 +402,14 @@ def test_a_picture_without_yuv_is_read_exactly(make_clip: Clip, tmp_path: Path):
     assert np.abs(next(read_frames(tmp_path / "out.mp4")).rgb.astype(int) - (200, 40, 90)).max() <= 3
 
 
+def test_a_crop_without_tags_is_read_with_its_own_colours(tmp_path: Path):
+    """Players guess the matrix from the size, and a crop is small."""
+    colour = np.full((64, 64, 3), (200, 40, 90), np.uint8)
+    info = VideoInfo(tmp_path, 1920, 1080, Fraction(25), 1)
+    write_video([Frame(0, Fraction(0), colour)], info, tmp_path / "out.mp4")
+    assert np.abs(next(read_frames(tmp_path / "out.mp4")).rgb.astype(int) - colour).max() <= 3
+
+
 def test_ten_bits_are_read_as_eight(make_clip: Clip):
     frame = next(read_frames(make_clip(pix_fmt="yuv420p10le", colour=(200, 40, 90))))
     assert frame.rgb.dtype == np.uint8 and np.abs(frame.rgb.astype(int) - (200, 40, 90)).max() <= 3
@@ -568,14 +579,15 @@ write_video(frames(), VideoInfo(folder, 320, 240, Fraction(25), 3), folder / "ou
 def test_the_command_is_a_list_that_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DPE_FFMPEG", "/opt/ffmpeg")
     info = replace(still_info(tmp_path), time_base=Fraction(1, 30000), colour=Colour(1, 1, 1, 1))
-    sound = video.Sound(tmp_path / "a.mp4", ("copy", "aac"))
-    command = encode_command(info, (64, 48), tmp_path / "out.mp4", sound, 17, "medium")
+    sound = [Track(tmp_path / "a.mp4", "a", 0, tags={"language": "deu"}), Track(tmp_path / "a.mp4", "a", 1, "aac")]
+    encoding = plan_encoding("h264", Layout("gbr"), (64, 48), ".mp4", Wish(), ffmpeg_exe(), Mastering())
+    command = encode_command(info, Layout("gbr"), (64, 48), tmp_path / "out.mp4", ".mp4", encoding, sound, Carried())
     said = " ".join(command)
     assert command[0] == ffmpeg_exe() == "/opt/ffmpeg"
     assert "-copyts" in command and "-fps_mode passthrough" in said and "-enc_time_base 1:30000" in said
     assert "-c:a:0 copy" in said and "-c:a:1 aac" in said and "-crf 17" in said and "+faststart" in said
     assert "-shortest" not in command and "out_color_matrix=bt709" in said and "yuv420p" in said
-    assert "yuv444p" in " ".join(encode_command(info, (63, 48), tmp_path / "out.mkv", None, 17, "medium"))
+    assert "-metadata:s:a:0 language=deu" in said and command.index("language=deu") < command.index("-y")
 
 
 def test_no_frame_is_kept(make_clip: Clip, tmp_path: Path):
