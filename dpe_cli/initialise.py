@@ -29,15 +29,19 @@ def separate(model: DPE) -> None:
             weight -= weight @ banned @ banned.T
 
 
-def initialise(model: DPE) -> None:
-    """Starts the flows near zero (the standard start throws every pixel somewhere else) and the shifts large enough."""
+def initialise(model: DPE, copy: bool = True) -> None:
+    """Starts the flows near zero (the standard start throws every pixel somewhere else) and the shifts large enough.
+
+    copy: see `see_through`.
+    """
     with torch.no_grad():
         for generator in (model.expression_generator, model.pose_generator):
             for to_flow in generator.to_flows:
                 to_flow.conv.weight.mul_(0.01)
         for head in (model.expression_head, model.pose_head):
             [p for n, p in head.named_parameters() if n.endswith("weight")][-1].mul_(3)
-    see_through(model)
+    if copy:
+        see_through(model)
     model.motion_basis.weight.requires_grad_(False)
     separate(model)
 

@@ -272,7 +272,7 @@ def begin_phase(model: DPE | None, phase: Phase, init: Path | None, clips: Clips
         model.load_state_dict(loaded.state)
     if model is None:
         model = DPE(DPEConfig.compact(phase.size))
-        initialise(model)
+        initialise(model, copy=phase.copy_start)
     elif model.config.size * 2 == phase.size:
         small, model = model.eval(), grow(model)
         loader = batches(clips.training, clips.mesh, phase, codes_only=True)

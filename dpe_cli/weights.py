@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 # After new weights: write the output of `sha256sum weights/compact.safetensors weights/landmarks.safetensors` here.
-COMPACT_SHA256: str | None = "53c6d29bf43151697e88a69b8d040811bb32cbd873055809cf5401be2aafff45"
+COMPACT_SHA256: str | None = "90644dde26ae6ae4f5d9521b1c702e3cbd7a3686eda81a3b03297c4bbb366ef1"
 LANDMARKS_SHA256: str | None = "cf8b52f9bcee302a04e71561358e394c952584e3f983717aae19f3219f9fe972"
 
 

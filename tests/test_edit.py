@@ -422,7 +422,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[list[np.ndarray]]:
                 videos[-1].append(frame.rgb)
                 yield frame
 
-        return write_video(noted(), info, output, preset="ultrafast", **options)
+        return write_video(noted(), info, output, **{**options, "preset": "ultrafast"})
 
     monkeypatch.setattr(edit, "write_video", note)
     return videos

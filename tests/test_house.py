@@ -70,6 +70,7 @@ MAY_IMPORT = {
         "crop",
         "detectors",
         "dataset",
+        "landmark_net",
         "landmarks",
         "motion_space",
         "errors",

@@ -58,7 +58,7 @@ def test_the_report_has_a_line_of_json_for_each_frame(reported: Path):
     frames = [json.loads(line.rstrip(",")) for line in lines if line.startswith("  {")]
     assert [frame["index"] for frame in frames] == list(range(30))
     assert frames == json.loads((reported / "report.json").read_text())["frames"]
-    assert frames[0]["fate"] == "edited" and frames[0]["track"] == 0 and frames[0]["seam"] > 0
+    assert frames[0]["fate"] == "edited" and frames[0]["track"] == 1 and frames[0]["seam"] > 0
     assert frames[0]["seam"] == pytest.approx(frames[0]["colour_step"] + frames[0]["gradient_step"], abs=0.002)
     assert (frames[8]["fate"], frames[8]["reason"], frames[8]["seam"]) == ("passed", "no face", None)
 
