@@ -85,6 +85,7 @@ class Phase:
     save_every: float = 5.0  # minutes between two saves
     save_steps: int = 0  # instead of save_every
     keep: int = 2  # saved states
+    samples: int = 64  # of held-out people that are measured at each save
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:

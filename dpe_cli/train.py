@@ -448,7 +448,7 @@ class _PhaseRun:
         numbers: dict[str, Any] = {"phase": self.phase.name, "step": step, "minutes": round(self.minutes, 2)}
         best = False
         if self.clips.held_out:
-            measured, grid = evaluate(model, self.clips.held_out, self.clips.mesh, device=trainer.device)
+            measured, grid = evaluate(model, self.clips.held_out, self.clips.mesh, self.phase.samples, trainer.device)
             numbers |= measured
             self.journal.picture(grid, step)
             self.journal.note("held_out.jsonl", numbers, step)
