@@ -77,7 +77,10 @@ def test_everything_is_measured(quick: Choice):
     assert all(value > 0 for name, value in stages.items() if name != "size")
     runs = [(run["source"], run["mode"], run["frames"]) for run in result["runs"]]
     assert runs == [(source, mode, 8) for source in ("video", "still") for mode in ("exp", "both")]
-    assert all(run["cpu_s"] > 0 and run["fps"] == pytest.approx(8 / run["seconds"], rel=0.1) for run in result["runs"])
+    assert all(
+        run["cpu_s"] > 0 and run["fps"] == pytest.approx(8 / run["seconds"], rel=0.1, abs=0.06)
+        for run in result["runs"]
+    )
     assert len(said) == 1 + 1 + 4
 
 
