@@ -280,8 +280,8 @@ def measure_networks(engine: Engine, machine: dict[str, Any]) -> list[dict[str, 
                 "fps": round(1 / seconds, 1),
                 "gflop": round(gflop, 2),
                 "gb": round(gigabytes, 3),
-                "of_matrix_rate": round(matrix, 3),
-                "of_memory_rate": round(memory, 3),
+                "of_matrix_rate": float(f"{matrix:.3g}"),
+                "of_memory_rate": float(f"{memory:.3g}"),
                 "nearer_limit": "arithmetic" if matrix > memory else "memory",
             }
         )
