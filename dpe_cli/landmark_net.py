@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from dpe_cli.crop import cut
+from dpe_cli.dataset import face_at
 from dpe_cli.errors import InputError
-from dpe_cli.face import Box, Detection, FaceDetector, crop_box
-from dpe_cli.landmarks import BROWS, EYES, LIPS_INNER, LIPS_OUTER, FaceShape, five_points
+from dpe_cli.face import Box, FaceDetector, crop_box
+from dpe_cli.landmarks import BROWS, EYES, LIPS_INNER, LIPS_OUTER, FaceShape
 from dpe_cli.models import LandmarkNet, Landmarks
 from dpe_cli.weights import LANDMARKS, load_landmarks
 
@@ -32,7 +33,7 @@ def load_net(weights: str | Path = LANDMARKS, device: str = "cpu") -> LandmarkNe
 
 def framing(points: np.ndarray) -> Box:
     """The crop that the tool would cut around a face with these landmarks (478, >=2); same pixels."""
-    return crop_box(Detection(Box(*points[:, :2].min(0), *points[:, :2].max(0)), five_points(points), 1.0))
+    return crop_box(face_at(points))
 
 
 def to_pixels(points: np.ndarray, box: Box) -> np.ndarray:

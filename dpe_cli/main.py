@@ -84,6 +84,13 @@ def shared_options(function: Callable) -> Callable:
     return click.option("--weights", **WEIGHTS)(machine_options(function))
 
 
+def detector_options(function: Callable) -> Callable:
+    """Options of every command that looks for faces: --detector, --face-models."""
+    function = click.option("--face-models", type=FILE, help="Folder or file of the detector's models.")(function)
+    choices = "auto, centerface, insightface, yunet or mediapipe."
+    return click.option("--detector", default="auto", show_default=True, help=choices)(function)
+
+
 def machine_options(function: Callable) -> Callable:
     """Options of every command that runs the networks: --device, --precision, --batch-size, -q, -v."""
     options = [
@@ -208,10 +215,7 @@ def cli() -> None:
     help="One of several edits in one pass; repeat it. Keys: face, driving, mode, strength, exp-driving, pose-driving.",
 )
 @click.option("--driving-face", default="largest", show_default=True, metavar="WHICH", help="The same for the driving.")
-@click.option(
-    "--detector", default="auto", show_default=True, help="auto, centerface, insightface, yunet or mediapipe."
-)
-@click.option("--face-models", type=FILE, help="Folder or file of the detector's models.")
+@detector_options
 @click.option(
     "--audio",
     default="auto",
@@ -325,10 +329,7 @@ def edit(
 @click.option("-o", "--output", type=FILE, required=True, help="Motion file to write: NAME.safetensors.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--face", "driving_face", default="largest", show_default=True, metavar="WHICH", help="As for edit.")
-@click.option(
-    "--detector", default="auto", show_default=True, help="auto, centerface, insightface, yunet or mediapipe."
-)
-@click.option("--face-models", type=FILE, help="Folder or file of the detector's models.")
+@detector_options
 @shared_options
 def extract(
     video: Path, output: Path, overwrite: bool, driving_face: str, detector: str, face_models: Path | None,
@@ -376,10 +377,7 @@ def report(report: Path, output: Path | None, overwrite: bool) -> None:
 @click.argument("video", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Also write a sheet (.png or .jpg) with a picture of each track.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing sheet.")
-@click.option(
-    "--detector", default="auto", show_default=True, help="auto, centerface, insightface, yunet or mediapipe."
-)
-@click.option("--face-models", type=FILE, help="Folder or file of the detector's models.")
+@detector_options
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table, only errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a bug.")
@@ -575,10 +573,7 @@ def doctor() -> None:
 @click.option("--landmarker", type=FILE, help="MediaPipe's face_landmarker.task.  [default: our own network]")
 @click.option("--identity", type=FILE, help="Recognition network (.onnx), or an insightface pack with one.")
 @click.option("--space", type=FILE, help="motion-space.json: also store size and place of the head.")
-@click.option(
-    "--detector", default="auto", show_default=True, help="auto, centerface, insightface, yunet or mediapipe."
-)
-@click.option("--face-models", type=FILE, help="Folder or file of the detector's models.")
+@detector_options
 @click.option(
     "--fps",
     type=click.FloatRange(min=0, min_open=True),

@@ -25,6 +25,7 @@ from dpe_cli.landmark_net import framing, to_pixels
 from dpe_cli.landmarks import EYES, LIDS, LIPS_INNER, LIPS_OUTER, align, eye_openings, head_angles, mouth_opening
 from dpe_cli.models import LandmarkNet, Landmarks
 from dpe_cli.motion_space import mean_face, mirror_blendshapes, mirror_permutation, normalise
+from dpe_cli.trainer import follow
 from dpe_cli.weights import save
 
 STORED = 160  # side in pixels at which frames wait in memory: a crop cut at its usual place is then about 128
@@ -371,13 +372,7 @@ class LandmarkTrainer:
         if length.isfinite():
             self.optimiser.step()
         self.step_number += 1
-        decay = min(config.ema, (1 + self.step_number) / (10 + self.step_number))
-        with torch.no_grad():
-            for key, value in self.net.state_dict().items():
-                if value.dtype.is_floating_point:
-                    self.average[key].lerp_(value, 1 - decay)
-                else:
-                    self.average[key].copy_(value)
+        follow(self.average, self.net, config.ema, self.step_number)
         return {key: float(value.detach()) for key, value in terms.items()} | {"grad": float(length)}
 
     def averaged(self) -> LandmarkNet:

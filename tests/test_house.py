@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "benchmark": {"edit", "engine", "models", "face", "people", "crop", "paste", "report", "video", "errors"},
     "doctor": EVERYTHING - {"edit", "benchmark", "main"},
     "landmarks": {"errors"},
-    "landmark_net": {"crop", "face", "landmarks", "models", "weights", "errors"},
+    "landmark_net": {"crop", "dataset", "face", "landmarks", "models", "weights", "errors"},
     "motion_space": {"landmarks", "errors"},
     "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
     "prepare": {
@@ -88,6 +88,7 @@ MAY_IMPORT = {
         "crop",
         "dataset",
         "face",
+        "trainer",
         "landmark_net",
         "landmarks",
         "models",
