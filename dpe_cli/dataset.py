@@ -26,6 +26,7 @@ from dpe_cli.motion_space import MotionSpace, mean_face, mirror_blendshapes, mir
 
 FLOW_SIZE = 64  # resolution of the dense flows
 HELD_OUT = 0.1  # share of the identities that training never sees
+LIDS_AND_GAZE = slice(8, 12)  # of the 14 expression coordinates
 CROP = 256  # side of the prepared crops, pixels
 INDEX = "index.csv"
 # split: train or test; fps: frames kept a second; start, end: seconds in the source; side: of the crop there, pixels
@@ -219,12 +220,19 @@ class Sampler:
       source_code, driving_code: (20,) float32 motion coordinates of S and D;
       exp_flow, pose_flow: (2, F, F) float32 sampling positions in [-1, 1] (pixel centres): T from S, D from T;
       exp_valid, pose_valid: (F, F) float32, where the flows are known; weight: (R, R) of T; pose_weight: (R, R) of D.
+
+    eye_share: of the pairs, those chosen by how far lids and gaze are apart. eye_weight: how much more the eyes' flow
+    counts: lids move by a pixel or two of the flow where lips move by ten, and errors count by their square.
     """
 
-    def __init__(self, clips: list[Clip], mesh: Mesh, seed: int, augment: bool = True, codes_only: bool = False):
+    def __init__(
+        self, clips: list[Clip], mesh: Mesh, seed: int, augment: bool = True, codes_only: bool = False,
+        eye_share: float = 0.0, eye_weight: float = 1.0,
+    ):  # fmt: skip
         self.mesh = mesh
         self.random = np.random.default_rng(seed)
         self.augment, self.codes_only = augment, codes_only
+        self.eye_share, self.eye_weight = eye_share, eye_weight
         self.mirror = mirror_permutation(mesh.template)
         people: dict[str, list[Clip]] = {}
         for clip in clips:
@@ -242,6 +250,9 @@ class Sampler:
         s = int(self.random.integers(len(clip)))
         if self.random.random() < 0.1:
             return clip, s, s
+        if self.random.random() < self.eye_share:
+            apart = np.linalg.norm((clip.expression - clip.expression[s])[:, LIDS_AND_GAZE], axis=1)
+            return clip, s, int((2 * apart + self.random.gumbel(0, 1.0, len(clip))).argmax())
         others = self.random.integers(0, len(clip), 6)
         difference = np.linalg.norm(clip.expression[others] - clip.expression[s], axis=1)
         cosine = (np.einsum("nij,ij->n", clip.rotation[others], clip.rotation[s]) - 1) / 2
@@ -287,7 +298,7 @@ class Sampler:
         return learnt | {
             "target": _planes(target),
             "exp_flow": _positions(from_source, size), "pose_flow": _positions(pose_flow, size),
-            "exp_valid": _valid(target_points, size, 0.3),
+            "exp_valid": _valid(target_points, size, 0.3, self.eye_weight),
             "pose_valid": _valid(driving_points, size, 0.0),
             "weight": region_weights(target_points, size, resolution),
             "pose_weight": region_weights(driving_points, size, resolution),
@@ -394,9 +405,15 @@ def _positions(where: np.ndarray, size: float) -> np.ndarray:
     return np.ascontiguousarray((where / size * 2 - 1).transpose(2, 0, 1))
 
 
-def _valid(target: np.ndarray, size: float, outside: float) -> np.ndarray:
+def _valid(target: np.ndarray, size: float, outside: float, eye_weight: float = 1.0) -> np.ndarray:
     """Weights of the flow: the loss's on the face, `outside` elsewhere, 0 in an open mouth (it comes from nowhere)."""
     face = _polygon(target, FACE_OVAL, size, FLOW_SIZE).astype(np.float32) / 255
     mouth = _polygon(target, LIPS_INNER, size, FLOW_SIZE) > 0
     weight = np.maximum(face, outside) * region_weights(target, size, FLOW_SIZE)
+    if eye_weight != 1:
+        eyes = np.maximum(*(_polygon(target, eye, size, FLOW_SIZE) for eye in EYES))
+        reach = (
+            cv2.dilate(eyes, np.ones((5, 5), np.uint8)).astype(np.float32) / 255
+        )  # lids and the skin they draw along
+        weight = weight * (1 + (eye_weight - 1) * reach)
     return np.where(mouth, 0, weight).astype(np.float32)

@@ -61,6 +61,8 @@ class Phase:
     pose_share: float = 0.34  # share of a guided batch that also trains the pose generator
     flow_weight: float = 2.0
     flow_beta: float = 0.03  # flow errors up to this count by their square, half pictures
+    eye_share: float = 0.0  # share of the pairs that are chosen for different lids and gaze
+    eye_weight: float = 1.0  # of the eyes within the flow loss: they move little, and errors count by their square
     code_weight: float = 15.0  # less, and the pictures' gradients drown it in the shared encoder
     motion_weight: float = 1.0  # of the codes' difference between the two frames of a clip, relative to the codes
     landmark_weight: float = 0.0  # of landmarks read from the latent by a layer that is thrown away: richer latents

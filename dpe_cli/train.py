@@ -65,8 +65,9 @@ class Progress:
 class _Samples(Dataset):
     """Samples by number."""
 
-    def __init__(self, clips: list[Clip], mesh: Mesh, seed: int, codes_only: bool):
-        self.sampler, self.seed = Sampler(clips, mesh, seed, codes_only=codes_only), seed
+    def __init__(self, clips: list[Clip], mesh: Mesh, phase: Phase, codes_only: bool):
+        eyes = {"eye_share": phase.eye_share, "eye_weight": phase.eye_weight}
+        self.sampler, self.seed = Sampler(clips, mesh, phase.seed, codes_only=codes_only, **eyes), phase.seed
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         self.sampler.random = np.random.default_rng([self.seed, number])
@@ -94,7 +95,7 @@ def batches(
     """Endless batches of a phase, this process's share of each, from step `start` on."""
     return iter(
         DataLoader(
-            _Samples(clips, mesh, phase.seed, codes_only or phase.stage == "codes"),
+            _Samples(clips, mesh, phase, codes_only or phase.stage == "codes"),
             batch_sampler=_Numbers(phase.batch, start),
             num_workers=phase.workers,
             pin_memory=torch.cuda.is_available(),

@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from test_edit import ColourDetector, ColourEngine, clip, picture
 
 import dpe_cli
-from dpe_cli import main
+from dpe_cli.commands import shared
+from dpe_cli.commands.edit import parse_edit
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.main import cli
 from dpe_cli.video import probe, read_frames, write_image
@@ -243,18 +244,20 @@ def test_130_for_ctrl_c_and_nothing_is_left(clips: Path, monkeypatch: pytest.Mon
 
 def test_lines_of_progress_come_at_a_measured_pace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     now = iter(np.arange(0, 1000, 0.5))
-    monkeypatch.setattr(main.time, "monotonic", lambda: next(now))
-    assert list(main.progress_lines(range(40), 40, "editing")) == list(range(40))
+    monkeypatch.setattr(shared.time, "monotonic", lambda: next(now))
+    assert list(shared.progress_lines(range(40), 40, "editing")) == list(range(40))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[0].startswith("editing: 4 of 40 frames, ") and lines[0].endswith(" s left")
 
 
 def test_a_slow_pace_is_told_by_the_minute():
-    assert main.progress_line("preparing", 1, 4, 30, "videos") == "preparing: 1 of 4 videos, 2.0 videos/min, 90 s left"
+    assert (
+        shared.progress_line("preparing", 1, 4, 30, "videos") == "preparing: 1 of 4 videos, 2.0 videos/min, 90 s left"
+    )
 
 
 def test_the_bar_passes_everything_on(capsys: pytest.CaptureFixture):
-    assert list(main.progress_bar(range(5), None, "editing")) == list(range(5))
+    assert list(shared.progress_bar(range(5), None, "editing")) == list(range(5))
     assert capsys.readouterr().out == ""
 
 
@@ -347,10 +350,10 @@ def test_several_edits_are_made_in_one_pass(clips: Path):
 
 
 def test_an_edit_is_parsed():
-    edit = main.parse_edit("face=a,b.jpg,driving=c,d=e.mp4,mode=both,strength=2", "largest", 1.0)
+    edit = parse_edit("face=a,b.jpg,driving=c,d=e.mp4,mode=both,strength=2", "largest", 1.0)
     assert (edit.face, edit.strength) == ("a,b.jpg", 2.0)
     assert edit.driving.expression == edit.driving.pose == Path("c,d=e.mp4")
-    edit = main.parse_edit("exp-driving=a.mp4,pose-driving=b.mp4", "left", 0.5)
+    edit = parse_edit("exp-driving=a.mp4,pose-driving=b.mp4", "left", 0.5)
     assert (edit.face, edit.strength, edit.driving.mode) == ("left", 0.5, "both")
 
 

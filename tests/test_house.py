@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = sorted((ROOT / "dpe_cli/commands").glob("*.py"))  # they parse, call and print
 PROJECT = sorted((ROOT / "dpe_cli").glob("*.py")) + sorted((ROOT / "models").glob("*.py"))
 EVERYTHING = {path.stem for path in PROJECT} | {"models"}
 
@@ -57,7 +58,7 @@ MAY_IMPORT = {
         "errors",
     },
     "benchmark": {"edit", "engine", "models", "face", "people", "crop", "paste", "report", "video", "errors"},
-    "doctor": EVERYTHING - {"edit", "benchmark", "main"},
+    "doctor": EVERYTHING - {"edit", "benchmark", "main", "commands"},
     "landmarks": {"errors"},
     "landmark_net": {"crop", "dataset", "face", "landmarks", "models", "weights", "errors"},
     "motion_space": {"landmarks", "errors"},
@@ -96,9 +97,8 @@ MAY_IMPORT = {
         "weights",
         "errors",
     },
-    "main": EVERYTHING,
+    "main": {"commands"},
 }
-MAY_PRINT = {"main"}
 KNOW_FFMPEG = {"video", "container", "planes", "tracks", "doctor"}  # doctor looks at every package
 
 
@@ -132,19 +132,23 @@ def test_networks_import_nothing_of_the_tool(path: Path):
     assert not [name for name in imported(path) if name.split(".")[0] in ("dpe_cli", "models")]
 
 
-@pytest.mark.parametrize("path", [*PROJECT, *sorted((ROOT / "tests").glob("*.py"))], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*PROJECT, *COMMANDS, *sorted((ROOT / "tests").glob("*.py"))], ids=lambda path: path.stem
+)
 def test_the_networks_are_never_imported_by_their_folder(path: Path):
     assert not [name for name in imported(path) if name.split(".")[0] == "models"]
 
 
-@pytest.mark.parametrize("path", [path for path in PROJECT if path.stem not in MAY_PRINT], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PROJECT, ids=lambda path: path.stem)
 def test_a_library_neither_prints_nor_exits(path: Path):
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     names = [ast.unparse(call.func) for call in calls]
     assert not [name for name in names if name in ("print", "exit", "quit", "sys.exit", "os._exit")]
 
 
-@pytest.mark.parametrize("path", [path for path in PROJECT if path.stem not in KNOW_FFMPEG], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in [*PROJECT, *COMMANDS] if path.stem not in KNOW_FFMPEG], ids=lambda path: path.stem
+)
 def test_only_video_knows_ffmpeg(path: Path):
     assert not {name.split(".")[0] for name in imported(path)} & {"av", "ffmpeg", "imageio_ffmpeg"}
 

@@ -1,0 +1,242 @@
+"""Commands of training: dpe prepare, train, eval."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dpe_cli.commands.shared import (
+    FILE,
+    FOLDER,
+    MODES,
+    STOPPED,
+    WEIGHTS,
+    Command,
+    detector_options,
+    machine_options,
+    progress_for,
+)
+
+if TYPE_CHECKING:
+    from dpe_cli.recipe import Phase
+
+PROTOCOLS = ("same", "cross", "video")  # of eval
+
+
+@click.command(cls=Command)
+@click.argument("videos", type=FILE, nargs=-1, required=True)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the dataset; an existing one is continued.")
+@click.option("--landmarker", type=FILE, help="MediaPipe's face_landmarker.task.  [default: our own network]")
+@click.option("--identity", type=FILE, help="Recognition network (.onnx), or an insightface pack with one.")
+@click.option("--space", type=FILE, help="motion-space.json: also store size and place of the head.")
+@detector_options
+@click.option(
+    "--fps",
+    type=click.FloatRange(min=0, min_open=True),
+    default=12.5,
+    show_default=True,
+    help="Frames kept a second, about: every k-th is.",
+)
+@click.option(
+    "--max-frames",
+    type=click.IntRange(min=10),
+    default=128,
+    show_default=True,
+    help="Frames of a clip; longer ones are divided.",
+)
+@click.option(
+    "--min-side",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Least side of a crop in the video, pixels.",
+)
+@click.option(
+    "--min-sharpness",
+    type=click.FloatRange(min=0),
+    default=15.0,
+    show_default=True,
+    help="Least variance of the Laplacian on the face.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: half the CPU cores]")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a bug.")
+def prepare(
+    videos: tuple[Path, ...], output: Path, workers: int | None, quiet: bool, verbose: bool, **settings: Any
+) -> None:  # fmt: skip
+    """Make a dataset to train on: shots, tracked faces, square crops of 256 pixels, landmarks, identities.
+
+    VIDEOS are videos, folders of videos, CSV files (column clip, and identity_cluster if known) of square face clips,
+    or folders with an LMDB in the layout of the authors' training sets. Each clip left out is told with the reason. An
+    interrupted run goes on when it is started again. Prints the path of the dataset's index.csv.
+
+    \b
+    dpe prepare talks/ interview.mp4 -o dataset
+    """
+    from dpe_cli.prepare import PrepareSettings
+    from dpe_cli.prepare import prepare as run
+
+    def say(message: str) -> None:
+        if not quiet:
+            click.echo(message, err=True)
+
+    started = time.monotonic()
+    # Half: the networks in each use two threads.
+    workers = workers or max(1, (os.cpu_count() or 1) // 2)
+    progress = progress_for(quiet, "videos")
+    done = run(videos, output, PrepareSettings(**settings), workers=workers, progress=progress, say=say)
+    say(
+        f"{done.clips} clips ({done.frames} frames) of {done.people} people, {done.test_people} of them to test on; "
+        f"{done.rejected} left out; {time.monotonic() - started:.1f} s"
+    )
+    click.echo(done.index)
+
+
+@click.command(cls=Command)
+@click.option("--config", "recipe", type=FILE, help="Recipe: a TOML file with settings and phases.")
+@click.option(
+    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; PHASE.NAME=VALUE in one."
+)
+@click.option(
+    "--budget", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Of all phases together."
+)
+@click.option("--data", type=FOLDER, required=True, help="Folder of prepared clips.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run.")
+@click.option("--init", type=FILE, help="Weights to start from; those of half the size are grown by one level.")
+@click.option("--space", type=FILE, help="motion-space.json of the weights to start from.")
+@click.option("--perceptual", type=FILE, help="VGG16 or VGG19 features (safetensors, torchvision's names).")
+@click.option("--expression", type=FILE, help="Network for L_E (TorchScript).  [default: our landmark network]")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder, exactly.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
+def train(
+    recipe: Path | None, changes: tuple[str, ...], budget: float | None, data: Path, output: Path, init: Path | None,
+    space: Path | None, perceptual: Path | None, expression: Path | None, device: str, resume: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Train the networks on clips that `dpe prepare` made. Several processes or machines: start it with torchrun.
+
+    Prints the path of the weights. Exit code 75: a SIGTERM came, the state is saved, go on with --resume.
+
+    \b
+    dpe train --data prepared -o run --set stage=codes --set size=64 --set minutes=30
+    """
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.recipe import read_recipe
+    from dpe_cli.train import Inputs
+    from dpe_cli.train import train as run
+
+    def say(message: str) -> None:
+        if not quiet:
+            click.echo(message, err=True)
+
+    phases = read_recipe(recipe, changes, budget)
+    if any(phase.stage == "landmarks" for phase in phases):
+        click.echo(train_landmark_network(phases, data, output, init, device, say))
+        return
+    chosen = MotionSpace.load(space) if space else None
+    features = None
+    if any(phase.expression_weight for phase in phases):
+        from dpe_cli.landmark_net import expression_network
+
+        features = expression_network(expression)
+    inputs = Inputs(data, output, init, chosen, perceptual, features, device, resume)
+    result = run(inputs, phases, say, lambda progress: say(progress.line()))
+    click.echo(result.weights)
+    if not result.finished:
+        raise click.exceptions.Exit(STOPPED)
+
+
+@click.command("eval", cls=Command)
+@click.option("--data", type=FOLDER, required=True, help="Folder of prepared clips; only held-out people are used.")
+@click.option("--weights", multiple=True, **{**WEIGHTS, "help": WEIGHTS["help"] + " Several: side by side."})
+@click.option("--protocol", "protocols", type=click.Choice(PROTOCOLS), multiple=True, help="[default: all three]")
+@click.option("-m", "--mode", "modes", type=click.Choice(MODES), multiple=True, help="[default: all three]")
+@click.option("--pairs", type=click.IntRange(1), default=10, show_default=True, help="Of source and driving clip.")
+@click.option("--frames", type=click.IntRange(3), default=14, show_default=True, help="Of each pair.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides which people meet.")
+@click.option(
+    "--landmarker", type=FILE, help="MediaPipe's face_landmarker.task.  [default: our own network, distilled from it]"
+)
+@click.option("--identity", type=FILE, help="Face recognition network (ONNX), or its folder: CSIM, identity drift.")
+@click.option("--lpips", type=FOLDER, help="Folder of LPIPS's weights.")
+@click.option("--lpips-network", type=click.Choice(["alex", "vgg"]), default="alex", show_default=True)
+@click.option("--space", type=FILE, help="motion-space.json, for the mean face.  [default: the shipped one]")
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder for eval.json and eval.html.")
+@click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+@machine_options
+def evaluate_command(
+    data: Path, weights: tuple[str, ...], protocols: tuple[str, ...], modes: tuple[str, ...], pairs: int, frames: int,
+    seed: int, landmarker: Path | None, identity: Path | None, lpips: Path | None, lpips_network: str,
+    space: Path | None, output: Path, overwrite: bool, device: str, precision: str, batch_size: int | None,
+    quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Measure checkpoints on people they were not trained on, beside two baselines that need no weights.
+
+    Protocols: same (one person), cross (driven by another person), video (the same, pasted back into the frames).
+
+    \b
+    dpe eval --data prepared -o scores
+    """
+    from dpe_cli.edit import check_output
+    from dpe_cli.errors import InputError
+    from dpe_cli.evaluate import evaluate
+    from dpe_cli.extractors import ArcFace, Extractors, Lpips
+    from dpe_cli.landmark_net import NetworkLandmarker
+    from dpe_cli.landmarks import Landmarker
+    from dpe_cli.protocols import Plan, systems_of
+    from dpe_cli.scoreboard import JSON_NAME, PAGE_NAME, terminal_tables, write
+
+    plan = Plan(protocols or PROTOCOLS, modes or MODES, pairs, frames, seed)
+    plan.cases  # noqa: B018 - fails here, before anything is loaded, if nothing is left to do
+    output.mkdir(parents=True, exist_ok=True)
+    for name in (JSON_NAME, PAGE_NAME):
+        check_output(output / name, [], overwrite)
+
+    from dpe_cli.dataset import CROP, load_clips
+    from dpe_cli.engine import Engine
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.weights import folder
+
+    space = space or folder() / "motion-space.json"
+    if not space.is_file():
+        raise InputError(f"{space}: no such motion space", "name a motion-space.json with --space")
+    extractors = Extractors(
+        Landmarker(landmarker) if landmarker else NetworkLandmarker(),
+        ArcFace(identity) if identity else None,
+        Lpips(lpips, lpips_network, device) if lpips else None,
+    )
+    engines = [Engine(one, device=device, precision=precision, batch_size=batch_size) for one in weights or (None,)]
+    systems = systems_of(engines, [Path(engine.description["weights"]).stem for engine in engines])
+    clips, motion = load_clips(data, MotionSpace.load(space), held_out=True, size=CROP)
+    try:
+        summary, strips = evaluate(clips, systems, extractors, motion.template, plan, progress_for(quiet, "edits"))
+    finally:
+        if extractors.landmarks:
+            extractors.landmarks.close()  # at the interpreter's end MediaPipe would complain
+    summary["data"] = str(data)
+    if not quiet:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        for table in terminal_tables(summary):
+            console.print(table)
+    click.echo(write(output, summary, strips))
+
+
+def train_landmark_network(
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, device: str, say: Callable[[str], None]
+) -> Path:
+    """`dpe train --set stage=landmarks`: a run of one phase, with the settings that it knows."""
+    if len(phases) > 1:
+        raise click.UsageError("the landmark network is trained in a run of its own, of one phase")
+
+    from dpe_cli.landmark_net import load_net
+    from dpe_cli.train_landmarks import LandmarkTraining, train_landmarks
+
+    (phase,) = phases
+    settings = {name: getattr(phase, name) for name in ("minutes", "batch", "lr", "ema", "threads", "seed")}
+    net = load_net(init).requires_grad_(True) if init else None
+    return train_landmarks(data, output, LandmarkTraining(**settings), net, device, say)
