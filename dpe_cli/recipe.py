@@ -76,7 +76,8 @@ class Phase:
     gan_weight: float = 0.0
     # at the phase's beginning
     copy_start: bool = False  # pictures pass through unchanged until flows are learnt: see initialise.see_through
-    subtract_own: bool = False  # see initialise.subtract_own
+    subtract_own: bool = False  # of the expression: see initialise.subtract_own
+    subtract_own_pose: bool = False  # the same of the pose
     flow_gain: float = 1.0  # multiplies the expression generator's flow layers
     warm_up: int = 130  # steps for the new bottom of a grown encoder
     # how it runs

@@ -100,8 +100,15 @@ def batches(
             num_workers=phase.workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if phase.workers else None,
+            worker_init_fn=_leave_signals,
         )
     )
+
+
+def _leave_signals(number: int) -> None:
+    """Schedulers signal every process of a job: the makers of samples leave it to the training, which saves first."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
 
 
 def join_processes() -> int:
@@ -288,6 +295,8 @@ def begin_phase(model: DPE | None, phase: Phase, init: Path | None, clips: Clips
             see_through(model)
         if phase.subtract_own:
             subtract_own(model)
+        if phase.subtract_own_pose:
+            subtract_own(model, "pose")
         for to_flow in model.expression_generator.to_flows:
             to_flow.conv.weight[:2] *= phase.flow_gain
     return model
