@@ -81,7 +81,7 @@ MAY_IMPORT = {
     "trainer": {"dataset", "initialise", "models", "motion_space", "recipe", "errors"},
     "train": {"dataset", "initialise", "models", "weights", "motion_space", "recipe", "trainer", "errors"},
     "metrics": {"landmarks"},
-    "extractors": {"detectors", "engine", "landmarks", "models", "errors"},
+    "extractors": {"engine", "landmarks", "models", "errors"},
     "protocols": {"dataset", "edit", "video", "face", "crop", "errors"},
     "evaluate": {"protocols", "metrics", "extractors", "dataset", "edit", "landmarks", "errors"},
     "scoreboard": {"evaluate", "report", "errors"},
