@@ -119,6 +119,34 @@ def subtract_own(model: DPE, part: str = "expression") -> None:
     separate(model)
 
 
+def amplify(model: DPE, part: str, gains: Tensor) -> None:
+    """Makes an edit go further: sets a generator and its head so that a driving code acts as own + gains (code - own).
+
+    Flows learnt by least squares from codes with errors fall short of the movement, by a factor that differs from
+    coordinate to coordinate. Everything on the way is affine, so the correction is exact and costs nothing at run time.
+    part: expression or pose; gains: (20,), not 0; only the part's own coordinates count.
+    """
+    head, generator = getattr(model, f"{part}_head"), getattr(model, f"{part}_generator")
+    with torch.no_grad():
+        dim = model.config.latent_dim
+        zero, unit = torch.zeros(1, dim), torch.eye(dim)
+        own = model.motion_mlp(zero)
+        read = (model.motion_mlp(unit) - own).T.double()  # M: own code = M latent + own
+        basis = model.motion_basis.basis().double()
+        back = (head(unit) - head(zero)).T.double() @ basis  # H: shift = H code + h
+        change = torch.diag(gains.double() - 1)
+        # latent + H G code + h - H (G - I) (M latent + own) is a map K of (latent + another shift).
+        lead = torch.eye(dim, dtype=torch.float64) - back @ change @ read
+        first, last = head[0], head[-1]
+        first.weight.copy_((first.weight.double() + first.weight.double() @ basis @ change @ basis.T).float())
+        bias = last.bias.double() - back @ change @ own[0].double()
+        last.weight.copy_(torch.linalg.solve(lead, last.weight.double()).float())
+        last.bias.copy_(torch.linalg.solve(lead, bias).float())
+        for name, layer in generator.named_modules():
+            if name.endswith("modulation"):
+                layer.weight.copy_((layer.weight.double() @ lead).float())
+
+
 def grow(small: DPE) -> DPE:
     """The same network one level larger: 128 -> 256.
 

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpe_cli.dataset import Clip, Mesh, Sampler, load_clips
 from dpe_cli.errors import InputError, OutputError
-from dpe_cli.initialise import grow, initialise, see_through, subtract_own, to_image, warm_up
+from dpe_cli.initialise import amplify, grow, initialise, see_through, subtract_own, to_image, warm_up
 from dpe_cli.models import DPE, DPEConfig, PerceptualLoss
 from dpe_cli.motion_space import MotionSpace
 from dpe_cli.recipe import Phase, as_table
@@ -297,8 +297,9 @@ def begin_phase(model: DPE | None, phase: Phase, init: Path | None, clips: Clips
             subtract_own(model)
         if phase.subtract_own_pose:
             subtract_own(model, "pose")
-        for to_flow in model.expression_generator.to_flows:
-            to_flow.conv.weight[:2] *= phase.flow_gain
+        if phase.gains:
+            for part in ("expression", "pose"):
+                amplify(model, part, torch.tensor(phase.gain_values()))
     return model
 
 

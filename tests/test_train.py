@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from dpe_cli.dataset import is_held_out
 from dpe_cli.errors import DPEError, InputError, OutputError
-from dpe_cli.initialise import grow, initialise, separate, subtract_own
+from dpe_cli.initialise import amplify, grow, initialise, separate, subtract_own, to_image
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
@@ -156,6 +156,29 @@ def test_a_head_that_subtracts_leaves_the_difference_of_the_motions(model, part)
     wanted[:, POSE_DIM:] *= part == "expression"
     wanted[:, :POSE_DIM] *= part == "pose"
     torch.testing.assert_close(change, wanted, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["expression", "pose"])
+def test_an_amplified_network_overdoes_the_difference_to_its_own_code(model, batch, part):
+    gains = torch.tensor(Phase(gains="mouth=1.4,lids=2.5,turn=1.3,place=0.1").gain_values())
+    encoded, code = model.encode(to_image(batch["source"])), torch.randn(len(batch["source"]), 20)
+    trainer = Trainer(model, Phase())
+    edit = trainer.express if part == "expression" else trainer.turn
+    with torch.no_grad():
+        own = model.motion_code(encoded.latent)
+        wanted, plain = edit(encoded, own + gains * (code - own)), edit(encoded, code)
+        amplify(model, part, gains)
+        found = edit(encoded, code)
+    torch.testing.assert_close(found.flows[-1], wanted.flows[-1], atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(found.image, wanted.image, atol=2e-3, rtol=1e-3)
+    assert (plain.image - wanted.image).abs().max() > 0.01
+
+
+def test_gains_are_checked():
+    with pytest.raises(InputError, match="lids"):
+        Phase(gains="eyes=2")
+    with pytest.raises(InputError, match="above 0"):
+        Phase(gains="lids=0")
 
 
 def test_the_average_follows_the_networks(model, batch):
