@@ -7,7 +7,7 @@ The result's path (or JSON) goes to stdout, all talk to stderr. Exit codes: 0 do
 import click
 
 from dpe_cli import __version__
-from dpe_cli.commands import analysis, config, edit, layers, training, weights
+from dpe_cli.commands import analysis, batch, config, edit, layers, training, weights
 from dpe_cli.commands.shared import Cli
 
 
@@ -22,8 +22,8 @@ def cli() -> None:
 
 
 for command in (
-    edit.edit, analysis.extract, analysis.faces, analysis.report, weights.weights, analysis.doctor, training.prepare,
-    training.train, training.evaluate_command, analysis.benchmark, config.config,
+    edit.edit, batch.batch, analysis.extract, analysis.faces, analysis.report, weights.weights, config.config,
+    analysis.doctor, training.prepare, training.train, training.evaluate_command, analysis.benchmark,
 ):  # fmt: skip
     cli.add_command(command)
 cli.params.append(layers.config_option())

@@ -83,7 +83,12 @@ def config_option() -> click.Option:
 
 
 def add(ctx: click.Context, file: Path) -> None:
-    """Puts a file above those read so far. Raises click.UsageError."""
+    """Puts a file above those read so far. Raises click.UsageError.
+
+    A command that is run without `dpe` around it, as a batch runs an edit, was given its settings by whom runs it.
+    """
+    if not isinstance(ctx.find_root().command, click.Group):
+        return
     found = files_read(ctx)
     if file not in (layer.file for layer in found):
         found.append(read_layer(file, ctx.find_root().command))
@@ -99,10 +104,7 @@ def files_read(ctx: click.Context) -> list[Layer]:
 
 
 def apply(ctx: click.Context) -> None:
-    """Makes what the files say the defaults of this command. Raises click.UsageError.
-
-    A command that is run without `dpe` around it, as a batch runs an edit, was given its defaults by whom runs it.
-    """
+    """Makes what the files say the defaults of this command. Raises click.UsageError."""
     ctx.default_map = (ctx.default_map or {}) | values_for(ctx, ctx.command)
 
 
@@ -114,12 +116,7 @@ def values_for(ctx: click.Context, command: click.Command) -> dict[str, Any]:
     return merged
 
 
-def commands_of(root: click.Command) -> dict[str, click.Command]:
-    """The commands that have settings, by name."""
-    return root.commands if isinstance(root, click.Group) else {str(root.name): root}
-
-
-def read_layer(file: Path, root: click.Command) -> Layer:
+def read_layer(file: Path, root: click.Group) -> Layer:
     """A file whose names are all options. Raises click.UsageError."""
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -127,7 +124,7 @@ def read_layer(file: Path, root: click.Command) -> Layer:
         raise click.UsageError(f"{file} does not exist: --config names a TOML file") from error
     except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise click.UsageError(f"{file} is no TOML file: {error}") from error
-    commands = commands_of(root)
+    commands = root.commands
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
     everywhere = {underlined(name): value for name, value in content.items() if name not in tables}
     known = {name for command in commands.values() for name in settings_of(command)}
@@ -201,7 +198,7 @@ class Setting:
 def resolved(ctx: click.Context, names: Iterable[str]) -> Iterator[Setting]:
     """Every setting of these commands as they would find it now. Raises click.UsageError for a value that is wrong."""
     for name in names:
-        command = commands_of(ctx.find_root().command)[name]
+        command = ctx.find_root().command.commands[name]
         inner = click.Context(command, info_name=name, parent=ctx.find_root(), resilient_parsing=True)
         inner.default_map = values_for(ctx, command)
         for key, option in settings_of(command).items():
