@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -39,16 +39,35 @@ class Claim:
     """A clip that is ours. `lost` is set if somebody took it over, because our heart stood still for too long."""
 
     output: Path
-    generation: int
-    taken_over: bool  # from an owner who left without a word, perhaps after writing the output
     timeout: float
+    generation: int = 0  # 0: not ours
+    taken_over: bool = False  # from an owner who left without a word, perhaps after writing the output
     lost: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
+    heart: threading.Thread | None = None
 
-    def __enter__(self) -> "Claim":
+    def take(self) -> bool:
+        """Whether it is ours now. Raises OutputError if no claim can be made."""
+        try:
+            newest = max(generations(self.output), default=0)
+            if newest and not stale(claim_file(self.output, newest), self.timeout):
+                return False
+            handle = os.open(claim_file(self.output, newest + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            problem = f"no claim can be made beside {self.output}: {error.strerror}"
+            raise OutputError(problem, "name another folder") from error
+        self.generation, self.taken_over = newest + 1, newest > 0
+        with os.fdopen(handle, "w") as file:
+            json.dump(identity(), file)
+        if max(generations(self.output), default=0) != self.generation:  # others went on while we were slow
+            claim_file(self.output, self.generation).unlink(missing_ok=True)
+            self.generation = 0
+            return False
         self.heart = threading.Thread(target=self.beat, daemon=True, name="claim")
         self.heart.start()
-        return self
+        return True
 
     def beat(self) -> None:
         """Touches the claim until it is released or lost."""
@@ -63,38 +82,24 @@ class Claim:
             except OSError:  # a file server that is away for a moment
                 continue
 
-    def __exit__(self, *_: object) -> None:
+    def release(self) -> None:
         """Lets go: our generation last, so that nobody takes an older one for the newest."""
         self.stopped.set()
-        self.heart.join()
-        for generation in sorted(generations(self.output)):
+        if self.heart and self.heart.ident:
+            self.heart.join()
+        for generation in sorted(generations(self.output) if self.generation else []):
             if generation <= self.generation:
                 claim_file(self.output, generation).unlink(missing_ok=True)
 
 
-def take(output: Path, timeout: float) -> Claim | None:
-    """The claim of an output, None if somebody has it. Raises OutputError if none can be made."""
+@contextlib.contextmanager
+def claimed(output: Path, timeout: float) -> Iterator[Claim | None]:
+    """The claim of an output while it is held, None if somebody has it. Raises OutputError if none can be made."""
+    claim = Claim(output, timeout)
     try:
-        newest = max(generations(output), default=0)
-        if newest and not stale(claim_file(output, newest), timeout):
-            return None
-        mine = claim_file(output, newest + 1)
-        handle = os.open(mine, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return None
-    except OSError as error:
-        raise OutputError(f"no claim can be made beside {output}: {error.strerror}", "name another folder") from error
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(identity(), file)
-        ours = max(generations(output), default=0) == newest + 1  # else others went on while we were slow
-    except BaseException:
-        mine.unlink(missing_ok=True)
-        raise
-    if not ours:
-        mine.unlink(missing_ok=True)
-        return None
-    return Claim(output, newest + 1, newest > 0, timeout)
+        yield claim if claim.take() else None
+    finally:
+        claim.release()
 
 
 def claim_file(output: Path, generation: int) -> Path:

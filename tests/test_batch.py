@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,15 @@ from dpe_cli.main import cli
 from dpe_cli.manifest import Shard, divide, parse_shard, shard_of_scheduler
 from dpe_cli.video import probe, read_frames
 
-SLOW = "DPE_TEST_SECONDS"  # that a stand-in takes for each batch of frames
+GATE = "DPE_TEST_GATE"  # a file: edits stand still until it is there
 
 
-class SlowEngine(ColourEngine):
-    """The stand-in for the networks, taking its time."""
+class GatedEngine(ColourEngine):
+    """The stand-in for the networks."""
 
     def edit(self, *arguments: Any) -> np.ndarray:
-        time.sleep(float(os.environ.get(SLOW, 0)))
+        while GATE in os.environ and not Path(os.environ[GATE]).exists():
+            time.sleep(0.01)
         return super().edit(*arguments)
 
 
@@ -45,7 +45,7 @@ class StandIns(command.WorkerHost):
     """What a worker has, without networks."""
 
     def engine(self, *_: object, **__: object) -> ColourEngine:
-        return SlowEngine(1)
+        return GatedEngine(1)
 
     def detector(self, *_: object) -> ColourDetector:
         return ColourDetector()
@@ -264,33 +264,33 @@ def test_a_claim_is_had_by_one_only(tmp_path: Path):
         if silent:
             dead = ledger.claim_file(output, 3)
             dead.write_text('{"host": ["elsewhere", "", ""], "pid": 1}')
-            assert ledger.take(output, 60) is None
+            assert not ledger.Claim(output, 60).take()
             os.utime(dead, (time.time() - 61, time.time() - 61))
         had, gate = [], threading.Barrier(12)
 
         def grasp(had: list = had, gate: threading.Barrier = gate) -> None:
+            claim = ledger.Claim(output, 60)
             gate.wait()
-            had.append(ledger.take(output, 60))
+            if claim.take():
+                had.append(claim)
 
         threads = [threading.Thread(target=grasp) for _ in range(12)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        (claim,) = [claim for claim in had if claim]
-        assert claim.taken_over is silent and ledger.take(output, 60) is None
-        with claim:
-            pass
+        (claim,) = had
+        assert claim.taken_over is silent and not ledger.Claim(output, 60).take()
+        claim.release()
         assert list(tmp_path.iterdir()) == []
 
 
 def test_a_claim_lives_as_long_as_its_owner_and_is_lost_to_a_newer_one(tmp_path: Path):
     output = tmp_path / "a.mp4"
-    claim = ledger.take(output, 0.6)
-    ledger.claim_file(output, 1).write_text('{"host": ["elsewhere"], "pid": 1}')
-    with claim:
+    with ledger.claimed(output, 0.6) as claim:
+        ledger.claim_file(output, 1).write_text('{"host": ["elsewhere"], "pid": 1}')
         time.sleep(0.9)
-        assert ledger.take(output, 0.6) is None and not claim.lost.is_set()
+        assert not ledger.Claim(output, 0.6).take() and not claim.lost.is_set()
         ledger.claim_file(output, 2).touch()
         assert claim.lost.wait(5)
     assert [path.name for path in tmp_path.iterdir()] == [".a.mp4.claim-2"]  # the newer one is not ours to remove
@@ -298,9 +298,13 @@ def test_a_claim_lives_as_long_as_its_owner_and_is_lost_to_a_newer_one(tmp_path:
 
 def test_the_claim_of_a_dead_process_of_this_machine_is_stale_at_once(tmp_path: Path):
     output = tmp_path / "a.mp4"
-    code = f"from pathlib import Path; from dpe_cli.ledger import take; assert take(Path({str(output)!r}), 1000)"
+    code = (
+        f"from pathlib import Path; from dpe_cli.ledger import Claim; assert Claim(Path({str(output)!r}), 1000).take()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert ledger.claim_file(output, 1).exists() and ledger.take(output, 1000).taken_over
+    assert ledger.claim_file(output, 1).exists()
+    with ledger.claimed(output, 1000) as claim:
+        assert claim.taken_over
 
 
 def test_an_edit_whose_claim_is_lost_is_given_up(folder: Path):
@@ -399,8 +403,8 @@ def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen]]:
     """Starts a `dpe batch` in a session of its own; whatever becomes of the test, none of them stays."""
     processes: list[subprocess.Popen] = []
 
-    def begin(*arguments: str, seconds: float = 0.0) -> subprocess.Popen:
-        processes.append(started(folder, *arguments, seconds=seconds))
+    def begin(*arguments: str) -> subprocess.Popen:
+        processes.append(started(folder, *arguments))
         return processes[-1]
 
     yield begin
@@ -410,11 +414,11 @@ def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen]]:
         process.communicate()
 
 
-def started(folder: Path, *arguments: str, seconds: float) -> subprocess.Popen:
-    """The process."""
+def started(folder: Path, *arguments: str) -> subprocess.Popen:
+    """The process, whose edits wait for the file `gate`."""
     (folder / "dpe_stand_in.py").write_text(script())
     command = [sys.executable, "dpe_stand_in.py", "batch", "--output-template", "out/{id}.mp4", *arguments]
-    environment = {**os.environ, SLOW: str(seconds)}
+    environment = {**os.environ, GATE: "gate"}
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -442,34 +446,44 @@ def claims(folder: Path) -> list[dict[str, Any]]:
 def test_two_batches_at_once_do_every_clip_once_and_one_is_killed_on_the_way(folder: Path, start: Callable):
     """The other one takes its clips over; nothing is lost, nothing half-written under a final name."""
     rows = [{"id": f"clip{n}", "source": "long.mp4", "strength": 0.5 + n / 10} for n in range(4)]
+    assert run(manifest(rows[0])).exit_code == 0
     manifest(*rows)
-    one = start("m.jsonl", "--skip-existing", "--results", "one.jsonl", seconds=0.15)
-    wait_for(lambda: claims(folder))
-    two = start("m.jsonl", "--skip-existing", "--results", "two.jsonl", seconds=0.15)
-    wait_for(lambda: len(claims(folder)) == 2 and list((folder / "out").glob("*.dpe.json")))
+    one = start("m.jsonl", "--skip-existing", "--results", "one.jsonl")
+    wait_for(lambda: len(claims(folder)) == 1)
+    two = start("m.jsonl", "--skip-existing", "--results", "two.jsonl")
+    wait_for(lambda: len(claims(folder)) == 2)
     os.killpg(one.pid, signal.SIGKILL)
     one.wait()
-    whole = [probe(path).n_frames for path in (folder / "out").glob("*.mp4")]
-    assert set(whole) <= {8}
-    _, errors = two.communicate(timeout=90)
+    assert [path.name for path in (folder / "out").glob("*.mp4")] == ["clip0.mp4"]
+    (folder / "gate").touch()
+    _, errors = two.communicate(timeout=60)
     assert two.returncode == 0, errors
-    before = [json.loads(line) for line in (folder / "one.jsonl").read_text().splitlines()]
-    after = results("two.jsonl")
-    assert set(after) == {row["id"] for row in rows} and {line["status"] for line in after.values()} <= {
-        "done",
-        "skipped",
-    }
-    done = Counter(line["id"] for line in [*before, *after.values()] if line["status"] == "done")
-    assert max(done.values()) == 1
+    statuses = {name: line["status"] for name, line in results("two.jsonl").items()}
+    assert statuses == {"clip0": "skipped", "clip1": "done", "clip2": "done", "clip3": "done"}
     assert {probe(folder / f"out/{row['id']}.mp4").n_frames for row in rows} == {8}
     assert not list((folder / "out").glob(".*.claim-*"))
 
 
+def test_two_batches_at_once_do_every_clip_once(folder: Path, start: Callable):
+    """Without --skip-existing too: what the other one did meanwhile counts as done."""
+    manifest(*({"id": f"clip{n}", "source": "long.mp4", "strength": 0.5 + n / 10} for n in range(4)))
+    both = [start("m.jsonl", "--results", f"{name}.jsonl") for name in ("one", "two")]
+    wait_for(lambda: len(claims(folder)) == 2)
+    (folder / "gate").touch()
+    for process in both:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    one, two = results("one.jsonl"), results("two.jsonl")
+    for name in (f"clip{n}" for n in range(4)):
+        assert sorted([one[name]["status"], two[name]["status"]]) == ["done", "skipped"]
+
+
 def test_a_worker_that_is_killed_is_replaced_and_its_clip_done_again(folder: Path, start: Callable):
     manifest(LONG)
-    process = start("m.jsonl", seconds=0.2)
+    process = start("m.jsonl")
     (claim,) = wait_for(lambda: claims(folder))
     os.kill(claim["pid"], signal.SIGKILL)
+    (folder / "gate").touch()
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (0, "m.results.jsonl\n"), errors
     assert (results()["long"]["status"], results()["long"]["tries"]) == ("done", 2)
@@ -479,7 +493,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_clip_done_again(folder: Pat
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_75_and_130_when_it_is_stopped_and_nothing_is_left(folder: Path, start: Callable, number: int, code: int):
     manifest(LONG)
-    process = start("m.jsonl", seconds=5)
+    process = start("m.jsonl")
     wait_for(lambda: claims(folder))
     began = time.monotonic()
     process.send_signal(number)

@@ -478,17 +478,16 @@ class EditWorker:
 
     def attempt(self, work: Work) -> tuple[str, dict[str, Any]]:
         """Status and facts for the outcome. Raises what the edit raises."""
-        from dpe_cli.ledger import take
+        from dpe_cli.ledger import claimed
 
         os.chdir(work.folder)
         arguments = [*work.arguments, *([f"--device={self.device}"] if self.device else [])]
         made_of = ingredients(self.context(arguments, work))
         if done := self.made(work, made_of["key"]):
             return "skipped", done
-        claim = take(work.output, work.timeout)
-        if claim is None:
-            return "busy", {"reason": "another machine works on it"}
-        with claim:
+        with claimed(work.output, work.timeout) as claim:
+            if claim is None:
+                return "busy", {"reason": "another machine works on it"}
             if done := self.made(work, made_of["key"]):  # between the look and the claim
                 return "skipped", done
             if claim.taken_over:  # whose owner may have died after writing the output
