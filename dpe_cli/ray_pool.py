@@ -43,6 +43,7 @@ class RayPool:
         self.slots, self.make = slots, make
         self.ours = not ray.is_initialized()
         if self.ours:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # this tool tells nobody anything
             here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(slots, os.cpu_count() or 1)}
             ray.init(log_to_driver=False, include_dashboard=False, logging_level=40, **here)
         self.actor = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=2)(Actor)

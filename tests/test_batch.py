@@ -503,14 +503,28 @@ def test_75_and_130_when_it_is_stopped_and_nothing_is_left(folder: Path, start: 
     assert left_behind(folder) == [] and not (folder / "out/long.mp4").exists()
 
 
-def test_ray_does_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ray_does_the_same_and_an_actor_that_is_killed_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     rows = [{"id": f"clip{n}", "source": "long.mp4"} for n in range(3)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv(GATE, "gate")
+
+    def kill_one() -> None:
+        one, _ = wait_for(lambda: (found := claims(folder)) and len(found) == 2 and found)
+        os.kill(one["pid"], signal.SIGKILL)
+        (folder / "gate").touch()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
     done = run(manifest(*rows, {"id": "empty", "source": "empty.mp4"}), "--engine", "ray", "--workers", "2")
+    killer.join()
     assert done.exit_code == 8, done.stderr
-    assert [line["status"] for _, line in sorted(results().items())] == ["done"] * 3 + ["failed"]
-    assert left_behind(folder) == []
+    found = results()
+    assert {name: line["status"] for name, line in found.items()} == {
+        "clip0": "done", "clip1": "done", "clip2": "done", "empty": "failed"
+    }  # fmt: skip
+    assert sorted(line["tries"] for line in found.values()) == [1, 1, 1, 2]
+    assert not list((folder / "out").glob(".*.claim-*"))
 
 
 # Shards
