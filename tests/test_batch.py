@@ -23,6 +23,8 @@ from dpe_cli import batch as pool_module
 from dpe_cli import ledger
 from dpe_cli.batch import Event, Item, Outcome, ProcessPool, run_batch
 from dpe_cli.commands import batch as command
+from dpe_cli.commands import worker
+from dpe_cli.commands.display import Display
 from dpe_cli.commands.edit import Host
 from dpe_cli.errors import ManifestError
 from dpe_cli.main import cli
@@ -41,7 +43,7 @@ class GatedEngine(ColourEngine):
         return super().edit(*arguments)
 
 
-class StandIns(command.WorkerHost):
+class StandIns(worker.WorkerHost):
     """What a worker has, without networks."""
 
     def engine(self, *_: object, **__: object) -> ColourEngine:
@@ -51,8 +53,8 @@ class StandIns(command.WorkerHost):
         return ColourDetector()
 
 
-def stand_in_worker(devices: list[str], slot: int) -> command.EditWorker:
-    return command.EditWorker(None, StandIns())
+def stand_in_worker(devices: list[str], slot: int) -> worker.EditWorker:
+    return worker.EditWorker(None, StandIns())
 
 
 class InlinePool:
@@ -309,16 +311,16 @@ def test_the_claim_of_a_dead_process_of_this_machine_is_stale_at_once(tmp_path: 
 
 def test_an_edit_whose_claim_is_lost_is_given_up(folder: Path):
     """And found done by the other machine, for which it waits."""
-    worker = stand_in_worker([], 0)
+    hand = stand_in_worker([], 0)
     calls = iter(range(100))
 
     def tell(*_: object) -> None:
         if next(calls) == 1:
-            worker.host.claim.lost.set()
+            hand.host.claim.lost.set()
 
-    work = command.Work(["--source=talk.mp4", "--driving=smile.mp4", "--output=out/a.mp4"], {}, os.getcwd(),
+    work = worker.Work(["--source=talk.mp4", "--driving=smile.mp4", "--output=out/a.mp4"], {}, os.getcwd(),
                         Path("out/a.mp4"), False, None, 60)  # fmt: skip
-    assert worker(Item("a", work), tell).status == "busy"
+    assert hand(Item("a", work), tell).status == "busy"
     assert not Path("out/a.mp4").exists() and left_behind(folder) == []
 
 
@@ -354,7 +356,7 @@ def played(ends: dict[str, list], slots: int = 1, **options: Any) -> tuple[list[
     """Outcomes as (id, status, code, tries), and the order in which items were begun."""
     pool = Script(ends, slots)
     items = [Item(name, None) for name in ends]
-    outcomes = run_batch(items, pool, command.Display(items, lambda outcome: None), **options)
+    outcomes = run_batch(items, pool, Display(items, lambda outcome: None), **options)
     return [(one.id, one.status, one.exit_code, one.tries) for one in outcomes], pool.begun
 
 
@@ -628,7 +630,7 @@ def test_networks_are_loaded_once_and_again_if_others_are_asked_for(monkeypatch:
 def test_the_pool_of_processes_keeps_its_processes():
     pool = ProcessPool(functools.partial(pids), 1)
     items = [Item(str(number), None) for number in range(3)]
-    outcomes = run_batch(items, pool, command.Display(items, lambda outcome: None))
+    outcomes = run_batch(items, pool, Display(items, lambda outcome: None))
     assert len({outcome.worker for outcome in outcomes}) == 1 and outcomes[0].worker != str(os.getpid())
 
 

@@ -13,6 +13,7 @@ import click
 from dpe_cli.commands.shared import (
     FILE,
     MODES,
+    PROGRESS_META,
     SECONDS,
     Command,
     detector_options,
@@ -38,17 +39,17 @@ class Host:
     """
 
     def __init__(self) -> None:
-        self.kept: dict[str, tuple[Any, Any, Any]] = {}  # what -> how it was asked for, the thing, how it was described
+        self.kept: dict[str, tuple[Any, Any, Any]] = {}  # what -> how it was asked for, the thing, its precision
 
     def engine(self, *weights: str | None, **options: Any) -> Any:
         """An Engine. One that has fallen back to another precision meanwhile is not used again."""
         from dpe_cli.engine import Engine
 
-        asked, engine, described = self.kept.get("engine", (None, None, None))
-        if asked != (weights, options) or engine.description != described:
+        asked, engine, precision = self.kept.get("engine", (None, None, None))
+        if asked != (weights, options) or engine.description.get("precision") != precision:
             self.kept.pop("engine", None)  # before the next one: both might not fit into the memory
             engine = Engine(*weights, **options)
-            self.kept["engine"] = ((weights, options), engine, dict(engine.description))
+            self.kept["engine"] = ((weights, options), engine, engine.description.get("precision"))
         return engine
 
     def detector(self, name: str, models: Path | None) -> "FaceDetector":
@@ -268,6 +269,8 @@ def asked_for(ctx: click.Context) -> "tuple[Driving | Edits, Path, EditSettings]
         drivers = choose_driving(*(params[name] for name in ("driving", "exp_driving", "pose_driving", "mode")))
     if params["as_json"] and str(params["output"]) == "-":
         raise click.UsageError("--json and the video cannot both go to standard output")
+    if ctx.meta.get(PROGRESS_META) == "openjd" and str(params["output"]) == "-":
+        raise click.UsageError("--progress openjd and the video cannot both go to standard output")
     if params["end"] is not None and params["end"] <= (params["start"] or 0):
         raise click.UsageError("--end must be after --start")
     if params["neutral_frame"] is not None and params["motion"] != "relative":
