@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -222,10 +222,10 @@ def serve(connection: Connection, make: Make, slot: int, threads: int) -> None:
     """
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one decides
-    stop_by_sigterm(KeyboardInterrupt)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before torch is imported: the processes share the cores
     os.dup2(2, 1)  # standard output is for results
-    with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError, ConnectionResetError):
+    over = (KeyboardInterrupt, EOFError, BrokenPipeError, ConnectionResetError)
+    with contextlib.suppress(*over), raised_by_sigterm(KeyboardInterrupt):
         work = make(slot)
         while True:
             item = connection.recv()
@@ -240,15 +240,22 @@ def serve(connection: Connection, make: Make, slot: int, threads: int) -> None:
             connection.send(Event(slot, outcome=work(item, tell)))
 
 
-def stop_by_sigterm(error: type[BaseException]) -> None:
-    """From now on the first SIGTERM raises `error` in the main thread; more of them do not disturb the cleaning up."""
+@contextlib.contextmanager
+def raised_by_sigterm(error: type[BaseException]) -> Iterator[None]:
+    """Within it the first SIGTERM raises `error` in the main thread; more do not disturb the cleaning up."""
 
     def stop(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise error
 
-    if threading.current_thread() is threading.main_thread():  # elsewhere signals are not ours
-        signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():  # there signals are not ours
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def counted(outcomes: Iterable[Outcome]) -> Mapping[str, int]:

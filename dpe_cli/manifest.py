@@ -5,6 +5,7 @@ names; `cost`, if given, stands in place of what the clip's length and size say.
 """
 
 import csv
+import io
 import json
 import string
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,7 +76,7 @@ def refuse(path: Path, problems: Sequence[str]) -> None:
 def read_json_lines(text: str, problems: list[str]) -> list[tuple[int, dict[str, Any]]]:
     """Line numbers and objects; lines that are empty or begin with # count for nothing."""
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold its other line breaks
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
@@ -92,8 +93,12 @@ def read_json_lines(text: str, problems: list[str]) -> list[tuple[int, dict[str,
 
 def read_csv(text: str, problems: list[str]) -> list[tuple[int, dict[str, Any]]]:
     """Line numbers and rows; an empty cell is a value that is not given."""
-    reader, rows = csv.DictReader(text.splitlines(), strict=True), []
+    reader, rows = csv.DictReader(io.StringIO(text, newline=""), strict=True), []
     try:
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names) or not all(name.strip() for name in names):
+            problems.append("line 1: every column needs a name of its own")
+            return []
         for values in reader:
             if None in values or None in values.values():
                 problems.append(f"line {reader.line_num}: not as many cells as the first line has names")

@@ -177,6 +177,13 @@ def test_a_csv_is_a_list_too(folder: Path):
     assert probe(Path("out/2_a_talk_smile_pose.mp4")).width == 160
 
 
+def test_the_mode_of_a_name_is_that_of_the_edit(folder: Path):
+    rows = [{"id": "a", "source": "talk.mp4", "driving": None, "exp-driving": "smile.mp4", "pose_driving": "long.mp4"}]
+    rows += [{"id": "b", "source": "talk.mp4", "driving": None, "edit": ["driving=smile.mp4,mode=pose"]}]
+    assert run(manifest(*rows), "--output-template", "out/{id}_{driving}_{mode}.mp4").exit_code == 0
+    assert {path.name for path in (folder / "out").glob("*.mp4")} == {"a_smile_both.mp4", "b_smile_pose.mp4"}
+
+
 # What is wrong is told before anything is started, all of it together
 
 
@@ -203,6 +210,23 @@ def test_2_for_a_list_with_mistakes(folder: Path, rows: list, complaints: list[s
     done = run(manifest(*rows))
     assert done.exit_code == 2 and all(text in done.stderr for text in complaints), done.stderr
     assert "Traceback" not in done.stderr and not Path("m.results.jsonl").exists() and not list(Path("out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("id,source\na\n", "line 2: not as many cells"),
+        ("id,source\na,b,c\n", "line 2: not as many cells"),
+        ("id,id\na,b\n", "line 1: every column needs a name"),
+        ('id,source\n"a,b\n', "no CSV"),
+        ("", "lists no clip"),
+        ("id,source,driving\n,talk.mp4,smile.mp4\nb,talk.mp4,smile.mp4\nb,talk.mp4,smile.mp4\n", "line 4: the id b"),
+    ],
+)
+def test_2_for_a_csv_with_mistakes(folder: Path, text: str, complaint: str):
+    Path("m.csv").write_text(text)
+    done = run("m.csv")
+    assert done.exit_code == 2 and complaint in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("template", ["out.mp4", "{id", "{0}.mp4", "{id.__class__}.mp4", "{name}.mp4", "{line:x!}.mp4"])

@@ -103,7 +103,7 @@ def batch(
     \b
     dpe batch clips.jsonl --output-template 'out/{id}_{mode}.mp4' --skip-existing -- --codec prores
     """
-    from dpe_cli.batch import ProcessPool, counted, run_batch, stop_by_sigterm, write_results
+    from dpe_cli.batch import ProcessPool, counted, raised_by_sigterm, run_batch, write_results
     from dpe_cli.manifest import check_template, parse_shard, read_manifest, shard_of_scheduler
 
     say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
@@ -142,9 +142,8 @@ def batch(
             outcomes.append(outcome)
             write_results(results, outcomes)
 
-        stop_by_sigterm(Stopped)
         try:
-            with display(progress_kind(quiet), items, keep) as listener:
+            with raised_by_sigterm(Stopped), display(progress_kind(quiet), items, keep) as listener:
                 run_batch(items, pool, listener, retries, fail_fast)
         except (Stopped, KeyboardInterrupt) as error:
             say(f"Stopped after {len(outcomes)} of {len(clips)} clips; to go on, start it again with --skip-existing")

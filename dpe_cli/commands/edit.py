@@ -255,18 +255,21 @@ def edit(
     return done
 
 
+def drivers_of(params: dict[str, Any]) -> "Driving | Edits":
+    """Whose motion the options of an edit ask for. Raises click.UsageError."""
+    if not params["several"]:
+        return choose_driving(*(params[name] for name in ("driving", "exp_driving", "pose_driving", "mode")))
+    if params["driving"] or params["exp_driving"] or params["pose_driving"] or params["mode"]:
+        raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
+    return choose_edits(params["several"], params["face"], params["strength"])
+
+
 def asked_for(ctx: click.Context) -> "tuple[Driving | Edits, Path, EditSettings]":
     """Whose motion, the output and the settings that the options of an edit mean together.
 
     Raises click.UsageError where they contradict each other, and InputError.
     """
-    params = ctx.params
-    if params["several"]:
-        if params["driving"] or params["exp_driving"] or params["pose_driving"] or params["mode"]:
-            raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
-        drivers = choose_edits(params["several"], params["face"], params["strength"])
-    else:
-        drivers = choose_driving(*(params[name] for name in ("driving", "exp_driving", "pose_driving", "mode")))
+    params, drivers = ctx.params, drivers_of(ctx.params)
     if params["as_json"] and str(params["output"]) == "-":
         raise click.UsageError("--json and the video cannot both go to standard output")
     if ctx.meta.get(PROGRESS_META) == "openjd" and str(params["output"]) == "-":

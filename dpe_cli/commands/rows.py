@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands import layers
-from dpe_cli.commands.edit import asked_for, edit
+from dpe_cli.commands.edit import asked_for, drivers_of, edit
 from dpe_cli.commands.shared import Failure
 from dpe_cli.commands.worker import Work, inputs_of
 from dpe_cli.errors import DPEError
@@ -110,12 +110,10 @@ class Planner:
         """The output by the template."""
         from dpe_cli.manifest import fill
 
-        source, drivers = params["source"], [params[name] for name in ("driving", "exp_driving", "pose_driving")]
-        driving = next((path.stem for path in drivers if path), "")
-        mode = params["mode"] or ("both" if drivers[1] and drivers[2] else "pose" if drivers[2] else "exp")
+        source, drivers = params["source"], drivers_of(params)
         return fill(
-            self.template, id=row.id, stem=source.stem, parent=str(source.parent), driving=driving, mode=mode,
-            line=row.line,
+            self.template, id=row.id, stem=source.stem, parent=str(source.parent), driving=drivers.paths[0].stem,
+            mode=drivers.mode, line=row.line,
         )  # fmt: skip
 
     def check(self, clip: Clip, context: click.Context, problems: list[str]) -> None:
