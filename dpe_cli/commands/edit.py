@@ -3,19 +3,68 @@
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpe_cli.commands.shared import FILE, MODES, SECONDS, Command, detector_options, given, progress_for, shared_options
+from dpe_cli.commands.shared import (
+    FILE,
+    MODES,
+    PROGRESS_META,
+    SECONDS,
+    Command,
+    detector_options,
+    given,
+    progress_for,
+    progress_option,
+    shared_options,
+)
 from dpe_cli.errors import QualityError
 
 if TYPE_CHECKING:
-    from dpe_cli.edit import Driving, Edit, Edits
+    from dpe_cli.edit import Driving, Edit, Edits, EditSettings
+    from dpe_cli.face import FaceDetector
+    from dpe_cli.report import Report
 
 EDIT_KEYS = ("face", "driving", "exp-driving", "pose-driving", "mode", "strength")
+
+
+class Host:
+    """What a process keeps for the edits that it does: the networks and the face detector, loaded when first needed.
+
+    A batch hands its own to one edit after the other.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[str, tuple[Any, Any, Any]] = {}  # what -> how it was asked for, the thing, its precision
+
+    def engine(self, *weights: str | None, **options: Any) -> Any:
+        """An Engine. One that has fallen back to another precision meanwhile is not used again."""
+        from dpe_cli.engine import Engine
+
+        asked, engine, precision = self.kept.get("engine", (None, None, None))
+        if asked != (weights, options) or engine.description.get("precision") != precision:
+            self.kept.pop("engine", None)  # before the next one: both might not fit into the memory
+            engine = Engine(*weights, **options)
+            self.kept["engine"] = ((weights, options), engine, engine.description.get("precision"))
+        return engine
+
+    def detector(self, name: str, models: Path | None) -> "FaceDetector":
+        """A face detector."""
+        from dpe_cli.face import make_detector
+
+        asked, detector, _ = self.kept.get("detector", (None, None, None))
+        if asked != (name, models):
+            detector = make_detector(name, models)
+            self.kept["detector"] = ((name, models), detector, None)
+        return detector
+
+    def progress(self, quiet: bool) -> Callable[[Iterable, int | None, str], Iterator]:
+        """How an edit tells how far it is."""
+        return progress_for(quiet)
 
 
 @click.command(cls=Command)
@@ -140,6 +189,7 @@ EDIT_KEYS = ("face", "driving", "exp-driving", "pose-driving", "mode", "strength
 @click.option("--preview", type=FILE, help="Also write source | driving | result side by side.")
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@progress_option
 @shared_options
 def edit(
     source: Path,
@@ -160,8 +210,8 @@ def edit(
     batch_size: int | None,
     quiet: bool,
     verbose: bool,
-    **settings: Any,
-) -> None:
+    **_: Any,
+) -> "Report":
     """Give the face in a source the expression, the pose or both of a driving video.
 
     Strength 0 keeps the source's own motion, 1 takes the driving's.
@@ -170,45 +220,28 @@ def edit(
     dpe edit --source examples/out/source.mp4 --driving examples/out/driving.mp4 -o edited.mp4
     dpe edit -s two.mp4 --edit face=left,driving=smile.mp4 --edit face=right,driving=frown.mp4,strength=0.5
     """
-    if several:
-        if driving or exp_driving or pose_driving or mode:
-            raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
-        drivers = choose_edits(several, settings["face"], settings["strength"])
-    else:
-        drivers = choose_driving(driving, exp_driving, pose_driving, mode)
-    if as_json and str(output) == "-":
-        raise click.UsageError("--json and the video cannot both go to standard output")
-    if settings["end"] is not None and settings["end"] <= (settings["start"] or 0):
-        raise click.UsageError("--end must be after --start")
-    if settings["neutral_frame"] is not None and settings["motion"] != "relative":
-        raise click.UsageError("--neutral-frame needs --motion relative")
-    if settings["curve"] and given("strength"):
-        raise click.UsageError("--curve stands in place of --strength: give one of them")
+    ctx = click.get_current_context()
+    drivers, output, chosen = asked_for(ctx)
 
     from dpe_cli.container import PIPE, spooled
-    from dpe_cli.edit import EditSettings, check_request, default_output, edit_video
-    from dpe_cli.motion import read_curve
+    from dpe_cli.edit import check_request, edit_video
 
-    settings["curve"] = settings["curve"] and read_curve(settings["curve"])
-    chosen = EditSettings(**settings)
-    output = output or default_output(source, drivers)
-    source = click.get_current_context().with_resource(spooled(source, sys.stdin.buffer))
+    source = ctx.with_resource(spooled(source, sys.stdin.buffer))
     check_request(source, drivers, output, chosen, preview, report)
 
     from dpe_cli.detectors import RESEARCH_ONLY
-    from dpe_cli.engine import Engine  # torch takes seconds to import, so what can fail has failed before
-    from dpe_cli.face import make_detector
 
     say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
-    engine = Engine(weights, device=device, precision=precision, batch_size=batch_size)
-    finder = make_detector(detector, face_models)
+    host = ctx.ensure_object(Host)  # torch takes seconds to import, so what can fail has failed before
+    engine = host.engine(weights, device=device, precision=precision, batch_size=batch_size)
+    finder = host.detector(detector, face_models)
     if finder.name.startswith("insightface"):
         say(f"{finder.name}: {RESEARCH_ONLY}")
     if verbose:
         say(f"networks: {engine.description}; faces: {finder.name}; {drivers}; {chosen}")
     try:
         done = edit_video(
-            source, drivers, output, engine, finder, chosen, preview=preview, progress=progress_for(quiet), say=say
+            source, drivers, output, engine, finder, chosen, preview=preview, progress=host.progress(quiet), say=say
         )
     except QualityError as error:
         if report:
@@ -219,6 +252,41 @@ def edit(
     say(closing_words(done.summary()))
     if output != PIPE:
         click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
+    return done
+
+
+def drivers_of(params: dict[str, Any]) -> "Driving | Edits":
+    """Whose motion the options of an edit ask for. Raises click.UsageError."""
+    if not params["several"]:
+        return choose_driving(*(params[name] for name in ("driving", "exp_driving", "pose_driving", "mode")))
+    if params["driving"] or params["exp_driving"] or params["pose_driving"] or params["mode"]:
+        raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
+    return choose_edits(params["several"], params["face"], params["strength"])
+
+
+def asked_for(ctx: click.Context) -> "tuple[Driving | Edits, Path, EditSettings]":
+    """Whose motion, the output and the settings that the options of an edit mean together.
+
+    Raises click.UsageError where they contradict each other, and InputError.
+    """
+    params, drivers = ctx.params, drivers_of(ctx.params)
+    if params["as_json"] and str(params["output"]) == "-":
+        raise click.UsageError("--json and the video cannot both go to standard output")
+    if ctx.meta.get(PROGRESS_META) == "openjd" and str(params["output"]) == "-":
+        raise click.UsageError("--progress openjd and the video cannot both go to standard output")
+    if params["end"] is not None and params["end"] <= (params["start"] or 0):
+        raise click.UsageError("--end must be after --start")
+    if params["neutral_frame"] is not None and params["motion"] != "relative":
+        raise click.UsageError("--neutral-frame needs --motion relative")
+    if params["curve"] and given(ctx, "strength"):
+        raise click.UsageError("--curve stands in place of --strength: give one of them")
+
+    from dpe_cli.edit import EditSettings, default_output
+    from dpe_cli.motion import read_curve
+
+    settings = {field.name: params[field.name] for field in fields(EditSettings) if field.name in params}
+    settings["curve"] = settings["curve"] and read_curve(settings["curve"])
+    return drivers, params["output"] or default_output(params["source"], drivers), EditSettings(**settings)
 
 
 def choose_driving(both: Path | None, expression: Path | None, pose: Path | None, mode: str | None) -> "Driving":

@@ -1,6 +1,7 @@
 """What commands have in common: failures as one line and an exit code, options, progress, tables."""
 
 import functools
+import json
 import sys
 import time
 import traceback
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+from dpe_cli.commands import layers
 from dpe_cli.errors import DPEError
 
 MODES = ("exp", "pose", "both")
@@ -18,6 +20,9 @@ STOPPED = 75  # by SIGTERM; can be resumed
 OUT_OF_MEMORY = 6
 TABLE_WIDTH = 120  # where there is no terminal
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
+MACHINE_SECONDS = 1.0  # between two lines for a program
+PROGRESS = ("auto", "bar", "plain", "json", "openjd", "none")
+PROGRESS_META = "dpe.progress"  # the choice, in the `meta` that all contexts of a run share
 FILE = click.Path(path_type=Path)  # a missing input is our error 3, not click's 2
 FOLDER = click.Path(path_type=Path, file_okay=False)
 SECONDS = {"type": click.FloatRange(min=0), "metavar": "SECONDS"}
@@ -33,9 +38,34 @@ class Failure(click.ClickException):
 
 
 class Command(click.Command):
-    """A command whose failures become one line and the right exit code; -v adds the traceback of a bug."""
+    """A command whose failures become one line and the right exit code; -v adds the traceback of a bug.
+
+    Its settings come in layers, see `layers`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        layers.prepare(self)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        layers.apply(ctx)
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            if error.param and (origin := layers.origin(ctx, error.param)) not in ("flag", "default"):
+                error.message += f" (from {origin})"
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return self.attempt(ctx)
+        except Failure as failure:
+            if ctx.meta.get(PROGRESS_META) == "openjd":
+                click.echo(f"openjd_fail: {failure.message}")
+            raise
+
+    def attempt(self, ctx: click.Context) -> Any:
+        """Invokes the command. Raises Failure for everything that is not click's own."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -93,10 +123,22 @@ def machine_options(function: Callable) -> Callable:
     return function
 
 
-def given(option: str) -> bool:
-    """Whether the user named an option of the current command."""
-    source = click.get_current_context().get_parameter_source(option)
-    return source is not click.core.ParameterSource.DEFAULT
+def progress_option(function: Callable) -> Callable:
+    """--progress, which `progress_for` looks at."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: str) -> None:
+        ctx.meta[PROGRESS_META] = value
+
+    return click.option(
+        "--progress", type=click.Choice(PROGRESS), default="auto", show_default=True, expose_value=False, callback=keep,
+        help="How to tell how far it is; auto is a bar on a terminal, else plain lines.",
+    )(function)  # fmt: skip
+
+
+def given(ctx: click.Context, option: str) -> bool:
+    """Whether the user named an option on the command line: that is stronger than what files and environment say."""
+    source = ctx.get_parameter_source(option)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
@@ -114,11 +156,20 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(table)
 
 
-def progress_for(quiet: bool, unit: str = "frames") -> Callable[[Iterable, int | None, str], Iterator]:
-    """Nothing, a bar on a terminal, or lines in a log; `unit` is what the items are called."""
+def progress_kind(quiet: bool) -> str:
+    """The --progress of the current command, settled: bar, plain, json, openjd or none."""
+    ctx = click.get_current_context(silent=True)
+    kind = ctx.meta.get(PROGRESS_META, "auto") if ctx else "auto"
     if quiet:
-        return lambda items, total, what: iter(items)
-    return functools.partial(progress_bar if sys.stderr.isatty() else progress_lines, unit=unit)
+        return "none"
+    return ("bar" if sys.stderr.isatty() else "plain") if kind == "auto" else kind
+
+
+def progress_for(quiet: bool, unit: str = "frames") -> Callable[[Iterable, int | None, str], Iterator]:
+    """The progress that was asked for by --progress or -q; `unit` is what the items are called."""
+    kinds = {"bar": progress_bar, "plain": progress_lines, "json": progress_json, "openjd": progress_openjd}
+    kind = progress_kind(quiet)
+    return functools.partial(kinds[kind], unit=unit) if kind in kinds else lambda items, total, what: iter(items)
 
 
 def progress_bar(items: Iterable, total: int | None, what: str, unit: str = "frames") -> Iterator:
@@ -148,6 +199,41 @@ def progress_lines(items: Iterable, total: int | None, what: str, unit: str = "f
             click.echo(progress_line(what, count, total, now - started, unit), err=True)
             last, shown = now, count
     click.echo(progress_line(what, count, count, time.monotonic() - started, unit), err=True)
+
+
+def progress_json(items: Iterable, total: int | None, what: str, unit: str = "frames") -> Iterator:
+    """Passes the items on and writes a JSON object a second, and one at the end, each on a line of stderr."""
+    started = time.monotonic()
+
+    def tell(count: int, total: int | None) -> None:
+        seconds = time.monotonic() - started
+        rate = count / max(seconds, 1e-6)
+        line = {"what": what, "unit": unit, "done": count, "total": total}
+        click.echo(json.dumps({**line, "seconds": round(seconds, 2), "per_second": round(rate, 3)}), err=True)
+
+    yield from told(items, total, tell)
+
+
+def progress_openjd(items: Iterable, total: int | None, what: str, unit: str = "frames") -> Iterator:
+    """Passes the items on and tells a worker of Open Job Description, which reads standard output, how far they are."""
+    click.echo(f"openjd_status: {what}")
+
+    def tell(count: int, total: int | None) -> None:
+        if total:
+            click.echo(f"openjd_progress: {min(100.0, 100 * count / total):.1f}")
+
+    yield from told(items, total, tell)
+
+
+def told(items: Iterable, total: int | None, tell: Callable[[int, int | None], None]) -> Iterator:
+    """Passes the items on and calls `tell` with their number once a second, and with all of them at the end."""
+    last, count = time.monotonic(), 0
+    for count, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last >= MACHINE_SECONDS:
+            tell(count, total)
+            last = time.monotonic()
+    tell(count, count)
 
 
 def progress_line(what: str, count: int, total: int | None, seconds: float, unit: str = "frames") -> str:
