@@ -458,7 +458,7 @@ def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None) ->
     options = [] if png else [cv2.IMWRITE_JPEG_QUALITY, 95]
     planes = cv2.split(rgb[..., ::-1]) + (() if alpha is None else (alpha,))
     _, data = cv2.imencode(path.suffix, cv2.merge(planes), options)
-    with _workplace(path) as folder:
+    with workplace(path) as folder:
         try:
             (folder / path.name).write_bytes(data)
             os.replace(folder / path.name, path)
@@ -508,7 +508,7 @@ def write_video(
     output, wish = Path(output), Wish(codec, crf, preset, nvenc, pipe)
     container = container_of(output, wish.pipe)
     _check_output(output, overwrite)
-    with _workplace(output) as folder:
+    with workplace(output) as folder:
         frames = iter(frames)
         first = next(frames, None)
         if first is None:
@@ -830,7 +830,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _workplace(output: Path) -> Iterator[Path]:
+def workplace(output: Path) -> Iterator[Path]:
     """A hidden folder beside `output` for what is not yet whole, removed whatever happens. Raises OutputError."""
     try:
         folder = tempfile.TemporaryDirectory(prefix=".dpe-", dir=None if output == PIPE else output.parent)
@@ -859,12 +859,14 @@ def join_video(
     start: float | None = None,
     end: float | None = None,
     overwrite: bool = False,
+    ready: Callable[[Path], None] = lambda part: None,
 ) -> WriteResult:
     """The video that `write_video` would have written of all frames at once, of parts that it wrote one by one.
 
     `parts` were written with `start`, so that each begins at 0; `times` are those of all frames, in order. Their
     packets are copied, not encoded again; sound and all else come from `audio` and `tracks` as in `write_video`.
-    `folder`, on the same disk as `output`, takes what is not yet whole, twice the size of the video.
+    `folder`, on the same disk as `output`, takes what is not yet whole, twice the size of the video;
+    `ready` gets the whole file before that takes its name.
     Raises InputError for parts that do not belong together, OutputError.
     """
     container = container_of(output)
@@ -881,6 +883,7 @@ def join_video(
     command = _output_command(picture, f"file:{joined}", options, part, container, sound, rest)
     _run(command, lambda pipe: None, output)
     joined.unlink()
+    ready(part)
     _check_output(output, overwrite)
     _publish(part, output)
     return WriteResult(len(times), output, (*info.notes, *rest.notes, *notes))

@@ -4,22 +4,35 @@ import json
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpe_cli.commands.shared import FILE, MODES, SECONDS, Command, detector_options, given, progress_for, shared_options
+from dpe_cli.commands.segments import edit_segment
+from dpe_cli.commands.shared import (
+    FILE,
+    MODES,
+    SECONDS,
+    Command,
+    closing_words,
+    detector_options,
+    given,
+    progress_for,
+    shared_options,
+)
 from dpe_cli.errors import QualityError
 
 if TYPE_CHECKING:
-    from dpe_cli.edit import Driving, Edit, Edits
+    from dpe_cli.edit import Driving, Edit, Edits, EditSettings
 
 EDIT_KEYS = ("face", "driving", "exp-driving", "pose-driving", "mode", "strength")
 
 
 @click.command(cls=Command)
-@click.option("-s", "--source", type=FILE, required=True, help="Video, or still image, of the person to edit.")
+@click.argument("plan", type=FILE, required=False)
+@click.option("-s", "--source", type=FILE, help="Video, or still image, of the person to edit.")
 @click.option("-d", "--driving", type=FILE, help="Video, still or motion file whose expression or pose is transferred.")
 @click.option("--exp-driving", type=FILE, help="Driving of the expression alone.")
 @click.option("--pose-driving", type=FILE, help="Driving of the pose alone; with --exp-driving: two drivers.")
@@ -137,18 +150,23 @@ EDIT_KEYS = ("face", "driving", "exp-driving", "pose-driving", "mode", "strength
     show_default=True,
     help="What is written to standard output with -o -.",
 )
+@click.option("--resume", is_flag=True, help="Go on where an earlier run of this command, with --resume, was stopped.")
+@click.option("--segment", type=click.IntRange(0), metavar="K", help="Make segment K, from 0, of a PLAN of `dpe plan`.")
 @click.option("--preview", type=FILE, help="Also write source | driving | result side by side.")
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
 @shared_options
 def edit(
-    source: Path,
+    plan: Path | None,
+    source: Path | None,
     driving: Path | None,
     exp_driving: Path | None,
     pose_driving: Path | None,
     mode: str | None,
     several: tuple[str, ...],
     output: Path | None,
+    resume: bool,
+    segment: int | None,
     preview: Path | None,
     report: Path | None,
     as_json: bool,
@@ -169,31 +187,27 @@ def edit(
     \b
     dpe edit --source examples/out/source.mp4 --driving examples/out/driving.mp4 -o edited.mp4
     dpe edit -s two.mp4 --edit face=left,driving=smile.mp4 --edit face=right,driving=frown.mp4,strength=0.5
+    dpe edit --segment 3 talk.plan.json
     """
-    if several:
-        if driving or exp_driving or pose_driving or mode:
-            raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
-        drivers = choose_edits(several, settings["face"], settings["strength"])
-    else:
-        drivers = choose_driving(driving, exp_driving, pose_driving, mode)
+    if plan or segment is not None:
+        return edit_segment(plan, segment, weights, device, detector, face_models, quiet)
+    if resume and (preview or str(source) == "-"):
+        raise click.UsageError("--resume cannot go with --preview or with standard input")
     if as_json and str(output) == "-":
         raise click.UsageError("--json and the video cannot both go to standard output")
-    if settings["end"] is not None and settings["end"] <= (settings["start"] or 0):
-        raise click.UsageError("--end must be after --start")
-    if settings["neutral_frame"] is not None and settings["motion"] != "relative":
-        raise click.UsageError("--neutral-frame needs --motion relative")
-    if settings["curve"] and given("strength"):
-        raise click.UsageError("--curve stands in place of --strength: give one of them")
 
     from dpe_cli.container import PIPE, spooled
-    from dpe_cli.edit import EditSettings, check_request, default_output, edit_video
-    from dpe_cli.motion import read_curve
+    from dpe_cli.edit import check_request, edit_video
 
-    settings["curve"] = settings["curve"] and read_curve(settings["curve"])
-    chosen = EditSettings(**settings)
-    output = output or default_output(source, drivers)
+    drivers, chosen, output = read_request(source, driving, exp_driving, pose_driving, mode, several, output, settings)
     source = click.get_current_context().with_resource(spooled(source, sys.stdin.buffer))
-    check_request(source, drivers, output, chosen, preview, report)
+    if resume:
+        from dpe_cli.segments import edit_resumable, finished
+
+        again = replace(chosen, overwrite=chosen.overwrite or finished(output) is not None)  # it is perhaps our own
+        check_request(source, drivers, output, again, preview, report)
+    else:
+        check_request(source, drivers, output, chosen, preview, report)
 
     from dpe_cli.detectors import RESEARCH_ONLY
     from dpe_cli.engine import Engine  # torch takes seconds to import, so what can fail has failed before
@@ -206,19 +220,54 @@ def edit(
         say(f"{finder.name}: {RESEARCH_ONLY}")
     if verbose:
         say(f"networks: {engine.description}; faces: {finder.name}; {drivers}; {chosen}")
+    common = {"progress": progress_for(quiet), "say": say}
     try:
-        done = edit_video(
-            source, drivers, output, engine, finder, chosen, preview=preview, progress=progress_for(quiet), say=say
-        )
+        if resume:
+            done = edit_resumable(source, drivers, output, engine, finder, chosen, report_path=report, **common)
+        else:
+            done = edit_video(source, drivers, output, engine, finder, chosen, preview=preview, **common)
+            if report:
+                done.write(report)
     except QualityError as error:
         if report:
             error.report.write(report)
         raise
-    if report:
-        done.write(report)
     say(closing_words(done.summary()))
     if output != PIPE:
         click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
+
+
+def read_request(
+    source: Path | None,
+    driving: Path | None,
+    exp_driving: Path | None,
+    pose_driving: Path | None,
+    mode: str | None,
+    several: tuple[str, ...],
+    output: Path | None,
+    settings: dict[str, Any],
+) -> "tuple[Driving | Edits, EditSettings, Path]":
+    """What is asked for: who drives whom, how, and the output. Raises click.UsageError for what makes no sense."""
+    if not source:
+        raise click.UsageError("Missing option '-s' / '--source'.")
+    if several:
+        if driving or exp_driving or pose_driving or mode:
+            raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
+        drivers = choose_edits(several, settings["face"], settings["strength"])
+    else:
+        drivers = choose_driving(driving, exp_driving, pose_driving, mode)
+    if settings["end"] is not None and settings["end"] <= (settings["start"] or 0):
+        raise click.UsageError("--end must be after --start")
+    if settings["neutral_frame"] is not None and settings["motion"] != "relative":
+        raise click.UsageError("--neutral-frame needs --motion relative")
+    if settings["curve"] and given("strength"):
+        raise click.UsageError("--curve stands in place of --strength: give one of them")
+
+    from dpe_cli.edit import EditSettings, default_output
+    from dpe_cli.motion import read_curve
+
+    chosen = EditSettings(**{**settings, "curve": settings["curve"] and read_curve(settings["curve"])})
+    return drivers, chosen, output or default_output(source, drivers)
 
 
 def choose_driving(both: Path | None, expression: Path | None, pose: Path | None, mode: str | None) -> "Driving":
@@ -279,16 +328,3 @@ def parse_edit(text: str, face: str, strength: float) -> "Edit":
     from dpe_cli.edit import Edit
 
     return Edit(driving, given.get("face", face), strength)
-
-
-def closing_words(summary: dict[str, Any]) -> str:
-    """The last line for a person: what was done, how fast."""
-    counts, quality = summary["counts"], summary["self_reconstruction"]
-    words = [f"{counts['edited']} frames edited, {counts['passed']} passed"]
-    words += [f"{number} x {reason}" for reason, number in counts["reasons"].items()]
-    words.append(f"{summary['seconds']:.1f} s ({summary['frames_per_second']} frames/s)")
-    if quality:
-        words.append(f"self-reconstruction {quality['psnr_db']} dB")
-    if seam := summary["seam"]:
-        words.append(f"seam {seam['mean']} (worst {seam['worst']} in frame {seam['worst_frame']})")
-    return ", ".join(words)
