@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from itertools import islice, tee
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 from safetensors import SafetensorError
@@ -82,6 +83,7 @@ SEGMENT_SECONDS = 10.0  # of a run that can be resumed: what a kill costs at mos
 NEAR_CUT = 0.25  # of a segment's length: a cut between shots that is so near to a border becomes the border
 LEAST_FRAMES = 2  # of a segment: two key frames in a row could be taken for one picture
 CONTAINERS = (".mp4", ".mov", ".mkv")
+ASKED = ("weights", "sha256", "precision", "batch_size", "detector", "face_models")
 WITHIN = Fraction(1, 2000)  # seconds, half of the least step between two frames
 
 
@@ -94,7 +96,7 @@ class Plan:
     output: Path
     edits: Edits
     settings: EditSettings
-    asked: dict[str, Any]  # of the networks and the detector: weights, their sha256, precision, batch_size, ...
+    asked: dict[str, Any]  # ASKED of the networks and the detector, None where nothing was
     paste: bool
     first_boxes: tuple[Box, ...]  # of each edit: where its face is seen first
     target: dict[str, Any]  # audio, start, end, still, and for a still the driving's fps, time_base and duration
@@ -353,7 +355,8 @@ def read_plan(path: Path) -> Plan:
         return plan_from(path, words, load(table))
     except FileNotFoundError as error:
         raise InputError(f"{error.filename or path.with_suffix('.safetensors')} is missing", "plan anew") from error
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError,
+            RecursionError) as error:  # fmt: skip
         raise InputError(f"{path} is damaged ({str(error)[:80]})", "plan anew") from error
 
 
@@ -366,7 +369,13 @@ def plan_from(path: Path, words: dict[str, Any], tensors: dict[str, np.ndarray])
     for edit in words["edits"]:
         paths = {role: file and Path(file) for role, file in edit["driving"].items()}
         edits.append(Edit(Driving(**paths), edit["face"], edit["strength"]))
+    target = {
+        name: words["target"][name] for name in ("audio", "start", "end", "still", "fps", "time_base", "duration")
+    }
+    numbers = [Fraction(target["fps"]), Fraction(target["time_base"]), Fraction(target["duration"])]
     base = Fraction(words["time_base"])
+    if min(*numbers[:2], base) <= 0:
+        raise ValueError("its times are not positive")
     times = tuple(int(tick) * base for tick in tensors["ticks"])
     count, borders = len(edits), tuple(int(border) for border in words["borders"])
     shapes = {"cuts": (len(times),), "boxes": (count, len(times), 4)}
@@ -375,21 +384,24 @@ def plan_from(path: Path, words: dict[str, Any], tensors: dict[str, np.ndarray])
         raise ValueError("its tables do not fit together")
     if borders[0] != 0 or list(borders) != sorted(set(borders)) or borders[-1] > len(times):
         raise ValueError("the borders of its segments do not rise")
-    drivers = {}
+    drivers: dict[Path, Driver] = {}
     for number, driver in enumerate(words["drivers"]):
         track = MotionTrack(tensors[f"times{number}"], tensors[f"codes{number}"], driver["last_time"])
         info = VideoInfo(Path(driver["path"]), 0, 0, Fraction(25), len(track.times))
         drivers[info.path] = Driver(info, [], track, neutral=driver["neutral"])
-    return Plan(
+    if set(drivers) != {path for edit in edits for path in edit.driving.paths}:
+        raise ValueError("its drivings are not those of its edits")
+    asked = {name: words["asked"].get(name) for name in ASKED}
+    plan = Plan(
         path=path,
         source=Path(words["source"]),
         output=Path(words["output"]),
         edits=Edits(tuple(edits)),
         settings=EditSettings(**settings),
-        asked=words["asked"],
-        paste=words["paste"],
+        asked=asked,
+        paste=bool(words["paste"]),
         first_boxes=tuple(Box(**box) for box in words["first_boxes"]),
-        target=words["target"],
+        target=target,
         source_bytes=words["source_bytes"],
         borders=borders,
         report=report_from(words["report"]),
@@ -398,6 +410,18 @@ def plan_from(path: Path, words: dict[str, Any], tensors: dict[str, np.ndarray])
         key=words["key"],
         **{name: tensors[name] for name in shapes},
     )
+    for checked in (plan, plan.settings, plan.report, *edits, *plan.first_boxes):
+        check_types(checked)
+    return plan
+
+
+def check_types(record: Any) -> None:
+    """Raises ValueError where a field of a dataclass does not hold what it should; the items of lists are not seen."""
+    for name, hint in get_type_hints(type(record)).items():
+        kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint])]
+        value = getattr(record, name)
+        if Any not in kinds and not isinstance(value, tuple(kinds)) and not (float in kinds and type(value) is int):
+            raise ValueError(f"{name} is wrong")
 
 
 def report_from(words: dict[str, Any]) -> Report:
@@ -638,12 +662,13 @@ def edit_resumable(
     settings: EditSettings | None = None,
     *,
     report_path: Path | None = None,
-    seconds: float = SEGMENT_SECONDS,
+    seconds: float | None = None,
     progress: Progress = silent,
     say: Callable[[str], None] = unheard,
 ) -> Report:
     """`edit_video` that goes on where an earlier run of the same request was killed; the frames are the same.
 
+    What a kill costs is at most a segment of `seconds`, by default SEGMENT_SECONDS, and what came before the first one.
     A run of another request (other files, settings, weights) beside the same output is given up, which `say` is told.
     The report is written before the output appears. Raises OutputError if another run is at work on this output.
     """
@@ -731,7 +756,7 @@ def request_key(
     engine: Engine,
     detector: FaceDetector,
     settings: EditSettings,
-    seconds: float,
+    seconds: float | None,
 ) -> str:
     """A hash of all that the frames depend on. Files count by name, size and time of change."""
     models = (settings.parsing, settings.landmarker, settings.enhancer)
