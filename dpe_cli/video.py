@@ -284,6 +284,22 @@ def read_frames(
             index += 1
 
 
+def frame_times(path: Path, fps: Fraction | None = None) -> list[Fraction]:
+    """The times of all frames of a video, rising, by its packets: nothing is decoded. Raises InputError.
+
+    Where packets have no times, as in AVI, these are reckoned from the rate.
+    """
+    info = probe(path, fps)
+    with opened(path, fps) as container:
+        stream = video_stream(container, path)
+        zero = clock_zero(container)
+        numbered = container.format.name == "avi"
+        stamps = [None if numbered else packet.pts for packet in container.demux(stream) if packet.size]
+    if None in stamps:
+        return [number / info.fps for number in range(len(stamps))]
+    return sorted(stamp * stream.time_base - zero for stamp in stamps)
+
+
 def _seconds(value: float | None) -> Fraction | None:
     """What was meant by a float of seconds: 0.04 is 1/25, not a hair more."""
     return None if value is None else Fraction(value).limit_denominator(1_000_000)
