@@ -1,7 +1,9 @@
 """Edits in segments: the frames are those of one run, whoever makes them, in whatever order, and after any kill."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -369,6 +371,31 @@ def test_a_killed_run_goes_on_and_gives_the_frames_of_one_run(request_of, tmp_pa
     assert pixels(output) == pixels(whole)
     one, two = (json.loads(path.read_text()) for path in (report, tmp_path / "w.json"))
     assert one["frames"] == two["frames"] and one["cuts"] == two["cuts"] and one["seam"] == two["seam"]
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(request_of, tmp_path: Path):
+    """At each kill nothing has the output's name but the whole; in the end the frames are those of one run."""
+    output, options = request_of
+    whole, dice, kills, done = tmp_path / "whole.mkv", random.Random(0), 0, 0
+    at = time.monotonic()
+    started(0.03, "edit", *options, "-o", whole, "-q").communicate(timeout=120)
+    seconds, wanted = time.monotonic() - at, pixels(whole)
+    while kills < 20 or not done:
+        process = started(0.03, "edit", *options, "--resume", "-q")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(dice.uniform(0.2, 1.2) * seconds if kills < 20 else 120)
+        kills += process.poll() is None
+        finished = process.poll() == 0
+        kill(process)
+        assert process.returncode in (0, -signal.SIGKILL)
+        if output.exists():
+            assert pixels(output) == wanted
+        if finished:
+            assert not work_folder(output).exists()
+            output.unlink()
+            done += 1
+    print(f"{kills} kills, {done} outputs")
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
