@@ -244,8 +244,6 @@ def edit_video(
         say(message)
 
     paste = decide_paste(edits, settings, remark)
-    if settings.seam_limit is not None and not paste:
-        raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     pasters = [paster_for(settings, engine, detector) if paste else None for _ in edits.each]
     first_time, first_boxes = find_faces(source, detector, settings, edits)
     drivers = [read_driver(info, engine, detector, settings, progress) for info in driver_infos]
@@ -355,18 +353,21 @@ def is_still(source: VideoInfo, drivers: Iterable[VideoInfo]) -> bool:
 def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], None]) -> bool:
     """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning.
 
-    Several edits always do. Raises InputError where the crop is asked for all the same.
+    Several edits always do. Raises InputError where the crop is asked for all the same, or has a seam to fail for.
     """
     several = len(edits.each) > 1
     if several and settings.paste is False:
         raise InputError("several edits do not fit into one crop", "leave --no-paste out, or make one edit a run")
+    paste = bool(settings.paste) or several or (edits.mode == "exp" and settings.paste is not False)
+    if settings.seam_limit is not None and not paste:
+        raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     if edits.mode == "exp":
-        return settings.paste is not False
-    if settings.paste or several:
+        return paste
+    if paste:
         remark("a pose is pasted back: the head moves but the neck and the background stay, expect a visible seam")
     else:
         remark("a moved head does not fit into its frame: only the crop is written; --paste forces it in")
-    return bool(settings.paste) or several
+    return paste
 
 
 def paster_for(settings: EditSettings, engine: Engine, detector: FaceDetector) -> Paster:

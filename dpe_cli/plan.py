@@ -36,7 +36,7 @@ from dpe_cli.edit import (
     unheard,
     without_span,
 )
-from dpe_cli.errors import FaceError, InputError, OutputError
+from dpe_cli.errors import FaceError, OutputError
 from dpe_cli.face import Box, FaceDetector, crop_box
 from dpe_cli.motion import MotionTrack
 from dpe_cli.motion_file import Driver, is_motion_file, read_motion
@@ -71,8 +71,6 @@ def forecast(
     source_info, driver_infos = check_request(source, edits, output, settings)
     settings = without_span(settings) if source_info.is_image else settings
     paste = decide_paste(edits, settings, say)
-    if settings.seam_limit is not None and not paste:
-        raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     paster = paster_for(settings, engine, detector) if paste else None
     first_time, boxes = find_faces(source, detector, settings, edits)
     if settings.on_no_face == "fail":

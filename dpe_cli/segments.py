@@ -197,8 +197,6 @@ def make_plan(
 
     started = time.monotonic()
     paste = decide_paste(edits, settings, remark)
-    if settings.seam_limit is not None and not paste:
-        raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     paster_for(settings, engine, detector)  # what it lacks is known now
     first_time, first_boxes = find_faces(source, detector, settings, edits)
     drivers = [read_driver(info, engine, detector, settings, progress) for info in driver_infos]

@@ -15,12 +15,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from test_cli import run
+from test_cli import astronaut, run
 from test_edit import SKIN, ColourDetector, ColourEngine, clip
 
 from dpe_cli import segments
 from dpe_cli.edit import UNIT, Driving, Edit, Edits, EditSettings, edit_video
+from dpe_cli.engine import Engine
 from dpe_cli.errors import InputError, OutputError, QualityError, WeightsError
+from dpe_cli.face import make_detector
 from dpe_cli.motion import Curve
 from dpe_cli.segments import (
     borders_of,
@@ -207,6 +209,23 @@ def described(path: Path) -> list:
                 found.append((packet.stream_index, *seconds, packet.stream in sound and bytes(packet)))
     rest = (info.fps, info.time_base, info.n_frames, info.colour, info.sample_aspect_ratio, info.start)
     return [*rest, *sorted(found, key=str)]
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_give_equal_frames_in_one_and_in_three_segments(tmp_path: Path):
+    source, face = tmp_path / "s.mp4", astronaut()
+    frames = (Frame(n, n / FPS, np.roll(face, n % 9, axis=1)) for n in range(80))
+    height, width = face.shape[:2]
+    write_video(frames, VideoInfo(source, width, height, FPS, 80, time_base=1 / (FPS * 1000)), source, crf=10)
+    detector, settings = make_detector(), EditSettings(**LOSSLESS)
+    whole, parts = tmp_path / "whole.mkv", tmp_path / "parts.mkv"
+    edit_video(source, Driving(source), whole, Engine(batch_size=3), detector, settings)
+    arguments = (source, Driving(source), parts, Engine(batch_size=3), detector, settings)
+    plan = make_plan(tmp_path / "p.json", *arguments, count=3)
+    for segment in range(3):
+        edit_segments(plan, segment, segment, Engine(batch_size=3), detector)
+    join_plan(plan)
+    assert pixels(parts) == pixels(whole)
 
 
 # What goes wrong
