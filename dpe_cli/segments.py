@@ -677,7 +677,7 @@ def edit_resumable(
     with locked(folder, output):
         key = request_key(source, edits, output, engine, detector, settings, seconds)
         if done := finished(output, key):
-            shutil.rmtree(folder)
+            clear_away(folder)
             return done
         check_request(source, edits, output, settings)
         plan = resumed_plan(folder, key, say)
@@ -700,12 +700,20 @@ def edit_resumable(
 
         (folder / ".join").mkdir()
         report = join_plan(plan, overwrite=settings.overwrite, folder=folder / ".join", ready=ready, say=say)
-        shutil.rmtree(folder)
+        clear_away(folder)
     return report
 
 
 FINISHED = "finished.json"
 LOCK = "lock"
+
+
+def clear_away(folder: Path) -> None:
+    """Removes the work folder; what says that all is done goes last, as this can be killed too."""
+    for left in folder.iterdir():
+        if left.name not in (LOCK, FINISHED):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    shutil.rmtree(folder)
 
 
 def work_folder(output: Path) -> Path:
