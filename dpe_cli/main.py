@@ -8,7 +8,7 @@ interrupted, 1 unexpected.
 import click
 
 from dpe_cli import __version__
-from dpe_cli.commands import analysis, batch, config, edit, layers, training, weights
+from dpe_cli.commands import analysis, batch, config, edit, layers, plan, segments, training, weights
 from dpe_cli.commands.shared import Cli
 
 
@@ -23,7 +23,8 @@ def cli() -> None:
 
 
 for command in (
-    edit.edit, batch.batch, analysis.extract, analysis.faces, analysis.report, weights.weights, config.config,
+    edit.edit, batch.batch, plan.plan, segments.join, analysis.extract, analysis.faces, analysis.report, weights.weights,
+    config.config,
     analysis.doctor, training.prepare, training.train, training.evaluate_command, analysis.benchmark,
 ):  # fmt: skip
     cli.add_command(command)

@@ -4,18 +4,20 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dpe_cli.commands.segments import edit_segment
 from dpe_cli.commands.shared import (
     FILE,
     MODES,
     PROGRESS_META,
     SECONDS,
     Command,
+    closing_words,
     detector_options,
     given,
     progress_for,
@@ -68,7 +70,8 @@ class Host:
 
 
 @click.command(cls=Command)
-@click.option("-s", "--source", type=FILE, required=True, help="Video, or still image, of the person to edit.")
+@click.argument("plan", type=FILE, required=False)
+@click.option("-s", "--source", type=FILE, help="Video, or still image, of the person to edit.")
 @click.option("-d", "--driving", type=FILE, help="Video, still or motion file whose expression or pose is transferred.")
 @click.option("--exp-driving", type=FILE, help="Driving of the expression alone.")
 @click.option("--pose-driving", type=FILE, help="Driving of the pose alone; with --exp-driving: two drivers.")
@@ -186,19 +189,24 @@ class Host:
     show_default=True,
     help="What is written to standard output with -o -.",
 )
+@click.option("--resume", is_flag=True, help="Go on where an earlier run of this command, with --resume, was stopped.")
+@click.option("--segment", type=click.IntRange(0), metavar="K", help="Make segment K, from 0, of a PLAN of `dpe plan`.")
 @click.option("--preview", type=FILE, help="Also write source | driving | result side by side.")
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
 @progress_option
 @shared_options
 def edit(
-    source: Path,
+    plan: Path | None,
+    source: Path | None,
     driving: Path | None,
     exp_driving: Path | None,
     pose_driving: Path | None,
     mode: str | None,
     several: tuple[str, ...],
     output: Path | None,
+    resume: bool,
+    segment: int | None,
     preview: Path | None,
     report: Path | None,
     as_json: bool,
@@ -219,15 +227,30 @@ def edit(
     \b
     dpe edit --source examples/out/source.mp4 --driving examples/out/driving.mp4 -o edited.mp4
     dpe edit -s two.mp4 --edit face=left,driving=smile.mp4 --edit face=right,driving=frown.mp4,strength=0.5
+    dpe edit --segment 3 talk.plan.json
     """
     ctx = click.get_current_context()
+    if plan or segment is not None:
+        return edit_segment(plan, segment, weights, device, detector, face_models, quiet)
+    if resume and (preview or str(source) == "-"):
+        raise click.UsageError("--resume cannot go with --preview or with standard input")
+    if as_json and str(output) == "-":
+        raise click.UsageError("--json and the video cannot both go to standard output")
+    if ctx.meta.get(PROGRESS_META) == "openjd" and str(output) == "-":
+        raise click.UsageError("--progress openjd and the video cannot both go to standard output")
     drivers, output, chosen = asked_for(ctx)
 
     from dpe_cli.container import PIPE, spooled
     from dpe_cli.edit import check_request, edit_video
 
     source = ctx.with_resource(spooled(source, sys.stdin.buffer))
-    check_request(source, drivers, output, chosen, preview, report)
+    if resume:
+        from dpe_cli.segments import edit_resumable, finished
+
+        again = replace(chosen, overwrite=chosen.overwrite or finished(output) is not None)  # it is perhaps our own
+        check_request(source, drivers, output, again, preview, report)
+    else:
+        check_request(source, drivers, output, chosen, preview, report)
 
     from dpe_cli.detectors import RESEARCH_ONLY
 
@@ -239,16 +262,18 @@ def edit(
         say(f"{finder.name}: {RESEARCH_ONLY}")
     if verbose:
         say(f"networks: {engine.description}; faces: {finder.name}; {drivers}; {chosen}")
+    common = {"progress": host.progress(quiet), "say": say}
     try:
-        done = edit_video(
-            source, drivers, output, engine, finder, chosen, preview=preview, progress=host.progress(quiet), say=say
-        )
+        if resume:
+            done = edit_resumable(source, drivers, output, engine, finder, chosen, report_path=report, **common)
+        else:
+            done = edit_video(source, drivers, output, engine, finder, chosen, preview=preview, **common)
+            if report:
+                done.write(report)
     except QualityError as error:
         if report:
             error.report.write(report)
         raise
-    if report:
-        done.write(report)
     say(closing_words(done.summary()))
     if output != PIPE:
         click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
@@ -269,11 +294,10 @@ def asked_for(ctx: click.Context) -> "tuple[Driving | Edits, Path, EditSettings]
 
     Raises click.UsageError where they contradict each other, and InputError.
     """
-    params, drivers = ctx.params, drivers_of(ctx.params)
-    if params["as_json"] and str(params["output"]) == "-":
-        raise click.UsageError("--json and the video cannot both go to standard output")
-    if ctx.meta.get(PROGRESS_META) == "openjd" and str(params["output"]) == "-":
-        raise click.UsageError("--progress openjd and the video cannot both go to standard output")
+    params = ctx.params
+    if not params["source"]:
+        raise click.UsageError("Missing option '-s' / '--source'.")
+    drivers = drivers_of(params)
     if params["end"] is not None and params["end"] <= (params["start"] or 0):
         raise click.UsageError("--end must be after --start")
     if params["neutral_frame"] is not None and params["motion"] != "relative":
@@ -347,16 +371,3 @@ def parse_edit(text: str, face: str, strength: float) -> "Edit":
     from dpe_cli.edit import Edit
 
     return Edit(driving, given.get("face", face), strength)
-
-
-def closing_words(summary: dict[str, Any]) -> str:
-    """The last line for a person: what was done, how fast."""
-    counts, quality = summary["counts"], summary["self_reconstruction"]
-    words = [f"{counts['edited']} frames edited, {counts['passed']} passed"]
-    words += [f"{number} x {reason}" for reason, number in counts["reasons"].items()]
-    words.append(f"{summary['seconds']:.1f} s ({summary['frames_per_second']} frames/s)")
-    if quality:
-        words.append(f"self-reconstruction {quality['psnr_db']} dB")
-    if seam := summary["seam"]:
-        words.append(f"seam {seam['mean']} (worst {seam['worst']} in frame {seam['worst_frame']})")
-    return ", ".join(words)

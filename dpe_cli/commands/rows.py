@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dpe_cli.edit import Driving, Edits, EditSettings
     from dpe_cli.manifest import Row, Shard
 
-NOT_FOR_ROWS = ("json", "quiet", "verbose", "config", "progress", "help")
+NOT_FOR_ROWS = ("json", "quiet", "verbose", "config", "progress", "segment", "help")
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 

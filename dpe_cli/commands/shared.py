@@ -1,8 +1,12 @@
 """What commands have in common: failures as one line and an exit code, options, progress, tables."""
 
+import contextlib
 import functools
 import json
+import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +21,8 @@ from dpe_cli.errors import DPEError
 MODES = ("exp", "pose", "both")
 INTERRUPTED = 130
 STOPPED = 75  # by SIGTERM; can be resumed
+STOP_SECONDS = 8.0
+STOP_WORDS = "Stopped: nothing was left under the output's name; a run with --resume goes on where it was"
 OUT_OF_MEMORY = 6
 TABLE_WIDTH = 120  # where there is no terminal
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
@@ -57,6 +63,21 @@ class Command(click.Command):
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
+        with stopping() as stopped:
+            try:
+                return self.invoke_or_fail(ctx)
+            except Stopped:
+                pass
+            except click.exceptions.Exit:
+                raise
+            except BaseException:  # such as of an ffmpeg that was stopped with us
+                if not stopped.is_set():
+                    raise
+            click.echo(STOP_WORDS, err=True)
+            raise click.exceptions.Exit(STOPPED)
+
+    def invoke_or_fail(self, ctx: click.Context) -> Any:
+        """With failures as click knows them."""
         try:
             return self.attempt(ctx)
         except Failure as failure:
@@ -82,6 +103,39 @@ class Command(click.Command):
                 traceback.print_exc()
             what = f"unexpected {type(error).__name__}: {error}"
             raise Failure(what if ctx.params.get("verbose") else f"{what}; run with -v for the traceback", 1) from error
+
+
+class Stopped(BaseException):
+    """A SIGTERM came: not an error, so that nobody takes it for one."""
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """SIGTERM raises Stopped, once; the event says that it came. What is half-written is then cleared away."""
+    came, late = threading.Event(), threading.Timer(STOP_SECONDS, end_now)
+    late.daemon = True
+    if threading.current_thread() is not threading.main_thread():
+        yield came  # signals are not for others
+        return
+
+    def stop(*_: Any) -> None:
+        if not came.is_set():
+            came.set()
+            late.start()
+            raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield came
+    finally:
+        late.cancel()
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_now() -> None:
+    """Ends the process where clearing away takes too long: after ten seconds a scheduler would kill it."""
+    click.echo(STOP_WORDS, err=True)
+    os._exit(STOPPED)
 
 
 class Cli(click.Group):
@@ -247,3 +301,16 @@ def progress_line(what: str, count: int, total: int | None, seconds: float, unit
 def pace(rate: float, unit: str) -> str:
     """A rate in items a second, told by the minute where it is slow."""
     return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{60 * rate:.1f} {unit}/min"
+
+
+def closing_words(summary: dict[str, Any]) -> str:
+    """The last line for a person: what was done, how fast."""
+    counts, quality = summary["counts"], summary["self_reconstruction"]
+    words = [f"{counts['edited']} frames edited, {counts['passed']} passed"]
+    words += [f"{number} x {reason}" for reason, number in counts["reasons"].items()]
+    words.append(f"{summary['seconds']:.1f} s ({summary['frames_per_second']} frames/s)")
+    if quality:
+        words.append(f"self-reconstruction {quality['psnr_db']} dB")
+    if seam := summary["seam"]:
+        words.append(f"seam {seam['mean']} (worst {seam['worst']} in frame {seam['worst_frame']})")
+    return ", ".join(words)
