@@ -522,6 +522,9 @@ def test_plan_edit_and_join_by_command(request_of, tmp_path: Path, stand_ins: No
     plan = tmp_path / "o.plan.json"
     assert (done.exit_code, done.stdout) == (0, f"{plan}\n"), done.stderr
     assert f"dpe join {plan}" in done.stderr
+    assert run("plan", *options, "--split", 3).exit_code == 7  # it is there
+    told = json.loads(run("plan", *options, "--split", 3, "--overwrite", "--json").stdout)
+    assert [one["frames"] for one in told["segments"]] == [40, 26, 34] and told["segments"][1]["start"] == 2.1
     assert run("join", plan).exit_code == 3
     for segment in (2, 0, 1):
         done = run("edit", "--segment", segment, plan)
