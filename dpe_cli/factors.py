@@ -12,14 +12,16 @@ weights with their sha256.
 """
 
 import json
+import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpe_cli.errors import WeightsError
+from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.motion_space import GROUPS, MOTION_DIM, POSE_DIM
 from dpe_cli.weights import digest, find, is_ours
 
@@ -27,6 +29,9 @@ NAMES = ("mouth", "blink", "gaze", "brows", "rest")
 JOINT = {"eyes": ("blink", "gaze"), "emotion": ("brows", "rest"), "all": NAMES}  # names that stand for several
 FORMAT = "dpe-factors/1"
 SPACE = "motion-space.json"  # lies beside weights whose codes were taught by it
+LEAST_R2 = 0.5  # of held-out people: a measure that codes tell less of cannot be set
+LEAST_SHOWN = 0.25  # share of a step that the generator must show
+REFIT = "fit them: dpe train --set stage=factors --init WEIGHTS --data PREPARED -o FOLDER_OF_THE_WEIGHTS"
 _GROUP_OF = {"mouth": "mouth", "blink": "lids", "gaze": "gaze", "brows": "brows"}
 
 Change = tuple[np.ndarray, np.ndarray]  # codes (N, K), strengths (N,)
@@ -42,15 +47,55 @@ def parts(name: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, eq=False)
+class Slider:
+    """A measure of the face that can be set: `read` tells it of a code, `axis` changes it and nothing else measured.
+
+    low, high: what 99 % of the frames lay between that it was fitted on.
+    """
+
+    factor: str
+    unit: str
+    neutral: float  # its value in a face at rest
+    r2: float  # between code and measure, within clips of held-out people
+    gain: float  # share of a step along the likeliest axis that pictures show; `axis` makes up for it, within limits
+    sigma: float  # within clips
+    low: float
+    high: float
+    bias: float
+    read: np.ndarray  # (K,)
+    axis: np.ndarray  # (K,) for one unit
+
+    def __post_init__(self) -> None:
+        for name in ("read", "axis"):
+            object.__setattr__(self, name, np.array(getattr(self, name), np.float64))
+
+    @property
+    def why_not(self) -> str | None:
+        """Why it is not available, None where it is."""
+        if not self.r2 >= LEAST_R2:
+            return f"R2 {self.r2:.2f} on held-out people, {LEAST_R2:g} is needed: codes do not tell enough of it"
+        if not self.gain >= LEAST_SHOWN:
+            return f"pictures show {self.gain:.0%} of a step, {LEAST_SHOWN:.0%} is needed"
+        return None
+
+    def value_in(self, codes: np.ndarray) -> np.ndarray:
+        """The measure as codes tell it. (N, K) -> (N,)"""
+        return codes @ self.read + self.bias
+
+
+@dataclass(frozen=True, eq=False)
 class Factors:
     """What the motion codes of some weights are made of.
 
-    projectors: name of NAMES -> (K, K) float64, summing to the identity.
+    projectors: name of NAMES -> (K, K) float64, summing to the identity. sliders and neutral (K,), the code of a face
+    at rest, are there where they were fitted to these very weights.
     """
 
     projectors: Mapping[str, np.ndarray]
     sha256: str = ""  # of the weights
     path: Path | None = field(default=None)  # of the weights
+    sliders: Mapping[str, Slider] = field(default_factory=dict)
+    rest: np.ndarray | None = None
 
     @classmethod
     def load(cls, weights: Mapping[str, Any] | str | Path | None = None) -> "Factors":
@@ -65,17 +110,18 @@ class Factors:
         fit = read_fit(file) if file.is_file() else None
         if fit is not None and fit["weights_sha256"] == sha256:
             return cls.of_fit(fit, path)
-        if is_ours(path) and (path.parent / SPACE).is_file():
+        if follows_space(path):
             return cls(coordinate_projectors(), sha256, path)
         problem = f"{file} was fitted to other weights" if fit else f"{path.name} has no fitted factors"
-        raise WeightsError(problem, "fit them: dpe train --set stage=factors --init WEIGHTS --data PREPARED -o RUN")
+        raise WeightsError(problem, REFIT)
 
     @classmethod
     def of_fit(cls, fit: Mapping[str, Any], path: Path | None = None) -> "Factors":
         """What `read_fit` gave."""
         stored = fit["projectors"]
         projectors = {name: np.array(stored[name], np.float64) for name in NAMES} if stored else coordinate_projectors()
-        return cls(projectors, fit["weights_sha256"], path)
+        sliders = {name: Slider(**values) for name, values in fit["sliders"].items()}
+        return cls(projectors, fit["weights_sha256"], path, sliders, np.array(fit["neutral"], np.float64))
 
     @property
     def dim(self) -> int:
@@ -98,6 +144,51 @@ class Factors:
             result = result + np.asarray(strength, np.float64)[:, None] * moved
         return result.astype(np.float32)
 
+    def slider(self, name: str) -> Slider:
+        """A slider that can be used.
+
+        Raises InputError for one that does not exist or cannot be had with these weights, WeightsError where none was
+        fitted to them.
+        """
+        self.check_fitted()
+        if name not in self.sliders:
+            raise InputError(f"there is no slider {name}", f"use one of {', '.join(self.sliders)}")
+        slider = self.sliders[name]
+        if slider.why_not:
+            usable = [other for other, one in self.sliders.items() if not one.why_not]
+            problem = f"{name} is not available with these weights ({slider.why_not})"
+            raise InputError(problem, f"leave it out; available: {', '.join(usable) or 'none'}")
+        return slider
+
+    def check_fitted(self) -> None:
+        """Raises WeightsError unless there is a fit for these very weights."""
+        if self.rest is None:
+            where = fit_of(self.path) if self.path else "these weights' fit"
+            state = "was fitted to other weights" if self.path and where.is_file() else "does not exist"
+            raise WeightsError(f"there are no sliders and no face at rest: {where} {state}", REFIT)
+
+    def set(self, codes: np.ndarray, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Codes in which measures have given values; what else is measured of their factors stays.
+
+        codes: (N, K); values: slider -> (N,) in its unit, NaN leaves a frame as it is. Emotions, which move several
+        factors, come first, so that a measure has the last word. -> (N, K) float32. Raises as `slider` does.
+        """
+        result = codes.astype(np.float64)
+        chosen = {name: self.slider(name) for name in values}
+        for emotions in (True, False):
+            base, moves = result, np.zeros_like(result)
+            for name, slider in chosen.items():
+                if (slider.factor == "emotion") == emotions:
+                    step = np.nan_to_num(np.asarray(values[name], np.float64) - slider.value_in(base))
+                    moves = moves + step[:, None] * slider.axis
+            result = base + moves
+        return result.astype(np.float32)
+
+
+def follows_space(weights: Path) -> bool:
+    """Whether the codes of weights were taught by `motion_space`, so that each coordinate has its factor."""
+    return is_ours(weights) and (weights.parent / SPACE).is_file()
+
 
 def coordinate_projectors() -> dict[str, np.ndarray]:
     """Of codes that follow `motion_space`: each factor is some coordinates, the rest those of the pose."""
@@ -117,6 +208,34 @@ def read_fit(path: Path) -> dict[str, Any]:
         fit = json.loads(path.read_text(encoding="utf-8"))
         if fit["format"] != FORMAT:
             raise ValueError(f"its format is {fit['format']}, not {FORMAT}")
+        missing = {"weights_sha256", "projectors", "neutral", "sliders"} - set(fit)
+        wanted = {one.name for one in fields(Slider)}
+        if missing or any(set(slider) != wanted for slider in fit["sliders"].values()):
+            raise ValueError("it lacks some of its parts")
         return fit
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} holds no fitted factors ({error})", "delete it and fit them anew") from error
+
+
+def write_fit(path: Path, fit: Mapping[str, Any]) -> None:
+    """Writes a fit, its numbers to 7 digits, whole or not at all. Raises OutputError."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise ValueError("a fit holds finite numbers")
+            return float(f"{value:.7g}")
+        return value
+
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        partial.write_text(json.dumps(plain(fit)) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror})", "check the folder") from error
+    finally:
+        partial.unlink(missing_ok=True)

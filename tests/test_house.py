@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "masks": {"crop", "face", "errors"},
     "plugs": {"detectors", "errors"},
     "paste": {"crop", "masks", "plugs", "face", "landmarks", "errors"},
+    "regions": {"landmark_net", "landmarks", "masks"},
     "page": {"crop", "face", "report", "video", "errors"},
     "preview": {"video", "motion", "errors"},
     "edit": {
@@ -48,8 +49,10 @@ MAY_IMPORT = {
         "video",
         "face",
         "people",
+        "control",
         "crop",
         "paste",
+        "regions",
         "motion",
         "motion_file",
         "pipeline",
@@ -63,6 +66,9 @@ MAY_IMPORT = {
     "landmark_net": {"crop", "dataset", "face", "landmarks", "models", "weights", "errors"},
     "motion_space": {"landmarks", "errors"},
     "factors": {"motion_space", "weights", "errors"},
+    "control": {"factors", "measures", "motion", "errors"},
+    "measures": {"landmarks", "motion_space"},
+    "train_factors": {"crop", "dataset", "engine", "face", "factors", "landmark_net", "measures", "errors"},
     "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
     "prepare": {
         "video",

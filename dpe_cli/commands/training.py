@@ -136,6 +136,9 @@ def train(
     if any(phase.stage == "landmarks" for phase in phases):
         click.echo(train_landmark_network(phases, data, output, init, device, say))
         return
+    if any(phase.stage == "factors" for phase in phases):
+        click.echo(fit_factors(phases, data, output, init, space, device, quiet))
+        return
     chosen = MotionSpace.load(space) if space else None
     features = None
     if any(phase.expression_weight for phase in phases):
@@ -240,3 +243,29 @@ def train_landmark_network(
     settings = {name: getattr(phase, name) for name in ("minutes", "batch", "lr", "ema", "threads", "seed")}
     net = load_net(init).requires_grad_(True) if init else None
     return train_landmarks(data, output, LandmarkTraining(**settings), net, device, say)
+
+
+def fit_factors(
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, device: str, quiet: bool
+) -> Path:
+    """`dpe train --set stage=factors`: fits the factors of the weights --init, by default the tool's own."""
+    if len(phases) > 1:
+        raise click.UsageError("factors are fitted in a run of its own, of one phase")
+
+    from dpe_cli.engine import Engine
+    from dpe_cli.errors import InputError
+    from dpe_cli.factors import Factors, read_fit
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.train_factors import fit_factors
+    from dpe_cli.weights import folder
+
+    space = space or folder() / "motion-space.json"
+    if not space.is_file():
+        raise InputError(f"{space}: no such motion space", "name a motion-space.json with --space")
+    template = MotionSpace.load(space).template
+    path = fit_factors(data, output, Engine(init, device=device), template, progress=progress_for(quiet, "clips"))
+    if not quiet:
+        for name, slider in Factors.of_fit(read_fit(path)).sliders.items():
+            verdict = slider.why_not or "available"
+            click.echo(f"{name:<12} R2 {slider.r2:5.2f}, gain {slider.gain:5.2f}: {verdict}", err=True)
+    return path
