@@ -1,11 +1,11 @@
-"""Fine-grained control of an edit: whom each factor of the expression follows, how strongly, and which measures are set.
+"""Fine-grained control of an edit: whom each factor of the expression follows, how strongly, what measures are set to.
 
-A Control is what the user asks for; bound to the factors of some weights it says for every frame what to do (Wish), and
-`mixed` makes the codes of a batch of frames: first factors are taken over, then sliders are set.
+A Control is what the user asks for; bound to the factors of some weights it says for every frame what to do (Mixing),
+and `mixed` makes the codes of a batch of frames: first factors are taken over, then sliders are set.
 """
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from dpe_cli.errors import InputError
 from dpe_cli.factors import JOINT, NAMES, Factors, parts
-from dpe_cli.measures import MEASURES, TABLE
+from dpe_cli.measures import TABLE
 from dpe_cli.motion import STRONGEST, Curve, read_curve
 
 SOURCE, DRIVING, NEUTRAL = "source", "driving", "neutral"
@@ -22,7 +22,6 @@ POSE = "pose"  # its strength is set with those of the factors
 MAIN = {"mouth": "mouth_open", "eyes": "blink", "brows": "brow_raise"}  # the slider that a bare value of a factor sets
 PAIR = ("gaze_x", "gaze_y")  # gaze=10:-5
 BEYOND = 0.25  # of its range: so far past what was fitted a slider goes
-MEASURED = {name: [measure.name for measure in MEASURES if measure.factor == name] for name in NAMES}
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ class Control:
     def bound(self, description: Mapping[str, Any]) -> tuple["Control", list[str]]:
         """This control for the weights of an engine, and remarks on what is not known of them.
 
-        Raises WeightsError where nothing was fitted to these weights that is needed, InputError for what they cannot do.
+        Raises WeightsError where nothing was fitted to these weights that is needed, InputError for what they cannot
+        do.
         """
         factors, remarks = Factors.load(description), []
         for name in self.slider_names:
@@ -66,12 +66,14 @@ class Control:
         if alone and not factors.sliders:
             remarks.append("how well codes tell factors apart is not known: no factors are fitted to these weights")
         for name in alone:
-            told = {one: factors.sliders[one] for one in MEASURED[name] if one in factors.sliders}
-            if told and all(slider.why_not for slider in told.values()):
-                reasons = "; ".join(f"{one}: {slider.why_not}" for one, slider in told.items())
-                usable = [one for one in NAMES if any(not factors.sliders[m].why_not for m in MEASURED[one])]
+            told = {one: slider.why_not for one, slider in factors.sliders.items() if slider.factor == name}
+            reasons = "; ".join(f"{one}: {why}" for one, why in told.items() if why)
+            if told and all(told.values()):
+                usable = {slider.factor for slider in factors.sliders.values() if not slider.why_not} & set(NAMES)
                 problem = f"{name} cannot be controlled with these weights ({reasons})"
-                raise InputError(problem, f"leave it out; available: {', '.join(usable) or 'none'}")
+                raise InputError(problem, f"leave it out; available: {', '.join(sorted(usable)) or 'none'}")
+            if reasons:
+                remarks.append(f"these weights tell {name} in part only ({reasons})")
         return replace(self, factors=factors), remarks
 
     @property
@@ -91,7 +93,7 @@ class Control:
         asked = name in self.strength_curves or self.strengths.get(name, 0) > 0
         return asked or isinstance(origin, Path) or (origin == DRIVING and SOURCE in self.origins.values())
 
-    def at(self, time: float, strength: float, codes: Mapping[Any, tuple[np.ndarray, np.ndarray | None]]) -> "Wish":
+    def at(self, time: float, strength: float, codes: Mapping[Any, tuple[np.ndarray, np.ndarray | None]]) -> "Mixing":
         """What is wanted of the frame at `time` seconds of the source.
 
         strength: the edit's own. codes: driving, by DRIVING or its path -> code (K,), and the code it is relative to
@@ -113,7 +115,7 @@ class Control:
             changes[name] = (code, base, share)
         values = {name: self.slider_curves[name].at(time) if name in self.slider_curves else self.sliders[name]
                   for name in self.slider_names}  # fmt: skip
-        return Wish(self.factors, changes, values)
+        return Mixing(self.factors, changes, values)
 
     def pose_strength(self, time: float, strength: float) -> float:
         """The strength of the pose at `time` seconds of the source; `strength` where none is asked for by itself."""
@@ -122,7 +124,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Wish:
+class Mixing:
     """What is wanted of the expression of one frame."""
 
     factors: Factors
@@ -136,7 +138,7 @@ class Wish:
         return [*(code for code, _, _ in self.changes.values()), wanted]
 
 
-def mixed(own: np.ndarray, wishes: Sequence[Wish]) -> np.ndarray:
+def mixed(own: np.ndarray, wishes: Sequence[Mixing]) -> np.ndarray:
     """The codes of N frames as they are wanted. own: (N, K), the source's. -> (N, K) float32"""
     factors, changes = wishes[0].factors, {}
     for name in wishes[0].changes:
@@ -156,7 +158,7 @@ def mixed(own: np.ndarray, wishes: Sequence[Wish]) -> np.ndarray:
 
 
 def parse_strength(text: str) -> tuple[float | None, dict[str, float]]:
-    """ "0.8", "mouth=1.2,eyes=0.5", or both: "0.8,mouth=1.2". The plain number, and each factor's. Raises ValueError."""
+    """ "0.8", "mouth=1.2,eyes=0.5", or "0.8,mouth=1.2": the plain number, and each factor's. Raises ValueError."""
     plain, each = None, {}
     for item in text.split(","):
         name, equals, value = item.partition("=")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpe_cli.commands.shared import FILE, MODES, SECONDS, Command, detector_options, given, progress_for, shared_options
+from dpe_cli.commands.control import control_options, controlled, take_control
+from dpe_cli.commands.shared import FILE, MODES, SECONDS, Command, detector_options, progress_for, shared_options
 from dpe_cli.errors import QualityError
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ EDIT_KEYS = ("face", "driving", "exp-driving", "pose-driving", "mode", "strength
 @click.option("-m", "--mode", type=click.Choice(MODES), help="What --driving gives.  [default: exp]")
 @click.option("-o", "--output", type=FILE, help="Where to write.  [default: SOURCE_MODE.mp4 beside the source]")
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
-@click.option("--strength", type=click.FloatRange(0, 3), default=1.0, show_default=True, metavar="F")
-@click.option("--curve", type=FILE, help="CSV of keyframes, seconds,strength; in place of --strength.")
+@control_options
 @click.option(
     "--motion",
     type=click.Choice(["absolute", "relative"]),
@@ -164,32 +164,36 @@ def edit(
 ) -> None:
     """Give the face in a source the expression, the pose or both of a driving video.
 
-    Strength 0 keeps the source's own motion, 1 takes the driving's.
+    Strength 0 keeps the source's own motion, 1 takes the driving's. Mouth, eyes, gaze, brows and emotion can each
+    follow the source, a driving or a value: `--mouth driving` transfers the mouth and nothing else, `--eyes source` all
+    but the eyes.
 
     \b
     dpe edit --source examples/out/source.mp4 --driving examples/out/driving.mp4 -o edited.mp4
+    dpe edit -s talk.mp4 --set smile=0.6,blink=0 -o smiling.mp4
     dpe edit -s two.mp4 --edit face=left,driving=smile.mp4 --edit face=right,driving=frown.mp4,strength=0.5
     """
+    control = settings["control"] = take_control(settings)
     if several:
+        if control:
+            raise click.UsageError("--edit takes no factors and sliders: edit one face, or give --edit a strength")
         if driving or exp_driving or pose_driving or mode:
             raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
         drivers = choose_edits(several, settings["face"], settings["strength"])
     else:
-        drivers = choose_driving(driving, exp_driving, pose_driving, mode)
+        named = driving or exp_driving or pose_driving
+        drivers = choose_driving(driving, exp_driving, pose_driving, mode) if named or not control else None
+        drivers = controlled(control, drivers) if control else drivers
     if as_json and str(output) == "-":
         raise click.UsageError("--json and the video cannot both go to standard output")
     if settings["end"] is not None and settings["end"] <= (settings["start"] or 0):
         raise click.UsageError("--end must be after --start")
     if settings["neutral_frame"] is not None and settings["motion"] != "relative":
         raise click.UsageError("--neutral-frame needs --motion relative")
-    if settings["curve"] and given("strength"):
-        raise click.UsageError("--curve stands in place of --strength: give one of them")
 
     from dpe_cli.container import PIPE, spooled
     from dpe_cli.edit import EditSettings, check_request, default_output, edit_video
-    from dpe_cli.motion import read_curve
 
-    settings["curve"] = settings["curve"] and read_curve(settings["curve"])
     chosen = EditSettings(**settings)
     output = output or default_output(source, drivers)
     source = click.get_current_context().with_resource(spooled(source, sys.stdin.buffer))
