@@ -66,10 +66,10 @@ class Control:
         if alone and not factors.sliders:
             remarks.append("how well codes tell factors apart is not known: no factors are fitted to these weights")
         for name in alone:
-            told = {one: slider.why_not for one, slider in factors.sliders.items() if slider.factor == name}
+            told = {one: slider.why_not_told for one, slider in factors.sliders.items() if slider.factor == name}
             reasons = "; ".join(f"{one}: {why}" for one, why in told.items() if why)
             if told and all(told.values()):
-                usable = {slider.factor for slider in factors.sliders.values() if not slider.why_not} & set(NAMES)
+                usable = {slider.factor for slider in factors.sliders.values() if not slider.why_not_told} & set(NAMES)
                 problem = f"{name} cannot be controlled with these weights ({reasons})"
                 raise InputError(problem, f"leave it out; available: {', '.join(sorted(usable)) or 'none'}")
             if reasons:

@@ -29,8 +29,7 @@ NAMES = ("mouth", "blink", "gaze", "brows", "rest")
 JOINT = {"eyes": ("blink", "gaze"), "emotion": ("brows", "rest"), "all": NAMES}  # names that stand for several
 FORMAT = "dpe-factors/1"
 SPACE = "motion-space.json"  # lies beside weights whose codes were taught by it
-LEAST_R2 = 0.5  # of held-out people: a measure that codes tell less of cannot be set
-LEAST_SHOWN = 0.25  # share of a step that the generator must show
+LEAST_R2 = 0.5  # on held-out people: what codes tell less of, or pictures show less of, is no control
 REFIT = "fit them: dpe train --set stage=factors --init WEIGHTS --data PREPARED -o FOLDER_OF_THE_WEIGHTS"
 _GROUP_OF = {"mouth": "mouth", "blink": "lids", "gaze": "gaze", "brows": "brows"}
 
@@ -50,32 +49,39 @@ def parts(name: str) -> tuple[str, ...]:
 class Slider:
     """A measure of the face that can be set: `read` tells it of a code, `axis` changes it and nothing else measured.
 
-    low, high: what 99 % of the frames lay between that it was fitted on.
+    `answer` is what pictures of an edit show of a change of the code. low, high: what 99 % of the frames lay between
+    that it was fitted on.
     """
 
     factor: str
     unit: str
     neutral: float  # its value in a face at rest
     r2: float  # between code and measure, within clips of held-out people
-    gain: float  # share of a step along the likeliest axis that pictures show; `axis` makes up for it, within limits
+    shown: float  # R2 between steps along `axis` and what pictures of held-out people show of them
     sigma: float  # within clips
     low: float
     high: float
     bias: float
     read: np.ndarray  # (K,)
+    answer: np.ndarray  # (K,)
     axis: np.ndarray  # (K,) for one unit
 
     def __post_init__(self) -> None:
-        for name in ("read", "axis"):
+        for name in ("read", "answer", "axis"):
             object.__setattr__(self, name, np.array(getattr(self, name), np.float64))
 
     @property
     def why_not(self) -> str | None:
-        """Why it is not available, None where it is."""
+        """Why it cannot be set, None where it can."""
+        if not self.shown >= LEAST_R2:
+            return f"pictures of held-out people follow it with R2 {self.shown:.2f}, {LEAST_R2:g} is needed"
+        return self.why_not_told
+
+    @property
+    def why_not_told(self) -> str | None:
+        """Why it cannot be taken from codes, None where it can."""
         if not self.r2 >= LEAST_R2:
-            return f"R2 {self.r2:.2f} on held-out people, {LEAST_R2:g} is needed: codes do not tell enough of it"
-        if not self.gain >= LEAST_SHOWN:
-            return f"pictures show {self.gain:.0%} of a step, {LEAST_SHOWN:.0%} is needed"
+            return f"codes of held-out people tell it with R2 {self.r2:.2f}, {LEAST_R2:g} is needed"
         return None
 
     def value_in(self, codes: np.ndarray) -> np.ndarray:
@@ -118,8 +124,11 @@ class Factors:
     @classmethod
     def of_fit(cls, fit: Mapping[str, Any], path: Path | None = None) -> "Factors":
         """What `read_fit` gave."""
-        stored = fit["projectors"]
-        projectors = {name: np.array(stored[name], np.float64) for name in NAMES} if stored else coordinate_projectors()
+        projectors = coordinate_projectors()
+        if fit["projectors"]:
+            stored = {name: np.array(fit["projectors"][name], np.float64) for name in NAMES[:-1]}
+            whole = np.eye(len(stored["mouth"]))
+            projectors = stored | {"rest": whole - sum(stored.values())}  # exactly: the file holds 7 digits
         sliders = {name: Slider(**values) for name, values in fit["sliders"].items()}
         return cls(projectors, fit["weights_sha256"], path, sliders, np.array(fit["neutral"], np.float64))
 
@@ -176,12 +185,13 @@ class Factors:
         result = codes.astype(np.float64)
         chosen = {name: self.slider(name) for name in values}
         for emotions in (True, False):
-            base, moves = result, np.zeros_like(result)
-            for name, slider in chosen.items():
-                if (slider.factor == "emotion") == emotions:
-                    step = np.nan_to_num(np.asarray(values[name], np.float64) - slider.value_in(base))
-                    moves = moves + step[:, None] * slider.axis
-            result = base + moves
+            group = {name: slider for name, slider in chosen.items() if (slider.factor == "emotion") == emotions}
+            if group:
+                steps = [np.asarray(values[name], np.float64) - one.value_in(result) for name, one in group.items()]
+                axes = np.stack([one.axis for one in group.values()])
+                # what each slider does to the others' measures is made up for
+                answers = np.stack([one.answer for one in group.values()]) @ axes.T
+                result = result + np.nan_to_num(np.column_stack(steps)) @ np.linalg.pinv(answers).T @ axes
         return result.astype(np.float32)
 
 

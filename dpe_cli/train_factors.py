@@ -1,17 +1,18 @@
 """Fits the factors of some weights in closed form: `dpe train --set stage=factors`. No network is trained.
 
 On prepared clips the weights' own motion codes are set beside what landmarks measure (`measures.py`). Only differences
-to a clip's mean are compared, which cancels identity. A measure c is read as C z (ridge regression), a slider is the
-likeliest change of the code, by its covariance W inside clips, that gives one unit of its measure and none of the
-others of its factor: W C' inv(C W C').
+to a clip's mean are compared, which cancels identity. A measure c is read as C z (ridge regression); held-out people
+say how well (R2).
 
 Codes taught by `motion_space` have factors by construction; a measure then reads the coordinates of its factor alone.
 For other weights z = S V' code, of the expression head's singular values: what moves the picture counts, what the head
-ignores does not. Their factors are oblique projectors, W C' inv(C W C') taken by rows of C, and the rest is
-uncorrelated with all that is measured.
+ignores does not. Their factors are oblique projectors, W C' inv(C W C') taken by rows of C, with the covariance W of
+codes inside clips, and the rest is uncorrelated with all that is measured.
 
-Held-out people say how well each measure is read (R2). What the generator makes of a slider is looked at on people
-that were fitted: the share of a step that our landmark network finds in the picture (gain).
+What codes tell is not what pictures show: generators answer less to some coordinates than to others. So a slider is not
+taken from C but from the answer J of the pictures, measured by our landmark network on people that were fitted: the
+likeliest change of the code, W J' inv(J W J'), that moves one measure and none of the others. Held-out people are then
+shown steps of each slider, and it counts how much of what was asked comes out (shown, an R2 too).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,15 +26,20 @@ from dpe_cli.dataset import face_at, split_of
 from dpe_cli.engine import Engine
 from dpe_cli.errors import InputError
 from dpe_cli.face import crop_box
-from dpe_cli.factors import FORMAT, NAMES, Factors, coordinate_projectors, fit_of, follows_space, write_fit
+from dpe_cli.factors import FORMAT, NAMES, coordinate_projectors, fit_of, follows_space, write_fit
 from dpe_cli.landmark_net import NetworkLandmarker
 from dpe_cli.measures import MEASURES, TABLE, measures_of, measures_of_faces
 
 PER_CLIP = 6  # frames, evenly spread
 RIDGE = 1e-3  # of the codes' variance
 DEAD = 1e-3  # of the largest singular value: what the head makes less of is not looked at
-GAIN_PEOPLE, GAIN_STEP = 24, 1.0  # of the people fitted on; step in standard deviations
-LEAST_GAIN, MOST_GAIN = 0.5, 1.5  # a slider is not corrected by more: past the codes that were seen faces fall apart
+PROBED = 16  # people whose pictures are looked at
+PROBE = 3.0  # standard deviations of the code along a principal axis, each way: answers are near linear that far
+ASKED = (-2.0, -1.0, 1.0, 2.0)  # standard deviations of a measure that sliders are tried with
+LOOSE = 0.03  # of the answers' mean square: a measure that hardly answers cannot be held still at any price
+LEAST_MOVED = 0.05  # of what was asked: less is no slider, and would be blown up
+# What may move along: everything else that is measured is held.
+ALONG = {"smile": ("mouth_width",), "mouth_width": ("smile",)}
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def gather(
     )  # fmt: skip
 
 
-# The fit
+# Factors: what codes tell
 
 
 def solve(codes: np.ndarray, measures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,26 +100,21 @@ def solve(codes: np.ndarray, measures: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @dataclass(frozen=True)
 class Fitted:
-    """Reads and axes in code space; columns of TABLE."""
+    """Projectors by factor, None for those that pick coordinates; reads (M, K), rows of TABLE."""
 
-    projectors: dict[str, np.ndarray] | None  # None: coordinates
-    read: np.ndarray  # (M, K)
-    axis: np.ndarray  # (K, M)
+    projectors: dict[str, np.ndarray] | None
+    read: np.ndarray
 
 
 def fit_coordinates(codes: np.ndarray, measures: np.ndarray) -> Fitted:
     """Of codes that follow `motion_space`; both are differences within clips."""
     owner = {name: np.flatnonzero(np.diag(matrix)) for name, matrix in coordinate_projectors().items()}
-    shown = np.concatenate([owner["mouth"], owner["blink"], owner["brows"]])  # what an emotion may move
-    read, axis = np.zeros((len(TABLE), codes.shape[1])), np.zeros((codes.shape[1], len(TABLE)))
-    for factor in NAMES[:-1]:
-        columns = [place for place, measure in enumerate(TABLE) if measure.factor == factor]
-        read[np.ix_(columns, owner[factor])], axis[np.ix_(owner[factor], columns)] = solve(
-            codes[:, owner[factor]], measures[:, columns]
-        )
-    for column in range(len(MEASURES), len(TABLE)):
-        read[[column], shown[:, None].T], axis[shown[:, None], [column]] = solve(codes[:, shown], measures[:, [column]])
-    return Fitted(None, read, axis)
+    owner["emotion"] = np.concatenate([owner["mouth"], owner["blink"], owner["brows"]])
+    read = np.zeros((len(TABLE), codes.shape[1]))
+    for place, measure in enumerate(TABLE):
+        own = owner[measure.factor]
+        read[place, own] = solve(codes[:, own], measures[:, [place]])[0][0]
+    return Fitted(None, read)
 
 
 def fit_projectors(codes: np.ndarray, measures: np.ndarray, head: np.ndarray) -> Fitted:
@@ -121,20 +122,16 @@ def fit_projectors(codes: np.ndarray, measures: np.ndarray, head: np.ndarray) ->
     _, singular, rows = np.linalg.svd(head.astype(np.float64), full_matrices=False)
     alive = singular > DEAD * singular[0]
     forward, back = rows[alive].T * singular[alive], rows[alive] / singular[alive, None]  # code to z (K, k), z to code
-    seen, count = codes @ forward, len(MEASURES)
-    read, axis = solve(seen, measures[:, :count])
+    count = len(MEASURES)
+    read, axis = solve(codes @ forward, measures[:, :count])
     read, axis = read @ forward.T, back.T @ axis
     projectors = {}
     for factor in NAMES[:-1]:
         own = [place for place, measure in enumerate(MEASURES) if measure.factor == factor]
         projectors[factor] = axis[:, own] @ read[own]
     projectors["rest"] = np.eye(codes.shape[1]) - sum(projectors.values())
-    still = [place for place, measure in enumerate(MEASURES) if measure.factor == "gaze"]
-    for column in range(count, len(TABLE)):
-        one_read, one_axis = solve(seen, measures[:, [column, *still]])  # an emotion does not turn the eyes
-        read = np.vstack([read, one_read[:1] @ forward.T])
-        axis = np.column_stack([axis, back.T @ one_axis[:, 0]])
-    return Fitted(projectors, read, axis)
+    emotions, _ = solve(codes @ forward, measures[:, count:])
+    return Fitted(projectors, np.vstack([read, emotions @ forward.T]))
 
 
 def explained(truth: np.ndarray, read: np.ndarray) -> np.ndarray:
@@ -151,23 +148,70 @@ def neutral_code(samples: Samples, sigma: np.ndarray) -> np.ndarray:
     return samples.codes[best].mean(0)
 
 
-def rendered_gains(
-    samples: Samples, factors: Factors, engine: Engine, landmarks: NetworkLandmarker, template: np.ndarray
-) -> np.ndarray:
-    """How much of a slider's step the picture shows: median over people, a standard deviation each way. (M,)"""
+# Sliders: what pictures show
+
+
+def portraits(samples: Samples, count: int = PROBED) -> np.ndarray:
+    """A crop of each of some people, (P, S, S, 3) uint8."""
     _, first = np.unique(samples.people, return_index=True)
-    chosen = first[np.linspace(0, len(first) - 1, min(GAIN_PEOPLE, len(first))).astype(int)]
-    crops = samples.crops[chosen]
+    return samples.crops[first[np.linspace(0, len(first) - 1, min(count, len(first))).astype(int)]]
+
+
+def answers(
+    crops: np.ndarray, covariance: np.ndarray, engine: Engine, landmarks: NetworkLandmarker, template: np.ndarray,
+    progress: Callable[[Iterable, int | None, str], Iterator],
+) -> np.ndarray:  # fmt: skip
+    """J: how much pictures' measures change with a code, (M, K), means over people."""
     own = engine.motion_codes(crops).astype(np.float64)
-    gains = []
-    for column, slider in enumerate(factors.sliders.values()):
-        step = GAIN_STEP * slider.sigma
-        seen = []
-        for sign in (-1, 1):
-            pictures = engine.edit(crops, (own + sign * step * slider.axis).astype(np.float32), None)
-            seen.append(measures_of_faces(landmarks.detect_batch(pictures), template)[:, column])
-        gains.append(np.nanmedian(seen[1] - seen[0]) / (2 * step))
-    return np.array(gains)
+    size, rows = np.linalg.eigh(covariance)
+    axes = [(row, PROBE * np.sqrt(one)) for row, one in zip(rows.T, size, strict=True) if one > 1e-6 * size[-1]]
+    result = np.zeros((len(TABLE), len(covariance)))
+    for row, step in progress(axes, len(axes), "directions"):
+        seen = [
+            measures_of_faces(landmarks.detect_batch(engine.edit(crops, moved.astype(np.float32), None)), template)
+            for moved in (own - step * row, own + step * row)
+        ]
+        result += np.nan_to_num(np.nanmean(seen[1] - seen[0], axis=0))[:, None] * row / (2 * step)
+    return result
+
+
+def slider_axes(answer: np.ndarray, covariance: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Changes of the code (K, M), each for one unit of its measure in pictures."""
+    names = [measure.name for measure in TABLE]
+    told = answer / sigma[:, None]
+    axes = []
+    for place, measure in enumerate(TABLE):
+        if measure.factor == "emotion":
+            held = [names.index(other.name) for other in MEASURES if other.factor == "gaze"]
+        else:
+            kept = (other.name for other in MEASURES if other.name not in (measure.name, *ALONG.get(measure.name, ())))
+            held = [names.index(name) for name in kept]
+        rows = told[[place, *held]]
+        strength = rows @ covariance @ rows.T
+        loose = LOOSE * np.trace(strength) / len(strength)
+        axis = covariance @ rows.T @ np.linalg.inv(strength + (loose + 1e-12) * np.eye(len(strength)))[:, 0]
+        moved = float(told[place] @ axis)  # less than asked, by LOOSE
+        axes.append(axis / (max(moved, LEAST_MOVED) * sigma[place]))
+    return np.column_stack(axes)
+
+
+def shown_of(
+    crops: np.ndarray, axes: np.ndarray, sigma: np.ndarray, engine: Engine, landmarks: NetworkLandmarker,
+    template: np.ndarray, progress: Callable[[Iterable, int | None, str], Iterator],
+) -> np.ndarray:  # fmt: skip
+    """Of each slider the R2 between what is asked of it, ASKED, and what pictures show. (M,)"""
+    own = engine.motion_codes(crops).astype(np.float64)
+    still = measures_of_faces(landmarks.detect_batch(engine.edit(crops, own.astype(np.float32), None)), template)
+    result = []
+    for place in progress(range(len(sigma)), len(sigma), "sliders"):
+        missed = []
+        for asked in ASKED:
+            codes = own + asked * sigma[place] * axes[:, place]
+            faces = landmarks.detect_batch(engine.edit(crops, codes.astype(np.float32), None))
+            change = (measures_of_faces(faces, template) - still)[:, place] / sigma[place]
+            missed.append(np.where(np.isfinite(change), change - asked, asked) ** 2)
+        result.append(1 - np.mean(missed) / np.mean(np.square(ASKED)))
+    return np.array(result)
 
 
 def fit_factors(
@@ -192,29 +236,39 @@ def fit_factors(
     bias = (train.measures - train.codes @ fitted.read.T).mean(0)
     sigma = measures.std(0)
     low, high = np.percentile(train.measures, [0.5, 99.5], axis=0)
-    fit = {
-        "format": FORMAT,
-        "weights": weights.name,
-        "weights_sha256": engine.description["sha256"],
-        "people": {"fitted": len(set(train.people)), "held_out": len(set(test.people))},
-        "frames": {"fitted": len(train.codes), "held_out": len(test.codes)},
-        "projectors": fitted.projectors and {name: matrix.tolist() for name, matrix in fitted.projectors.items()},
-        "neutral": neutral_code(train, sigma).tolist(),
-        "sliders": {
-            measure.name: {
-                "factor": measure.factor, "unit": measure.unit, "neutral": measure.neutral, "r2": float(r2[place]),
-                "gain": 1.0, "sigma": float(sigma[place]), "low": float(low[place]), "high": float(high[place]),
-                "bias": float(bias[place]), "read": fitted.read[place].tolist(), "axis": fitted.axis[:, place].tolist(),
-            }
-            for place, measure in enumerate(TABLE)
-        },
-    }  # fmt: skip
-    gains = rendered_gains(train, Factors.of_fit(fit), engine, NetworkLandmarker(), template)
-    for slider, gain in zip(fit["sliders"].values(), gains, strict=True):
-        slider["gain"] = float(gain)
-        share = float(np.clip(gain, LEAST_GAIN, MOST_GAIN))
-        slider["axis"] = [value / share for value in slider["axis"]]
-    output.mkdir(parents=True, exist_ok=True)
+    covariance, landmarks = codes.T @ codes / len(codes), NetworkLandmarker()
+    answer = answers(portraits(train), covariance, engine, landmarks, template, progress)
+    axes = slider_axes(answer, covariance, sigma)
+    shown = shown_of(portraits(test), axes, sigma, engine, landmarks, template, progress)
     path = output / fit_of(weights).name
-    write_fit(path, fit)
+    output.mkdir(parents=True, exist_ok=True)
+    write_fit(
+        path,
+        {
+            "format": FORMAT,
+            "weights": weights.name,
+            "weights_sha256": engine.description["sha256"],
+            "people": {"fitted": len(set(train.people)), "held_out": len(set(test.people))},
+            "frames": {"fitted": len(train.codes), "held_out": len(test.codes)},
+            "projectors": fitted.projectors and {name: matrix.tolist() for name, matrix in fitted.projectors.items()},
+            "neutral": neutral_code(train, sigma).tolist(),
+            "sliders": {
+                measure.name: {
+                    "factor": measure.factor,
+                    "unit": measure.unit,
+                    "neutral": measure.neutral,
+                    "r2": float(r2[place]),
+                    "shown": float(shown[place]),
+                    "sigma": float(sigma[place]),
+                    "low": float(low[place]),
+                    "high": float(high[place]),
+                    "bias": float(bias[place]),
+                    "read": fitted.read[place].tolist(),
+                    "answer": answer[place].tolist(),
+                    "axis": axes[:, place].tolist(),
+                }
+                for place, measure in enumerate(TABLE)
+            },
+        },
+    )
     return path

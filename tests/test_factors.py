@@ -53,7 +53,7 @@ def test_weights_of_others_need_a_fit_and_take_only_their_own(tmp_path):
     weights.write_bytes(b"some")
     with pytest.raises(WeightsError, match="no fitted factors"):
         Factors.load(weights)
-    fit = {"format": FORMAT, "weights_sha256": "other", "projectors": None}
+    fit = {"format": FORMAT, "weights_sha256": "other", "projectors": None, "neutral": [0] * 20, "sliders": {}}
     fit_of(weights).write_text(json.dumps(fit))
     with pytest.raises(WeightsError, match="other weights"):
         Factors.load(weights)
