@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from dpe_cli.control import Control, mixed
 from dpe_cli.dataset import Clip
@@ -157,11 +158,11 @@ def summary(name: str, one: Sweep, factors: Factors) -> dict[str, Any]:
 
 
 def spearman(row: np.ndarray) -> float:
-    """Rank correlation of values with their steps; NaN with a value missing."""
+    """Rank correlation of values with their steps, 0 where nothing changes; NaN with a value missing."""
     if np.isnan(row).any():
         return float("nan")
-    ranks = np.argsort(np.argsort(row)).astype(float)
-    return float(np.corrcoef(ranks, np.arange(len(row)))[0, 1])
+    ranks = rankdata(row)
+    return float(np.corrcoef(ranks, np.arange(len(row)))[0, 1]) if np.ptp(ranks) else 0.0
 
 
 def cross_talk(sweeps: dict[str, Sweep]) -> dict[str, dict[str, float]]:
