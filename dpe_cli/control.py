@@ -30,12 +30,13 @@ class Control:
 
     origins: factor of NAMES -> source, driving, neutral (a face at rest), or the path of a driving of its own; one that
     is missing follows the driving. strengths: factor -> 0 to 3, in place of the edit's; `pose` too. sliders: measure or
-    emotion -> value in its unit. The curves are keyframes of strengths and sliders.
+    emotion -> value in its unit; steps: what is added to it. The curves are keyframes of strengths and sliders.
     """
 
     origins: Mapping[str, Any] = field(default_factory=dict)
     strengths: Mapping[str, float] = field(default_factory=dict)
     sliders: Mapping[str, float] = field(default_factory=dict)
+    steps: Mapping[str, float] = field(default_factory=dict)
     strength_curves: Mapping[str, Curve] = field(default_factory=dict)
     slider_curves: Mapping[str, Curve] = field(default_factory=dict)
     factors: Factors | None = None  # of the weights that edit
@@ -60,6 +61,11 @@ class Control:
                 if not low <= value <= high:
                     problem = f"{name} = {value:g} is out of the reach of these weights"
                     raise InputError(problem, f"give it {low:.2g} to {high:.2g} ({slider.unit})")
+        for name, step in self.steps.items():
+            slider = factors.slider(name, by_step=True)
+            if abs(step) > slider.high - slider.low:
+                reach = slider.high - slider.low
+                raise InputError(f"{name}+={step:g} is a step too far", f"give it at most {reach:.2g} ({slider.unit})")
         if NEUTRAL in self.origins.values():
             factors.check_fitted()
         alone = [name for name in NAMES if self.singled_out(name)]
@@ -115,7 +121,7 @@ class Control:
             changes[name] = (code, base, share)
         values = {name: self.slider_curves[name].at(time) if name in self.slider_curves else self.sliders[name]
                   for name in self.slider_names}  # fmt: skip
-        return Mixing(self.factors, changes, values)
+        return Mixing(self.factors, changes, values, self.steps)
 
     def pose_strength(self, time: float, strength: float) -> float:
         """The strength of the pose at `time` seconds of the source; `strength` where none is asked for by itself."""
@@ -130,6 +136,7 @@ class Mixing:
     factors: Factors
     changes: Mapping[str, tuple[np.ndarray, np.ndarray | None, float]]  # factor -> code (K,), relative to, strength
     values: Mapping[str, float]  # slider -> value
+    steps: Mapping[str, float]  # slider -> what is added
 
     @property
     def codes(self) -> list[np.ndarray]:
@@ -148,9 +155,11 @@ def mixed(own: np.ndarray, wishes: Sequence[Mixing]) -> np.ndarray:
             codes = own + codes - np.stack([base for _, base, _ in each])
         changes[name] = (codes, np.array([share for _, _, share in each]))
     result = factors.mix(own, changes)
-    if wishes[0].values:
-        values = {name: np.array([wish.values[name] for wish in wishes]) for name in wishes[0].values}
-        result = factors.set(result, values)
+    first = wishes[0]
+    if first.values or first.steps:
+        values = {name: np.array([wish.values[name] for wish in wishes]) for name in first.values}
+        steps = {name: np.full(len(wishes), step) for name, step in first.steps.items()}
+        result = factors.set(result, values, steps)
     return result
 
 
@@ -172,15 +181,21 @@ def parse_strength(text: str) -> tuple[float | None, dict[str, float]]:
     return plain, each
 
 
-def parse_sliders(text: str) -> dict[str, float]:
-    """ "mouth_open=0.3,smile=0.5,blink=1,gaze=10:-5" -> slider -> value; gaze is gaze_x:gaze_y. Raises ValueError."""
+def parse_sliders(text: str) -> tuple[dict[str, float], dict[str, float]]:
+    """ "mouth_open=0.3,gaze=10:-5,blink+=0.2" -> slider -> value, and slider -> what is added. Raises ValueError."""
     values: dict[str, float] = {}
+    steps: dict[str, float] = {}
     for item in text.split(","):
         name, equals, value = item.partition("=")
         if not equals:
-            raise ValueError(f"{item} is not NAME=VALUE")
-        values |= slider_values(name.strip(), value)
-    return values
+            raise ValueError(f"{item} is not NAME=VALUE or NAME+=STEP")
+        if name.endswith("+"):
+            steps |= slider_values(name[:-1].strip(), value)
+        else:
+            values |= slider_values(name.strip(), value)
+    if values.keys() & steps.keys():
+        raise ValueError(f"{min(values.keys() & steps.keys())} is both set and added to")
+    return values, steps
 
 
 def slider_values(name: str, text: str) -> dict[str, float]:

@@ -51,7 +51,7 @@ def evaluate_control(
     known = [embedded(crop, extractors.landmarks.detect(crop), extractors) for crop in crops]
     sweeps = {
         name: sweep(name, crops, own, known, engine, factors, extractors, template)
-        for name in progress(factors.sliders, len(factors.sliders), "sliders")
+        for name in progress([measure.name for measure in MEASURES], len(MEASURES), "sliders")
     }
     return {
         "people": len(crops),

@@ -72,10 +72,15 @@ class Slider:
 
     @property
     def why_not(self) -> str | None:
-        """Why it cannot be set, None where it can."""
+        """Why it cannot be set to a value, None where it can: that needs the value it has, too."""
+        return self.why_not_shown or self.why_not_told
+
+    @property
+    def why_not_shown(self) -> str | None:
+        """Why nothing can be added to it, None where it can."""
         if not self.shown >= LEAST_R2:
             return f"pictures of held-out people follow it with R2 {self.shown:.2f}, {LEAST_R2:g} is needed"
-        return self.why_not_told
+        return None
 
     @property
     def why_not_told(self) -> str | None:
@@ -153,8 +158,8 @@ class Factors:
             result = result + np.asarray(strength, np.float64)[:, None] * moved
         return result.astype(np.float32)
 
-    def slider(self, name: str) -> Slider:
-        """A slider that can be used.
+    def slider(self, name: str, by_step: bool = False) -> Slider:
+        """A slider that can be used, to set its measure or, `by_step`, to add to it.
 
         Raises InputError for one that does not exist or cannot be had with these weights, WeightsError where none was
         fitted to them.
@@ -163,9 +168,11 @@ class Factors:
         if name not in self.sliders:
             raise InputError(f"there is no slider {name}", f"use one of {', '.join(self.sliders)}")
         slider = self.sliders[name]
-        if slider.why_not:
-            usable = [other for other, one in self.sliders.items() if not one.why_not]
-            problem = f"{name} is not available with these weights ({slider.why_not})"
+        why = slider.why_not_shown if by_step else slider.why_not
+        if why:
+            usable = [f"{other}=" for other, one in self.sliders.items() if not one.why_not]
+            usable += [f"{other}+=" for other, one in self.sliders.items() if not one.why_not_shown]
+            problem = f"{name} is not available with these weights ({why})"
             raise InputError(problem, f"leave it out; available: {', '.join(usable) or 'none'}")
         return slider
 
@@ -176,22 +183,25 @@ class Factors:
             state = "was fitted to other weights" if self.path and where.is_file() else "does not exist"
             raise WeightsError(f"there are no sliders and no face at rest: {where} {state}", REFIT)
 
-    def set(self, codes: np.ndarray, values: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Codes in which measures have given values; what else is measured of their factors stays.
+    def set(
+        self, codes: np.ndarray, values: Mapping[str, np.ndarray], steps: Mapping[str, np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Codes in which measures have given values, or steps added; what else is measured of a face stays.
 
-        codes: (N, K); values: slider -> (N,) in its unit, NaN leaves a frame as it is. Emotions, which move several
-        factors, come first, so that a measure has the last word. -> (N, K) float32. Raises as `slider` does.
+        codes: (N, K); values, steps: slider -> (N,) in its unit. Emotions, which move several factors, come first, so
+        that a measure has the last word. -> (N, K) float32. Raises as `slider` does.
         """
         result = codes.astype(np.float64)
-        chosen = {name: self.slider(name) for name in values}
+        asked = [(self.slider(name), np.asarray(value, np.float64), False) for name, value in values.items()]
+        asked += [(self.slider(name, True), np.asarray(step, np.float64), True) for name, step in (steps or {}).items()]
         for emotions in (True, False):
-            group = {name: slider for name, slider in chosen.items() if (slider.factor == "emotion") == emotions}
+            group = [one for one in asked if (one[0].factor == "emotion") == emotions]
             if group:
-                steps = [np.asarray(values[name], np.float64) - one.value_in(result) for name, one in group.items()]
-                axes = np.stack([one.axis for one in group.values()])
+                moves = [number if by_step else number - one.value_in(result) for one, number, by_step in group]
+                axes = np.stack([one.axis for one, _, _ in group])
                 # what each slider does to the others' measures is made up for
-                answers = np.stack([one.answer for one in group.values()]) @ axes.T
-                result = result + np.nan_to_num(np.column_stack(steps)) @ np.linalg.pinv(answers).T @ axes
+                answers = np.stack([one.answer for one, _, _ in group]) @ axes.T
+                result = result + np.column_stack(moves) @ np.linalg.pinv(answers).T @ axes
         return result.astype(np.float32)
 
 

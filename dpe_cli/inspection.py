@@ -135,8 +135,8 @@ def slider_sheet(crop: np.ndarray, engine: Engine, factors: Factors) -> np.ndarr
         pictures = engine.edit(np.repeat(crop[None], len(STEPS), 0), codes.astype(np.float32), None)
         label = np.full((CELL, LABEL, 3), PAPER, np.uint8)
         facts = [f"sigma {slider.sigma:.3g}", f"R2 {slider.r2:.2f}, shown {slider.shown:.2f}"]
-        for line, text in enumerate([name, *facts, *(["not available"] if slider.why_not else [])]):
-            write(label, text, (6, 40 + 20 * line), FAINT if slider.why_not else INK)
+        for line, text in enumerate([name, *facts, *(["not available"] if slider.why_not_shown else [])]):
+            write(label, text, (6, 40 + 20 * line), FAINT if slider.why_not_shown else INK)
         small = [cv2.resize(picture, (CELL, CELL), interpolation=cv2.INTER_AREA) for picture in pictures]
         rows.append(np.hstack([label, *small]))
     return np.vstack(rows)

@@ -196,21 +196,28 @@ def slider_axes(answer: np.ndarray, covariance: np.ndarray, sigma: np.ndarray) -
 
 
 def shown_of(
-    crops: np.ndarray, axes: np.ndarray, sigma: np.ndarray, engine: Engine, landmarks: NetworkLandmarker,
-    template: np.ndarray, progress: Callable[[Iterable, int | None, str], Iterator],
+    crops: np.ndarray, axes: np.ndarray, sigma: np.ndarray, ends: tuple[np.ndarray, np.ndarray], engine: Engine,
+    landmarks: NetworkLandmarker, template: np.ndarray, progress: Callable[[Iterable, int | None, str], Iterator],
 ) -> np.ndarray:  # fmt: skip
-    """Of each slider the R2 between what is asked of it, ASKED, and what pictures show. (M,)"""
+    """Of each slider the R2 between what is asked of it and what pictures show. (M,)
+
+    ASKED, but no more than takes a face to the ends (M,) of what faces do: who does not smile cannot smile less.
+    """
     own = engine.motion_codes(crops).astype(np.float64)
     still = measures_of_faces(landmarks.detect_batch(engine.edit(crops, own.astype(np.float32), None)), template)
     result = []
     for place in progress(range(len(sigma)), len(sigma), "sliders"):
-        missed = []
-        for asked in ASKED:
-            codes = own + asked * sigma[place] * axes[:, place]
+        wanted, missed = 0.0, 0.0
+        low, high = (end[place] for end in ends)
+        for step in ASKED:
+            goal = still[:, place] + step * sigma[place]
+            asked = np.nan_to_num(np.clip(goal, np.minimum(low, still[:, place]), np.maximum(high, still[:, place])))
+            asked = asked - np.nan_to_num(still[:, place])
+            codes = own + asked[:, None] * axes[:, place]
             faces = landmarks.detect_batch(engine.edit(crops, codes.astype(np.float32), None))
-            change = (measures_of_faces(faces, template) - still)[:, place] / sigma[place]
-            missed.append(np.where(np.isfinite(change), change - asked, asked) ** 2)
-        result.append(1 - np.mean(missed) / np.mean(np.square(ASKED)))
+            change = np.nan_to_num((measures_of_faces(faces, template) - still)[:, place])  # a face that is lost: none
+            wanted, missed = wanted + (asked**2).sum(), missed + ((change - asked) ** 2).sum()
+        result.append(1 - missed / max(wanted, 1e-12))
     return np.array(result)
 
 
@@ -239,7 +246,7 @@ def fit_factors(
     covariance, landmarks = codes.T @ codes / len(codes), NetworkLandmarker()
     answer = answers(portraits(train), covariance, engine, landmarks, template, progress)
     axes = slider_axes(answer, covariance, sigma)
-    shown = shown_of(portraits(test), axes, sigma, engine, landmarks, template, progress)
+    shown = shown_of(portraits(test), axes, sigma, (low, high), engine, landmarks, template, progress)
     path = output / fit_of(weights).name
     output.mkdir(parents=True, exist_ok=True)
     write_fit(

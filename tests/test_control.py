@@ -60,12 +60,12 @@ def test_a_wrong_strength_is_refused(text: str):
 
 
 def test_sliders_are_names_with_values_and_gaze_has_two():
-    found = parse_sliders("mouth_open=0.3,blink=1,gaze=10:-5")
-    assert found == {"mouth_open": 0.3, "blink": 1.0, "gaze_x": 10.0, "gaze_y": -5.0}
-    assert parse_sliders("gaze=:4") == {"gaze_y": 4.0}
+    found = parse_sliders("mouth_open=0.3,blink=1,gaze=10:-5,smile+=-0.2")
+    assert found == ({"mouth_open": 0.3, "blink": 1.0, "gaze_x": 10.0, "gaze_y": -5.0}, {"smile": -0.2})
+    assert parse_sliders("gaze+=:4") == ({}, {"gaze_y": 4.0})
 
 
-@pytest.mark.parametrize("text", ["mouth_open", "ear=1", "gaze=4", "smile=much"])
+@pytest.mark.parametrize("text", ["mouth_open", "ear=1", "gaze=4", "smile=much", "smile=1,smile+=1"])
 def test_wrong_sliders_are_refused(text: str):
     with pytest.raises(ValueError):
         parse_sliders(text)
@@ -140,9 +140,18 @@ def test_a_slider_sets_its_measure_after_factors_and_an_emotion_before_it(factor
     assert np.allclose(codes(control, factors, driving=(A, None)), [[30, 50, 120], [30, 50, 120]])
 
 
+def test_a_step_is_added_to_what_is_there_and_needs_no_reading(factors: Factors):
+    control = Control(steps={"smile": 0.1}).bound({})[0]
+    assert np.allclose(mixed(OWN, [control.at(0.0, 1.0, {})] * 2), OWN + [10, 0, 0])
+    with pytest.raises(InputError, match=r"available: .*mouth_open=, blink=.*smile\+="):
+        Control(steps={"gaze_y": 0.1}).bound({})
+    with pytest.raises(InputError, match="a step too far"):
+        Control(steps={"smile": 5.0}).bound({})
+
+
 def test_keyframes_move_strengths_and_sliders(factors: Factors):
     curves = {"mouth": Curve((0.0, 1.0), (0.0, 1.0))}, {"blink": Curve((0.0, 1.0), (0.1, 0.2), -np.inf, np.inf)}
-    control = Control({"gaze": "source"}, {}, {}, *curves)
+    control = Control({"gaze": "source"}, {}, {}, {}, *curves)
     assert np.allclose(codes(control, factors, driving=(A, None)), [[1, 10, 3], [100, 20, 6]])
 
 

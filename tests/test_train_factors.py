@@ -117,8 +117,9 @@ def test_the_pictures_answer_is_found_and_sliders_are_tried(monkeypatch):
     found = answers(crops, np.diag(random.uniform(0.5, 2, K)), PaintingEngine(), Seeing(), None, all_of)
     assert np.allclose(found, truth, atol=1e-4)
     axes = np.linalg.pinv(truth)
+    ends = np.full(len(TABLE), -99.0), np.full(len(TABLE), 99.0)
     axes[:, 1] *= 0.5  # shows half of what is asked: errors of a half, squared
-    shown = shown_of(crops, axes, np.ones(len(TABLE)), PaintingEngine(), Seeing(), None, all_of)
+    shown = shown_of(crops, axes, np.ones(len(TABLE)), ends, PaintingEngine(), Seeing(), None, all_of)
     assert shown[1] == pytest.approx(0.75, abs=1e-3)
     assert np.allclose(np.delete(shown, 1), 1, atol=1e-3)
 

@@ -39,7 +39,8 @@ def control_options(function: Callable) -> Callable:
         click.option("--emotion-driving", type=FILE, help="Driving of brows and the rest alone."),
         click.option(
             "--set", "sliders", multiple=True, metavar="NAME=VALUE,...",
-            help="Set measures of the face: mouth_open=0.3,smile=0.5,blink=1,gaze=10:-5; `dpe inspect` lists them.",
+            help="Set measures of the face: mouth_open=0.3,smile=0.5,blink=1,gaze=10:-5, or add to them: blink+=0.2; "
+            "`dpe inspect` lists them.",
         ),
         click.option("--neutralize", is_flag=True, help="Take mouth, eyes and brows to a face at rest, by --strength."),
         click.option(
@@ -101,13 +102,15 @@ def take_control(settings: dict[str, Any]) -> "Control | None":
         origins |= dict.fromkeys(parts(name), path) if path else {}
     if DRIVING in origins.values():  # who names what follows the driving wants the rest left alone
         origins = dict.fromkeys(NAMES, SOURCE) | origins
+    steps: dict[str, float] = {}
     for text in sliders:
-        values |= parsed("set", parse_sliders, text)
+        some, added = parsed("set", parse_sliders, text)
+        values, steps = values | some, steps | added
     curves = keyframes if isinstance(keyframes, tuple) else ({}, {})
     twice = (strengths.keys() & curves[0].keys()) | (values.keys() & curves[1].keys())
     if twice:
         raise click.UsageError(f"{min(twice)} has keyframes in --curve and a constant: give one of them")
-    control = Control(origins, strengths, values, *curves)
+    control = Control(origins, strengths, values, steps, *curves)
     return None if control == Control() else control
 
 
@@ -125,7 +128,7 @@ def controlled(control: "Control | None", driving: "Driving | None") -> "Driving
     if DRIVING in control.origins.values() and not whole:
         raise click.UsageError("a factor is to follow the driving: give --driving or --exp-driving")
     expression = [name for name in (*control.strengths, *control.strength_curves) if name != "pose"]
-    if not (whole or control.origins or control.slider_names):
+    if not (whole or control.origins or control.slider_names or control.steps):
         if expression:
             raise click.UsageError(f"{expression[0]} has a strength but nothing to follow: give --driving")
         if driving is None:

@@ -63,7 +63,7 @@ def inspect(
         {
             "slider": name, "unit": slider.unit, "from": round(slider.low, 3), "to": round(slider.high, 3),
             "R2": round(slider.r2, 2), "shown": round(slider.shown, 2),
-            "available": "no" if slider.why_not else "yes",
+            "available": "no" if slider.why_not_shown else "+= only" if slider.why_not else "yes",
         }
         for name, slider in factors.sliders.items()
     ]  # fmt: skip

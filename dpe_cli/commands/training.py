@@ -319,6 +319,6 @@ def fit_factors(
     path = fit_factors(data, output, Engine(init, device=device), template, progress=progress_for(quiet, "clips"))
     if not quiet:
         for name, slider in Factors.of_fit(read_fit(path)).sliders.items():
-            verdict = slider.why_not or "available"
+            verdict = slider.why_not_shown or ("+= only: " + slider.why_not if slider.why_not else "available")
             click.echo(f"{name:<12} R2 {slider.r2:5.2f}, shown {slider.shown:5.2f}: {verdict}", err=True)
     return path
