@@ -34,6 +34,7 @@ def inspect(
     dpe inspect examples/out/source.mp4 -o factors
     """
     from dpe_cli.edit import check_output
+    from dpe_cli.errors import OutputError
     from dpe_cli.factors import Factors
     from dpe_cli.motion_space import MotionSpace
     from dpe_cli.video import probe, write_image
@@ -41,9 +42,9 @@ def inspect(
 
     info = probe(video)
     output = output or video.with_name(f"{video.stem}_factors")
-    output.mkdir(parents=True, exist_ok=True)
     for name in NAMES if sheet else NAMES[:2]:
-        check_output(output / name, [video], overwrite)
+        if output.is_dir():
+            check_output(output / name, [video], overwrite)
     factors = Factors.load(weights)
     if sheet:
         factors.check_fitted()
@@ -56,7 +57,11 @@ def inspect(
     template, finder = MotionSpace.load(folder() / "motion-space.json").template, make_detector(detector, face_models)
     engine = Engine(weights, device=device, precision=precision, batch_size=batch_size)
     course = follow_face(video, finder, NetworkLandmarker(), template, engine.size, face, progress_for(quiet))
-    write_course(course, output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_course(course, output)
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written ({error.strerror})", "name another folder") from error
     if sheet:
         write_image(output / NAMES[2], slider_sheet(course.crop, engine, factors))
     rows = [
