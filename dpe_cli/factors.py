@@ -80,7 +80,8 @@ class Slider:
         """Why nothing can be added to it, None where it can."""
         if not self.shown >= LEAST_R2:
             return f"pictures of held-out people follow it with R2 {self.shown:.2f}, {LEAST_R2:g} is needed"
-        return None
+        # an emotion is a mean: pictures may show one of its parts for all of them, codes then do not tell it
+        return self.why_not_told if self.factor == "emotion" else None
 
     @property
     def why_not_told(self) -> str | None:

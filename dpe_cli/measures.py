@@ -27,13 +27,13 @@ class Measure:
 
 
 MEASURES = (
-    Measure("mouth_open", "mouth", "gap of the inner lips over the distance of the outer eye corners", 0.01),
-    Measure("mouth_width", "mouth", "distance of the mouth's corners over that of the outer eye corners", 0.55),
+    Measure("mouth_open", "mouth", "lip gap over outer eye corners' distance", 0.01),
+    Measure("mouth_width", "mouth", "mouth over outer eye corners' distance", 0.55),
     Measure("smile", "mouth", "0 to 1, blendshapes", 0.0),
-    Measure("blink", "blink", "0 open as most people's eyes, 1 closed", 0.0),
-    Measure("gaze_x", "gaze", "degrees to the picture's right, eye in head", 0.0),
-    Measure("gaze_y", "gaze", "degrees up, eye in head", 0.0),
-    Measure("brow_raise", "brows", "-1 lowered to 1 raised, blendshapes", 0.0),
+    Measure("blink", "blink", "0 open as usual, 1 closed", 0.0),
+    Measure("gaze_x", "gaze", "degrees to the picture's right", 0.0),
+    Measure("gaze_y", "gaze", "degrees up, against the head", 0.0),
+    Measure("brow_raise", "brows", "-1 lowered to 1 raised", 0.0),
 )
 
 # Emotions as the facial action units that show them (Ekman's EMFACS), each unit by its blendshapes; those that
@@ -46,7 +46,7 @@ EMOTIONS = {
     "angry": (("browDownLeft", "browDownRight"), ("eyeSquintLeft", "eyeSquintRight"),
               ("mouthPressLeft", "mouthPressRight")),  # 4, 7, 24
 }  # fmt: skip
-TABLE = (*MEASURES, *(Measure(name, "emotion", "0 to 1, mean of its action units", 0.0) for name in EMOTIONS))
+TABLE = (*MEASURES, *(Measure(name, "emotion", "0 to 1, its action units", 0.0) for name in EMOTIONS))
 
 
 def scores(blendshapes: np.ndarray, *names: str) -> np.ndarray:
