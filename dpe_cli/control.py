@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dpe_cli.errors import InputError
-from dpe_cli.factors import JOINT, NAMES, Factors, parts
+from dpe_cli.factors import JOINT, NAMES, TRIED, Factors, parts
 from dpe_cli.measures import TABLE
 from dpe_cli.motion import STRONGEST, Curve, read_curve
 
@@ -61,10 +61,11 @@ class Control:
                 if not low <= value <= high:
                     problem = f"{name} = {value:g} is out of the reach of these weights"
                     raise InputError(problem, f"give it {low:.2g} to {high:.2g} ({slider.unit})")
+            remarks.append(f"{name} goes at most {TRIED * slider.sigma:.2g} away from what each frame shows")
         for name, step in self.steps.items():
             slider = factors.slider(name, by_step=True)
-            if abs(step) > slider.high - slider.low:
-                reach = slider.high - slider.low
+            reach = TRIED * slider.sigma
+            if abs(step) > reach:
                 raise InputError(f"{name}+={step:g} is a step too far", f"give it at most {reach:.2g} ({slider.unit})")
         if NEUTRAL in self.origins.values():
             factors.check_fitted()

@@ -30,6 +30,7 @@ JOINT = {"eyes": ("blink", "gaze"), "emotion": ("brows", "rest"), "all": NAMES} 
 FORMAT = "dpe-factors/1"
 SPACE = "motion-space.json"  # lies beside weights whose codes were taught by it
 LEAST_R2 = 0.5  # on held-out people: what codes tell less of, or pictures show less of, is no control
+TRIED = 2.0  # standard deviations of a measure: sliders were tried so far from what a face does, and go no farther
 REFIT = "fit them: dpe train --set stage=factors --init WEIGHTS --data PREPARED -o FOLDER_OF_THE_WEIGHTS"
 _GROUP_OF = {"mouth": "mouth", "blink": "lids", "gaze": "gaze", "brows": "brows"}
 
@@ -189,6 +190,8 @@ class Factors:
     ) -> np.ndarray:
         """Codes in which measures have given values, or steps added; what else is measured of a face stays.
 
+        A measure is moved by at most TRIED standard deviations: farther away faces fall apart.
+
         codes: (N, K); values, steps: slider -> (N,) in its unit. Emotions, which move several factors, come first, so
         that a measure has the last word. -> (N, K) float32. Raises as `slider` does.
         """
@@ -198,7 +201,9 @@ class Factors:
         for emotions in (True, False):
             group = [one for one in asked if (one[0].factor == "emotion") == emotions]
             if group:
-                moves = [number if by_step else number - one.value_in(result) for one, number, by_step in group]
+                wanted = [number if by_step else number - one.value_in(result) for one, number, by_step in group]
+                limits = [TRIED * one.sigma for one, _, _ in group]
+                moves = [np.clip(move, -limit, limit) for move, limit in zip(wanted, limits, strict=True)]
                 axes = np.stack([one.axis for one, _, _ in group])
                 # what each slider does to the others' measures is made up for
                 answers = np.stack([one.answer for one, _, _ in group]) @ axes.T

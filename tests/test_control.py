@@ -24,8 +24,8 @@ def slider(factor: str, place: int, r2: float = 0.9, **more: float) -> Slider:
     """Of stand-in codes: one unit is 100 levels of a colour."""
     read, axis = np.zeros(3), np.zeros(3)
     read[place], axis[place] = 0.01, 100
-    ends = {"low": 0.0, "high": 2.0, "shown": 0.9, "bias": 0.0} | more
-    return Slider(factor, "hundred levels", 0.0, r2, sigma=0.2, read=read, answer=read, axis=axis, **ends)
+    ends = {"low": 0.0, "high": 2.0, "shown": 0.9, "bias": 0.0, "sigma": 1.0} | more
+    return Slider(factor, "hundred levels", 0.0, r2, read=read, answer=read, axis=axis, **ends)
 
 
 @pytest.fixture
@@ -147,6 +147,12 @@ def test_a_step_is_added_to_what_is_there_and_needs_no_reading(factors: Factors)
         Control(steps={"gaze_y": 0.1}).bound({})
     with pytest.raises(InputError, match="a step too far"):
         Control(steps={"smile": 5.0}).bound({})
+
+
+def test_a_slider_goes_no_farther_than_it_was_tried(factors: Factors):
+    control, remarks = Control(sliders={"mouth_open": 2.4}).bound({})
+    assert remarks == ["mouth_open goes at most 2 away from what each frame shows"]
+    assert np.allclose(mixed(OWN, [control.at(0.0, 1.0, {})] * 2), OWN + [200, 0, 0])
 
 
 def test_keyframes_move_strengths_and_sliders(factors: Factors):

@@ -60,3 +60,9 @@ def test_weights_of_others_need_a_fit_and_take_only_their_own(tmp_path):
     with pytest.raises(WeightsError, match="other weights"):
         Factors.load({"weights": str(weights), "sha256": "another"})
     assert Factors.load({"weights": str(weights), "sha256": "other"}).dim == 20
+
+
+def test_the_shipped_fit_belongs_to_the_shipped_weights():
+    factors = Factors.load()
+    factors.check_fitted()  # after new weights: fit anew, see CONTRIBUTING.md
+    assert factors.slider("mouth_open").unit and factors.rest.shape == (20,)

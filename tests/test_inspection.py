@@ -58,7 +58,7 @@ def test_the_plot_has_a_line_for_each_measure_that_breaks_without_a_face():
 
 
 def test_the_sheet_moves_each_slider_from_minus_two_to_two_sigma():
-    sliders = {"mouth_open": slider("mouth", 0), "smile": slider("mouth", 1, r2=0.1)}
+    sliders = {"mouth_open": slider("mouth", 0, sigma=0.2), "smile": slider("mouth", 1, r2=0.1)}
     factors = Factors({"rest": np.eye(3)}, sliders=sliders, rest=np.zeros(3))
     crop = np.full((64, 64, 3), 100, np.uint8)
     sheet = slider_sheet(crop, ENGINE, factors)
