@@ -143,7 +143,7 @@ def summary(name: str, one: Sweep, factors: Factors) -> dict[str, Any]:
     rank = np.array([spearman(row) for row in course])
     middle = len(STEPS) // 2
     result = {
-        "available": factors.sliders[name].why_not is None,
+        "available": "no" if factors.sliders[name].why_not_shown else "+=" if factors.sliders[name].why_not else "yes",
         "spearman_mean": float(np.nanmean(rank)),
         "spearman_least": float(np.nanmin(rank)),
         "shown": float(np.nanmean(at(course, 1) - at(course, -1)) / 2),
@@ -177,17 +177,22 @@ def cross_talk(sweeps: dict[str, Sweep]) -> dict[str, dict[str, float]]:
     return matrix
 
 
-def by_factor(matrix: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The matrix from factor to factor: the largest of a factor's measures, means over the sliders that move it."""
+def by_factor(matrix: dict[str, dict[str, float]], usable: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The matrix from factor to factor: the largest of a factor's measures, means over the usable sliders that move it.
+
+    A factor without a usable slider has no row.
+    """
     owner = {measure.name: measure.factor for measure in MEASURES}
     found = {}
     for factor in NAMES[:-1]:
-        rows = [row for name, row in matrix.items() if owner[name] == factor]
-        others = [other for other in NAMES[:-1] if other != factor]
-        found[factor] = {
-            other: float(np.mean([max(value for name, value in row.items() if owner[name] == other) for row in rows]))
-            for other in others
-        }
+        rows = [row for name, row in matrix.items() if owner[name] == factor and name in usable]
+        if rows:
+            found[factor] = {
+                other: 1.0
+                if other == factor
+                else float(np.mean([max(row[name] for name in row if owner[name] == other) for row in rows]))
+                for other in NAMES[:-1]
+            }
     return found
 
 
@@ -248,11 +253,15 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     def shown(value: Any) -> Any:
         return round(value, 3) if isinstance(value, float) else str(value)
 
+    usable = [name for name, line in result["sliders"].items() if line["available"] != "no"]
     ends = {name: f"{value:g}" for name, value in result["endpoints"].items()}
     return [
         ("Endpoints: largest differences of codes and of levels", [ends]),
         (f"Sliders, {result['people']} people", rows(result["sliders"], "slider")),
         ("Cross-talk of one sigma: rows move, columns answer", rows(result["cross_talk"], "slider")),
-        ("Cross-talk from factor to factor", rows(by_factor(result["cross_talk"]), "factor")),
+        (
+            "Cross-talk from factor to factor, sliders that can be used",
+            rows(by_factor(result["cross_talk"], usable), "factor"),
+        ),
         ("Swap: correlation with whose mouth, eyes, pose, source", rows(result["swap"], "measure")),
     ]

@@ -95,7 +95,9 @@ def test_cross_talk_and_disorder_are_seen():
     assert cross_talk(sweeps)["mouth_open"]["smile"] == 0
     matrix = {one.name: {other.name: float(one is other) for other in MEASURES} for one in MEASURES}
     matrix["blink"]["smile"], matrix["blink"]["mouth_open"] = 0.3, 0.1
-    assert by_factor(matrix)["blink"] == {"mouth": 0.3, "gaze": 0.0, "brows": 0.0}
+    found = by_factor(matrix, ["mouth_open", "blink"])
+    assert found["blink"] == {"mouth": 0.3, "blink": 1.0, "gaze": 0.0, "brows": 0.0}
+    assert list(found) == ["mouth", "blink"]
     assert spearman(np.array([1.0, 2, 3])) == pytest.approx(1) and spearman(np.array([3.0, 2, 1])) == pytest.approx(-1)
     assert spearman(np.ones(3)) == 0
     assert np.isnan(spearman(np.array([1.0, np.nan, 3])))
