@@ -254,6 +254,7 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
         return round(value, 3) if isinstance(value, float) else str(value)
 
     usable = [name for name, line in result["sliders"].items() if line["available"] != "no"]
+    factors = by_factor(result["cross_talk"], usable)
     ends = {name: f"{value:g}" for name, value in result["endpoints"].items()}
     return [
         ("Endpoints: largest differences of codes and of levels", [ends]),
@@ -261,7 +262,7 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
         ("Cross-talk of one sigma: rows move, columns answer", rows(result["cross_talk"], "slider")),
         (
             "Cross-talk from factor to factor, sliders that can be used",
-            rows(by_factor(result["cross_talk"], usable), "factor"),
+            rows(factors, "factor"),
         ),
         ("Swap: correlation with whose mouth, eyes, pose, source", rows(result["swap"], "measure")),
     ]

@@ -170,7 +170,7 @@ def edit(
 
     \b
     dpe edit --source examples/out/source.mp4 --driving examples/out/driving.mp4 -o edited.mp4
-    dpe edit -s talk.mp4 --set smile=0.6,blink=0 -o smiling.mp4
+    dpe edit -s talk.mp4 --set mouth_open=0.15 -o open.mp4
     dpe edit -s two.mp4 --edit face=left,driving=smile.mp4 --edit face=right,driving=frown.mp4,strength=0.5
     """
     control = settings["control"] = take_control(settings)
