@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from dpe_cli.container import PIPE, files_of, frame_rate, is_sequence
+from dpe_cli.control import DRIVING, Control, Mixing, mixed
 from dpe_cli.crop import cut
 from dpe_cli.encoding import Wish
 from dpe_cli.errors import FaceError, InputError, OutputError, QualityError
@@ -29,6 +30,7 @@ from dpe_cli.paste import Paster, Seam, make_paster
 from dpe_cli.people import TRACK, Picked, follow, track_faces
 from dpe_cli.pipeline import ahead
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
+from dpe_cli.regions import RegionMasks, network_landmarks
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
 from dpe_cli.video import (
     Frame,
@@ -89,23 +91,32 @@ def unheard(message: str) -> None:
 
 @dataclass(frozen=True)
 class Driving:
-    """Whose expression and whose pose are transferred; None keeps the source's own."""
+    """Whose expression and whose pose are transferred; None keeps the source's own.
+
+    controlled: a Control (`EditSettings.control`) edits the expression too, with or without a driving; `factors` are
+    the drivings of its single factors.
+    """
 
     expression: Path | None = None
     pose: Path | None = None
+    factors: tuple[Path, ...] = ()
+    controlled: bool = False
 
     def __post_init__(self) -> None:
-        if self.expression is None and self.pose is None:
+        if self.expression is None and self.pose is None and not self.controlled:
             raise InputError("there is no driving video", "give one for the expression, the pose or both")
 
     @property
     def mode(self) -> str:
-        return "pose" if self.expression is None else "exp" if self.pose is None else "both"
+        if self.expression is None and not self.controlled:
+            return "pose"
+        return "exp" if self.pose is None else "both"
 
     @property
     def paths(self) -> list[Path]:
-        """One or two different files, the expression's first."""
-        return list(dict.fromkeys(path for path in (self.expression, self.pose) if path is not None))
+        """The different files, the expression's first; none where a Control alone edits."""
+        wanted = (self.expression, *self.factors, self.pose)
+        return list(dict.fromkeys(path for path in wanted if path is not None))
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,8 @@ class EditSettings:
 
     strength: float = 1.0  # 0 = the source's own motion, 1 = the driving's
     curve: Curve | None = None  # keyframes of the strength, in its place; where it is 0, frames are left untouched
+    control: Control | None = None  # of the expression, factor by factor; for a Driving that is `controlled`
+    region: str = "all"  # or one of regions.PARTS: what of the face is pasted back
     motion: str = "absolute"  # the driving's own motion, or relative: its change against its neutral frame
     neutral_frame: float | None = None  # seconds in the driving; None: chosen by `most_neutral`
     smooth: float = 1.0  # times the usual smoothing of the source's boxes and the driving's codes; 0 = none
@@ -199,6 +212,7 @@ class Job:
     reason: str | None = None  # why there is no edit, or whence the box
     expression: np.ndarray | None = None
     pose: np.ndarray | None = None
+    mixing: Mixing | None = None  # what a control wants of the expression; `expression` then counts for nothing
     neutral: tuple[np.ndarray | None, np.ndarray | None] = (None, None)  # what they are relative to; None: absolute
     strength: float = 1.0
     score: float | None = None
@@ -210,7 +224,7 @@ class Job:
 
     @property
     def edited(self) -> bool:
-        return self.expression is not None or self.pose is not None
+        return self.expression is not None or self.pose is not None or self.mixing is not None
 
 
 def edit_video(
@@ -243,6 +257,7 @@ def edit_video(
         report.notes.append(message)
         say(message)
 
+    settings = bind_control(settings, engine, remark)
     paste = decide_paste(edits, settings, remark)
     pasters = [paster_for(settings, engine, detector) if paste else None for _ in edits.each]
     first_time, first_boxes = find_faces(source, detector, settings, edits)
@@ -350,10 +365,23 @@ def is_still(source: VideoInfo, drivers: Iterable[VideoInfo]) -> bool:
     return source.is_image and all(driver.is_image for driver in drivers)
 
 
+def bind_control(settings: EditSettings, engine: Engine, remark: Callable[[str], None]) -> EditSettings:
+    """The settings with their control bound to the factors of the engine's weights.
+
+    Raises WeightsError, InputError for what these cannot do.
+    """
+    if settings.control is None:
+        return settings
+    control, remarks = settings.control.bound(engine.description)
+    for message in remarks:
+        remark(message)
+    return replace(settings, control=control)
+
+
 def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], None]) -> bool:
     """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning.
 
-    Several edits always do. Raises InputError where the crop is asked for all the same, or has a seam to fail for.
+    Several edits always do. Raises InputError where the crop is asked for all the same, or has no seam or region.
     """
     several = len(edits.each) > 1
     if several and settings.paste is False:
@@ -361,6 +389,8 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
     paste = bool(settings.paste) or several or (edits.mode == "exp" and settings.paste is not False)
     if settings.seam_limit is not None and not paste:
         raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
+    if settings.region != "all" and not paste:
+        raise InputError("a crop that is not pasted back has no region", "add --paste or leave --region out")
     if edits.mode == "exp":
         return paste
     if paste:
@@ -373,7 +403,10 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
 def paster_for(settings: EditSettings, engine: Engine, detector: FaceDetector) -> Paster:
     """What pastes the faces back as the settings say."""
     names = ("mask", "feather", "colour_match", "detail", "parsing", "landmarker", "enhancer")
-    return make_paster(engine.size, detector, **{name: getattr(settings, name) for name in names})
+    paster = make_paster(engine.size, detector, **{name: getattr(settings, name) for name in names})
+    if settings.region != "all":
+        paster.masks = RegionMasks(paster.masks, settings.region, network_landmarks())
+    return paster
 
 
 def start_report(
@@ -531,7 +564,7 @@ def source_boxes(
 ) -> Iterator[tuple[Frame, Box | None]]:  # fmt: skip
     """Source frames with the smoothed boxes of one edit; a still is repeated at the driving's times. Fills `sights`."""
     boxed = smooth_boxes(remember_sights(followed, number, sights), smoothing_radius(info, smooth))
-    return repeat_still(next(iter(boxed)), clock(drivers), sights) if info.is_image else iter(boxed)
+    return repeat_still(next(iter(boxed)), clock(drivers), sights) if info.is_image and drivers else iter(boxed)
 
 
 def remember_sights(
@@ -604,7 +637,14 @@ def plan_jobs(
         expression, pose = codes.get(driving.expression), codes.get(driving.pose)
         sampled = moment >= sample_at
         sample_at = moment + SAMPLE_SECONDS if sampled else sample_at
-        yield Job(frame, held, moment, None if box else HELD, expression, pose, neutral, strength, score, sampled)
+        why, mixing = None if box else HELD, None
+        if driving.controlled:
+            control, time = settings.control, float(frame.time)
+            follows = {path: (code, drivers[path].neutral_code) for path, code in codes.items()}
+            whole = {} if driving.expression is None else {DRIVING: follows[driving.expression]}
+            mixing = control.at(time, strength, follows | whole)
+            strength = control.pose_strength(time, strength)
+        yield Job(frame, held, moment, why, expression, pose, mixing, neutral, strength, score, sampled)
         last = held
 
 
@@ -685,15 +725,17 @@ def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, report: Repor
     sampled = np.array([job.sampled for job in jobs])
     strength, neutral = np.array([job.strength for job in jobs], np.float32), jobs[0].neutral
     absolute = all(base is None for base in neutral)
-    own = None if absolute and (strength == 1).all() else engine.motion_codes(crops)
+    mixings = [job.mixing for job in jobs if job.mixing is not None]  # all of them or none
+    own = None if absolute and (strength == 1).all() and not mixings else engine.motion_codes(crops)
     if sampled.any():
         own_sampled = own[sampled] if own is not None else engine.motion_codes(crops[sampled])
-        roles = [None if codes is None else own_sampled for codes in (expression, pose)]
+        roles = [None if codes is None else own_sampled for codes in (mixings or expression, pose)]
         rebuilt = engine.edit(crops[sampled], *roles)
         measured = zip(rebuilt, crops[sampled], [job for job in jobs if job.sampled], strict=True)
         report.self_reconstruction += [(job.frame.index, psnr(a, b)) for a, b, job in measured if not job.halo]
     pairs = zip((expression, pose), neutral, strict=True)
-    return engine.edit(crops, *(towards(own, codes, strength, base) for codes, base in pairs))
+    expression, pose = (towards(own, codes, strength, base) for codes, base in pairs)
+    return engine.edit(crops, mixed(own, mixings) if mixings else expression, pose)
 
 
 def towards(
@@ -742,6 +784,7 @@ def jitter_of(job: Job, result: np.ndarray, pasted: bool, jitter: Jitter) -> flo
         return jitter.forget()
     top, bottom, left, right = (max(0, round(edge)) for edge in (job.box.y0, job.box.y1, job.box.x0, job.box.x1))
     codes = [code for code in (job.expression, job.pose) if code is not None]
+    codes += job.mixing.codes if job.mixing else []
     return jitter.step(job.frame.rgb8, (slice(top, bottom), slice(left, right)), result, pasted, codes, job.strength)
 
 

@@ -8,7 +8,7 @@ interrupted, 1 unexpected.
 import click
 
 from dpe_cli import __version__
-from dpe_cli.commands import analysis, batch, config, edit, layers, plan, segments, training, weights
+from dpe_cli.commands import analysis, batch, config, edit, inspect, layers, plan, segments, training, weights
 from dpe_cli.commands.shared import Cli
 
 
@@ -23,9 +23,9 @@ def cli() -> None:
 
 
 for command in (
-    edit.edit, batch.batch, plan.plan, segments.join, analysis.extract, analysis.faces, analysis.report,
-    analysis.doctor, weights.weights, config.config, training.prepare, training.train, training.evaluate_command,
-    analysis.benchmark,
+    edit.edit, batch.batch, plan.plan, segments.join, analysis.extract, inspect.inspect, analysis.faces,
+    analysis.report, analysis.doctor, weights.weights, config.config, training.prepare, training.train,
+    training.evaluate_command, analysis.benchmark,
 ):  # fmt: skip
     cli.add_command(command)
 cli.params.append(layers.config_option())

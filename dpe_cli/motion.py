@@ -159,24 +159,27 @@ def nearest_code(track: MotionTrack, t: float) -> int:
 
 @dataclass(frozen=True)
 class Curve:
-    """Keyframes of the strength: linear between them, held before the first and after the last.
+    """Keyframes, of the strength unless told otherwise: linear between them, held before the first and after the last.
 
-    times: seconds of the source, rising. values: 0 (source) to STRONGEST. Raises ValueError when they are not.
+    times: seconds of the source, rising. values: low to high, by default 0 (source) to STRONGEST. Raises ValueError
+    when they are not.
     """
 
     times: tuple[float, ...]
     values: tuple[float, ...]
+    low: float = 0.0
+    high: float = STRONGEST
 
     def __post_init__(self) -> None:
         if not self.times or len(self.times) != len(self.values):
             raise ValueError(f"{len(self.times)} times and {len(self.values)} values make no keyframes")
         if not np.isfinite(self.times).all() or (np.diff(self.times) <= 0).any():
             raise ValueError("the times must rise")
-        if not all(0 <= value <= STRONGEST for value in self.values):
-            raise ValueError(f"the values must lie between 0 and {STRONGEST:g}")
+        if not all(self.low <= value <= self.high for value in self.values):
+            raise ValueError(f"the values must lie between {self.low:g} and {self.high:g}")
 
     def at(self, t: float) -> float:
-        """The strength at `t` seconds of the source; exactly 0 between two keyframes of 0."""
+        """The value at `t` seconds of the source; exactly 0 between two keyframes of 0."""
         return float(np.interp(t, self.times, self.values))
 
 

@@ -35,6 +35,7 @@ STAGES = {
     "expression": "the expression head and generator alone, guided",
     "cycle": "the paper's stage 1: bidirectional cycle, self-reconstruction, GAN, asymmetric back-propagation",
     "landmarks": "the landmark network of ours, a run of its own",
+    "factors": "no network: mouth, eyes, brows and sliders found in the motion codes of --init, a run of its own",
     "refine": "the paper's stage 2: the same losses, only the expression generator and the MLPs learn",
 }
 

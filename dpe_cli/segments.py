@@ -36,6 +36,7 @@ from safetensors.numpy import load, save_file
 
 import dpe_cli
 from dpe_cli.container import PIPE, files_of
+from dpe_cli.control import Control
 from dpe_cli.edit import (
     AUDIO,
     UNIT,
@@ -48,6 +49,7 @@ from dpe_cli.edit import (
     Progress,
     Sight,
     Target,
+    bind_control,
     check_request,
     decide_paste,
     describe_driver,
@@ -204,6 +206,7 @@ def make_plan(
         say(message)
 
     started = time.monotonic()
+    bound = bind_control(settings, engine, remark)  # what the weights cannot do is known now
     paste = decide_paste(edits, settings, remark)
     paster_for(settings, engine, detector)  # what it lacks is known now
     first_time, first_boxes = find_faces(source, detector, settings, edits)
@@ -233,7 +236,7 @@ def make_plan(
         key=key or os.urandom(16).hex(),
         **table,
     )
-    frames = min(sum(1 for _ in plan.jobs(number, {})) for number in range(len(edits.each)))
+    frames = min(sum(1 for _ in replace(plan, settings=bound).jobs(number, {})) for number in range(len(edits.each)))
     length = float(plan.times[frames - 1] - plan.times[0] + 1 / target.info.fps)
     count = count or max(1, round(length / (seconds or SEGMENT_SECONDS)))
     report.seconds = time.monotonic() - started
@@ -305,7 +308,8 @@ def write_plan(plan: Plan) -> None:
     for number, (path, driver) in enumerate(plan.drivers.items()):
         tensors |= {f"times{number}": driver.track.times, f"codes{number}": driver.track.codes}
         drivers.append({"path": path_text(path), "last_time": driver.track.last_time, "neutral": driver.neutral})
-    settings = {**asdict(plan.settings), "audio": audio_of(plan.settings)}
+    settings = {**asdict(replace(plan.settings, control=None)), "audio": audio_of(plan.settings)}
+    settings["control"] = plan.settings.control and plan.settings.control.to_dict()
     words = {
         "schema": SCHEMA,
         "dpe": dpe_cli.__version__,
@@ -371,10 +375,15 @@ def plan_from(path: Path, words: dict[str, Any], tensors: dict[str, np.ndarray])
     curve, models = words["settings"]["curve"], ("parsing", "landmarker", "enhancer")
     settings = {**words["settings"], "curve": curve and Curve(tuple(curve["times"]), tuple(curve["values"]))}
     settings |= {name: settings[name] and Path(settings[name]) for name in models}
+    settings["control"] = settings["control"] and Control.from_dict(settings["control"])
     edits = []
     for edit in words["edits"]:
-        paths = {role: file and Path(file) for role, file in edit["driving"].items()}
-        edits.append(Edit(Driving(**paths), edit["face"], edit["strength"]))
+        driving = edit["driving"]
+        whole = {role: driving[role] and Path(driving[role]) for role in ("expression", "pose")}
+        own = tuple(Path(file) for file in driving["factors"])
+        edits.append(
+            Edit(Driving(**whole, factors=own, controlled=driving["controlled"]), edit["face"], edit["strength"])
+        )
     target = {
         name: words["target"][name] for name in ("audio", "start", "end", "still", "fps", "time_base", "duration")
     }
@@ -471,6 +480,7 @@ def edit_segments(
         raise InputError(
             f"{plan.path} was made with the detector {plan.report.detector}, not {detector.name}", "use --detector"
         )
+    plan = replace(plan, settings=bind_control(plan.settings, engine, unheard))  # the plan's report has its remarks
     target, report = plan.written_as(), Report()
     edited = edited_span(plan, target, plan.borders[first], plan.borders[last + 1], engine, detector, report)
     which = f"segment {first}" if first == last else f"segments {first} to {last}"

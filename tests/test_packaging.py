@@ -71,5 +71,6 @@ def test_the_wheel_holds_our_packages_and_the_weights_and_nothing_else(tmp_path:
     expected = {f"dpe_cli/{path.name}" for path in (ROOT / "dpe_cli").glob("*.py")}
     expected |= {f"dpe_cli/commands/{path.name}" for path in (ROOT / "dpe_cli/commands").glob("*.py")}
     expected |= {f"dpe_cli/models/{path.name}" for path in (ROOT / "models").glob("*.py")}
-    expected |= {f"dpe_cli/pretrained/{name}" for name in ("__init__.py", "motion-space.json", "stand-in.safetensors")}
+    ours = ("__init__.py", "motion-space.json", "compact.factors.json", "stand-in.safetensors")
+    expected |= {f"dpe_cli/pretrained/{name}" for name in ours}
     assert names - {"dpe_cli/pretrained/README.md"} == expected

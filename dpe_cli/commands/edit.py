@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dpe_cli.commands.control import control_options, controlled, take_control
 from dpe_cli.commands.segments import edit_segment
 from dpe_cli.commands.shared import (
     FILE,
@@ -19,7 +20,6 @@ from dpe_cli.commands.shared import (
     Command,
     closing_words,
     detector_options,
-    given,
     progress_for,
     progress_option,
     shared_options,
@@ -27,6 +27,7 @@ from dpe_cli.commands.shared import (
 from dpe_cli.errors import QualityError
 
 if TYPE_CHECKING:
+    from dpe_cli.control import Control
     from dpe_cli.edit import Driving, Edit, Edits, EditSettings
     from dpe_cli.face import FaceDetector
     from dpe_cli.report import Report
@@ -78,8 +79,7 @@ class Host:
 @click.option("-m", "--mode", type=click.Choice(MODES), help="What --driving gives.  [default: exp]")
 @click.option("-o", "--output", type=FILE, help="Where to write.  [default: SOURCE_MODE.mp4 beside the source]")
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
-@click.option("--strength", type=click.FloatRange(0, 3), default=1.0, show_default=True, metavar="F")
-@click.option("--curve", type=FILE, help="CSV of keyframes, seconds,strength; in place of --strength.")
+@control_options
 @click.option(
     "--motion",
     type=click.Choice(["absolute", "relative"]),
@@ -222,10 +222,13 @@ def edit(
 ) -> "Report":
     """Give the face in a source the expression, the pose or both of a driving video.
 
-    Strength 0 keeps the source's own motion, 1 takes the driving's.
+    Strength 0 keeps the source's own motion, 1 takes the driving's. Mouth, eyes, gaze, brows and emotion can each
+    follow the source, a driving or a value: `--mouth driving` transfers the mouth and nothing else, `--eyes source` all
+    but the eyes.
 
     \b
     dpe edit --source examples/out/source.mp4 --driving examples/out/driving.mp4 -o edited.mp4
+    dpe edit -s talk.mp4 --set mouth_open=0.15 -o open.mp4
     dpe edit -s two.mp4 --edit face=left,driving=smile.mp4 --edit face=right,driving=frown.mp4,strength=0.5
     dpe edit --segment 3 talk.plan.json
     """
@@ -280,36 +283,48 @@ def edit(
     return done
 
 
-def drivers_of(params: dict[str, Any]) -> "Driving | Edits":
+def drivers_of(params: dict[str, Any], control: "Control | None", strength: float) -> "Driving | Edits":
     """Whose motion the options of an edit ask for. Raises click.UsageError, also where there is nobody to edit."""
     if not params["source"]:
         raise click.UsageError("Missing option '-s' / '--source'.")
-    if not params["several"]:
-        return choose_driving(*(params[name] for name in ("driving", "exp_driving", "pose_driving", "mode")))
-    if params["driving"] or params["exp_driving"] or params["pose_driving"] or params["mode"]:
-        raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
-    return choose_edits(params["several"], params["face"], params["strength"])
+    named = params["driving"] or params["exp_driving"] or params["pose_driving"]
+    if params["several"]:
+        if control:
+            raise click.UsageError("--edit takes no factors and sliders: edit one face, or give --edit a strength")
+        if named or params["mode"]:
+            raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
+        return choose_edits(params["several"], params["face"], strength)
+    if control and not named:
+        return controlled(control, None)
+    driving = choose_driving(*(params[name] for name in ("driving", "exp_driving", "pose_driving", "mode")))
+    return controlled(control, driving) if control else driving
 
 
-def asked_for(ctx: click.Context) -> "tuple[Driving | Edits, Path, EditSettings]":
-    """Whose motion, the output and the settings that the options of an edit mean together.
+def read_request(ctx: click.Context) -> "tuple[Driving | Edits, EditSettings]":
+    """Whose motion and the settings that the options of an edit mean together.
 
     Raises click.UsageError where they contradict each other, and InputError.
     """
-    params, drivers = ctx.params, drivers_of(ctx.params)
+    params = dict(ctx.params)
+    control = params["control"] = take_control(ctx, params)
+    drivers = drivers_of(params, control, params["strength"])
     if params["end"] is not None and params["end"] <= (params["start"] or 0):
         raise click.UsageError("--end must be after --start")
     if params["neutral_frame"] is not None and params["motion"] != "relative":
         raise click.UsageError("--neutral-frame needs --motion relative")
-    if params["curve"] and given(ctx, "strength"):
-        raise click.UsageError("--curve stands in place of --strength: give one of them")
 
-    from dpe_cli.edit import EditSettings, default_output
-    from dpe_cli.motion import read_curve
+    from dpe_cli.edit import EditSettings
 
     settings = {field.name: params[field.name] for field in fields(EditSettings) if field.name in params}
-    settings["curve"] = settings["curve"] and read_curve(settings["curve"])
-    return drivers, params["output"] or default_output(params["source"], drivers), EditSettings(**settings)
+    return drivers, EditSettings(**settings)
+
+
+def asked_for(ctx: click.Context) -> "tuple[Driving | Edits, Path, EditSettings]":
+    """The same with the output, which may have to be named after them."""
+    from dpe_cli.edit import default_output
+
+    drivers, settings = read_request(ctx)
+    return drivers, ctx.params["output"] or default_output(ctx.params["source"], drivers), settings
 
 
 def choose_driving(both: Path | None, expression: Path | None, pose: Path | None, mode: str | None) -> "Driving":

@@ -1,5 +1,6 @@
 """From the rows of a list to edits: arguments, outputs, and what would fail before it begins."""
 
+import contextlib
 import difflib
 import json
 import os
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands import layers
-from dpe_cli.commands.edit import asked_for, drivers_of, edit
+from dpe_cli.commands.edit import asked_for, edit, read_request
 from dpe_cli.commands.shared import Failure
 from dpe_cli.commands.worker import Work, inputs_of
 from dpe_cli.errors import DPEError
@@ -99,22 +100,25 @@ class Planner:
             for name in ("source", "output"):
                 if str(context.params[name]) == "-":
                     raise click.UsageError(f"--{name} cannot be a pipe")
-            drivers_of(context.params)
+            if not context.params["source"]:
+                raise click.UsageError("Missing option '-s' / '--source'.")
             if not context.params["output"] and self.template:
-                context.params["output"] = Path(self.named(row, context.params))
+                with context, contextlib.suppress(DPEError):  # which `check` will tell
+                    context.params["output"] = Path(self.named(row, context))
         except click.ClickException as error:
             if len(problems) == before:
                 problems.append(f"line {row.line}: {error.format_message()}")
         return clip, context
 
-    def named(self, row: "Row", params: dict[str, Any]) -> str:
+    def named(self, row: "Row", context: click.Context) -> str:
         """The output by the template."""
         from dpe_cli.manifest import fill
 
-        source, drivers = params["source"], drivers_of(params)
+        source, (drivers, _) = context.params["source"], read_request(context)
+        driving = drivers.paths[0].stem if drivers.paths else ""
         return fill(
-            self.template, id=row.id, stem=source.stem, parent=str(source.parent), driving=drivers.paths[0].stem,
-            mode=drivers.mode, line=row.line,
+            self.template, id=row.id, stem=source.stem, parent=str(source.parent), driving=driving, mode=drivers.mode,
+            line=row.line,
         )  # fmt: skip
 
     def check(self, clip: Clip, context: click.Context, problems: list[str]) -> None:
@@ -175,7 +179,8 @@ def cost_of(source: Path, drivers: "Driving | Edits", settings: "EditSettings") 
 
     info = timed = probe(source, settings.rate)
     if info.is_image:
-        timed = max((probe_driving(path, settings.rate) for path in drivers.paths), key=lambda one: one.n_frames)
+        each = (probe_driving(path, settings.rate) for path in drivers.paths)
+        timed = max(each, key=lambda one: one.n_frames, default=info)
     share = 1.0
     if not info.is_image and info.duration and (settings.start or settings.end):
         end = min(settings.end or info.duration, info.duration)

@@ -197,8 +197,8 @@ def given(ctx: click.Context, option: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    """Rows of the same keys, on stdout."""
+def print_table(title: str, rows: list[dict[str, Any]], stderr: bool = False) -> None:
+    """Rows of the same keys, on stdout or stderr."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -209,7 +209,8 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(key.replace("_", " "), justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*map(str, row.values()))
-    Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(table)
+    stream = sys.stderr if stderr else sys.stdout
+    Console(stderr=stderr, width=None if stream.isatty() else TABLE_WIDTH).print(table)
 
 
 def progress_kind(quiet: bool) -> str:

@@ -17,13 +17,14 @@ from dpe_cli.commands.shared import (
     Command,
     detector_options,
     machine_options,
+    print_table,
     progress_for,
 )
 
 if TYPE_CHECKING:
     from dpe_cli.recipe import Phase
 
-PROTOCOLS = ("same", "cross", "video")  # of eval
+PROTOCOLS, CONTROL = ("same", "cross", "video"), "control"  # of eval
 
 
 @click.command(cls=Command)
@@ -136,6 +137,9 @@ def train(
     if any(phase.stage == "landmarks" for phase in phases):
         click.echo(train_landmark_network(phases, data, output, init, device, say))
         return
+    if any(phase.stage == "factors" for phase in phases):
+        click.echo(fit_factors(phases, data, output, init, space, device, quiet))
+        return
     chosen = MotionSpace.load(space) if space else None
     features = None
     if any(phase.expression_weight for phase in phases):
@@ -152,7 +156,10 @@ def train(
 @click.command("eval", cls=Command)
 @click.option("--data", type=FOLDER, required=True, help="Folder of prepared clips; only held-out people are used.")
 @click.option("--weights", multiple=True, **{**WEIGHTS, "help": WEIGHTS["help"] + " Several: side by side."})
-@click.option("--protocol", "protocols", type=click.Choice(PROTOCOLS), multiple=True, help="[default: all three]")
+@click.option(
+    "--protocol", "protocols", type=click.Choice((*PROTOCOLS, CONTROL)), multiple=True,
+    help="[default: all but control]",
+)  # fmt: skip
 @click.option("-m", "--mode", "modes", type=click.Choice(MODES), multiple=True, help="[default: all three]")
 @click.option("--pairs", type=click.IntRange(1), default=10, show_default=True, help="Of source and driving clip.")
 @click.option("--frames", type=click.IntRange(3), default=14, show_default=True, help="Of each pair.")
@@ -175,7 +182,8 @@ def evaluate_command(
 ) -> None:  # fmt: skip
     """Measure checkpoints on people they were not trained on, beside two baselines that need no weights.
 
-    Protocols: same (one person), cross (driven by another person), video (the same, pasted back into the frames).
+    Protocols: same (one person), cross (driven by another person), video (the same, pasted back into the frames);
+    control (a run of its own, writes control.json: factors and sliders one by one, on as many people as --pairs says).
 
     \b
     dpe eval --data prepared -o scores
@@ -190,6 +198,12 @@ def evaluate_command(
     from dpe_cli.protocols import Plan, systems_of
     from dpe_cli.scoreboard import JSON_NAME, PAGE_NAME, terminal_tables, write
 
+    if CONTROL in protocols:
+        if len(protocols) > 1 or len(weights) > 1:
+            raise click.UsageError("control is measured in a run of its own, on one checkpoint")
+        chosen = pairs, frames, seed, landmarker, identity, space, output, overwrite
+        evaluate_control_command(data, weights, device, precision, batch_size, *chosen, quiet=quiet)
+        return
     plan = Plan(protocols or PROTOCOLS, modes or MODES, pairs, frames, seed)
     plan.cases  # noqa: B018 - fails here, before anything is loaded, if nothing is left to do
     output.mkdir(parents=True, exist_ok=True)
@@ -227,6 +241,48 @@ def evaluate_command(
     click.echo(write(output, summary, strips))
 
 
+def evaluate_control_command(
+    data: Path, weights: tuple[str, ...], device: str, precision: str, batch_size: int | None, people: int, frames: int,
+    seed: int, landmarker: Path | None, identity: Path | None, space: Path | None, output: Path, overwrite: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """`dpe eval --protocol control`."""
+    import json
+
+    from dpe_cli.control_protocol import evaluate_control, tables
+    from dpe_cli.dataset import CROP, load_clips
+    from dpe_cli.edit import check_output
+    from dpe_cli.engine import Engine
+    from dpe_cli.extractors import ArcFace, Extractors
+    from dpe_cli.factors import Factors
+    from dpe_cli.landmark_net import NetworkLandmarker
+    from dpe_cli.landmarks import Landmarker
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.report import write_text
+    from dpe_cli.weights import folder
+
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "control.json"
+    check_output(path, [], overwrite)
+    motion = MotionSpace.load(space or folder() / "motion-space.json")
+    engine = Engine(*(weights or (None,)), device=device, precision=precision, batch_size=batch_size)
+    factors = Factors.load(engine.description)
+    landmarks = Landmarker(landmarker) if landmarker else NetworkLandmarker()
+    extractors = Extractors(landmarks, ArcFace(identity) if identity else None, None)
+    clips, _ = load_clips(data, motion, held_out=True, size=CROP)
+    try:
+        progress = progress_for(quiet, "steps")
+        result = evaluate_control(clips, engine, factors, extractors, motion.template, people, frames, seed, progress)
+    finally:
+        landmarks.close()
+    result |= {"data": str(data), "engine": engine.description, "landmarks": landmarks.name}
+    write_text(path, json.dumps(result, indent=1) + "\n")
+    if not quiet:
+        for title, rows in tables(result):
+            print_table(title, rows, stderr=True)
+    click.echo(path)
+
+
 def train_landmark_network(
     phases: list["Phase"], data: Path, output: Path, init: Path | None, device: str, say: Callable[[str], None]
 ) -> Path:
@@ -241,3 +297,29 @@ def train_landmark_network(
     settings = {name: getattr(phase, name) for name in ("minutes", "batch", "lr", "ema", "threads", "seed")}
     net = load_net(init).requires_grad_(True) if init else None
     return train_landmarks(data, output, LandmarkTraining(**settings), net, device, say)
+
+
+def fit_factors(
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, device: str, quiet: bool
+) -> Path:
+    """`dpe train --set stage=factors`: fits the factors of the weights --init, by default the tool's own."""
+    if len(phases) > 1:
+        raise click.UsageError("factors are fitted in a run of its own, of one phase")
+
+    from dpe_cli.engine import Engine
+    from dpe_cli.errors import InputError
+    from dpe_cli.factors import Factors, read_fit
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.train_factors import fit_factors
+    from dpe_cli.weights import folder
+
+    space = space or folder() / "motion-space.json"
+    if not space.is_file():
+        raise InputError(f"{space}: no such motion space", "name a motion-space.json with --space")
+    template = MotionSpace.load(space).template
+    path = fit_factors(data, output, Engine(init, device=device), template, progress=progress_for(quiet, "clips"))
+    if not quiet:
+        for name, slider in Factors.of_fit(read_fit(path)).sliders.items():
+            verdict = slider.why_not_shown or ("+= only: " + slider.why_not if slider.why_not else "available")
+            click.echo(f"{name:<12} R2 {slider.r2:5.2f}, shown {slider.shown:5.2f}: {verdict}", err=True)
+    return path

@@ -1,0 +1,204 @@
+"""The fit of factors: on made-up codes whose factors are known, and whole, on a small network and made-up clips."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import synthetic_face, write_clips
+
+from dpe_cli import train_factors
+from dpe_cli.dataset import is_held_out
+from dpe_cli.errors import WeightsError
+from dpe_cli.factors import NAMES, Factors, follows_space, read_fit
+from dpe_cli.landmarks import CORNERS, FaceShape
+from dpe_cli.main import cli
+from dpe_cli.measures import EYE_RADIUS, MEASURES, TABLE, measures_of
+from dpe_cli.train_factors import (
+    Samples,
+    answers,
+    explained,
+    fit_coordinates,
+    fit_projectors,
+    shown_of,
+    slider_axes,
+    solve,
+)
+
+random = np.random.default_rng(0)
+COUNT, K = 400, 20
+
+
+def test_a_slider_moves_its_measure_and_none_of_the_others():
+    codes = random.normal(0, 1, (COUNT, 6)) * [1, 2, 3, 1, 0.5, 1]
+    truth = random.normal(0, 1, (3, 6))
+    read, axis = solve(codes, codes @ truth.T)
+    assert np.allclose(read, truth, atol=0.05)
+    assert np.allclose(read @ axis, np.eye(3), atol=1e-6)
+
+
+def test_projectors_sum_to_the_identity_and_tell_factors_apart():
+    head = random.normal(0, 1, (64, K))
+    codes = random.normal(0, 1, (COUNT, K))
+    reads = random.normal(0, 1, (len(TABLE), K))
+    fitted = fit_projectors(codes, codes @ reads.T, head)
+    assert np.allclose(sum(fitted.projectors.values()), np.eye(K), atol=1e-9)
+    own = {name: [n for n, measure in enumerate(MEASURES) if measure.factor == name] for name in NAMES[:-1]}
+    for name in NAMES[:-1]:
+        matrix = fitted.projectors[name]
+        assert np.allclose(matrix @ matrix, matrix, atol=1e-6)
+        for other, rows in own.items():
+            told = fitted.read[rows] @ matrix
+            wanted = fitted.read[rows] if other == name else 0
+            assert np.allclose(told, wanted, atol=1e-6)
+    assert np.allclose(fitted.read[: len(MEASURES)] @ fitted.projectors["rest"], 0, atol=1e-6)
+    mixed = Factors(fitted.projectors).mix(codes.astype(np.float32)[:5], {n: (codes[5:10], np.ones(5)) for n in NAMES})
+    assert np.allclose(mixed, codes[5:10], atol=1e-6)
+
+
+def test_what_the_head_ignores_is_not_read():
+    head = random.normal(0, 1, (64, K))
+    head[:, 0] = 0
+    codes = random.normal(0, 1, (COUNT, K))
+    measures = np.repeat(codes[:, :1], len(TABLE), 1) + random.normal(0, 0.01, (COUNT, len(TABLE)))
+    fitted = fit_projectors(codes, measures, head)
+    assert np.abs(fitted.read[:, 0]).max() < 1e-6
+
+
+def test_coordinates_of_a_factor_alone_are_read():
+    codes = random.normal(0, 1, (COUNT, K))
+    measures = random.normal(0, 1, (COUNT, len(TABLE)))
+    measures[:, 0] = codes[:, 6] + codes[:, 15]  # a mouth that the lids tell too
+    read = fit_coordinates(codes, measures).read
+    assert abs(read[0, 6] - 1) < 0.15 and read[0, 15] == 0
+    assert not read[:, 16:18][[0, 1, 2, 3, 6, 7]].any()  # gaze tells nothing but gaze
+
+
+def test_a_slider_asks_pictures_for_one_unit_and_holds_the_others():
+    answer, sigma = random.normal(0, 1, (len(TABLE), K)), random.uniform(0.5, 2, len(TABLE))
+    axes = slider_axes(answer, np.diag(random.uniform(0.5, 2, K)), sigma)
+    names = [measure.name for measure in TABLE]
+    change = (answer @ axes) / sigma[:, None] * sigma  # in sigma, of one sigma asked
+    assert np.allclose(np.diag(change), 1, atol=1e-6)
+    mouth = change[:, names.index("mouth_open")]
+    assert np.abs(np.delete(mouth[: len(MEASURES)], 0)).max() < 0.1
+    assert np.abs(change[names.index("gaze_x"), names.index("happy")]) < 0.1
+
+
+def test_a_measure_that_pictures_do_not_show_is_not_blown_up():
+    answer = random.normal(0, 1, (len(TABLE), K))
+    answer[0] *= 1e-4
+    lengths = np.linalg.norm(slider_axes(answer, np.eye(K), np.ones(len(TABLE))), axis=0)
+    assert lengths[0] < 1
+
+
+class PaintingEngine:
+    """A picture is its code; what is read there is a matrix times it."""
+
+    def motion_codes(self, crops: np.ndarray) -> np.ndarray:
+        return crops[:, 0, :K, 0].astype(np.float32)
+
+    def edit(self, crops: np.ndarray, expression: np.ndarray, pose: None) -> np.ndarray:
+        return expression
+
+
+def test_the_pictures_answer_is_found_and_sliders_are_tried(monkeypatch):
+    truth = random.normal(0, 1, (len(TABLE), K))
+    monkeypatch.setattr(train_factors, "measures_of_faces", lambda faces, template: faces @ truth.T)
+    crops = random.integers(0, 4, (3, 1, K, 3)).astype(np.uint8)
+
+    class Seeing:
+        def detect_batch(self, pictures):
+            return pictures.astype(np.float64)
+
+    def all_of(items, total, what):
+        return iter(items)
+
+    found = answers(crops, np.diag(random.uniform(0.5, 2, K)), PaintingEngine(), Seeing(), None, all_of)
+    assert np.allclose(found, truth, atol=1e-4)
+    axes = np.linalg.pinv(truth)
+    ends = np.full(len(TABLE), -99.0), np.full(len(TABLE), 99.0)
+    axes[:, 1] *= 0.5  # shows half of what is asked: errors of a half, squared
+    shown = shown_of(crops, axes, np.ones(len(TABLE)), ends, PaintingEngine(), Seeing(), None, all_of)
+    assert shown[1] == pytest.approx(0.75, abs=1e-3)
+    assert np.allclose(np.delete(shown, 1), 1, atol=1e-3)
+
+
+def test_r2_is_one_for_the_truth_and_zero_for_the_mean():
+    truth = random.normal(0, 1, (50, 2))
+    truth -= truth.mean(0)
+    assert np.allclose(explained(truth, truth), 1) and np.allclose(explained(truth, 0 * truth), 0)
+
+
+def test_differences_within_clips_have_no_identity():
+    clip = np.array([0, 0, 1, 1, 1])
+    samples = Samples(np.zeros((5, 1)), np.zeros((5, 1)), clip, np.zeros((2, 1, 1, 3)), ["a", "b"])
+    assert samples.within(np.array([[1.0], [3], [10], [10], [13]]))[:, 0].tolist() == [-1, 1, -1, -1, 2]
+
+
+def test_measures_are_in_their_units():
+    face = synthetic_face()
+    face[[13, 14], 2] = 0
+    opened = face.copy()
+    opened[14, 1] += 0.2
+    first, second = measures_of(np.stack([face, opened]), np.zeros((2, 52)), face)
+    names = [measure.name for measure in TABLE]
+    assert second[names.index("mouth_open")] - first[names.index("mouth_open")] == pytest.approx(0.2, abs=1e-3)
+    before, gaze = first, [names.index("gaze_x"), names.index("gaze_y")]
+    turned = face.copy()
+    for iris, corners in zip((468, 473), CORNERS, strict=True):
+        width = np.linalg.norm(np.subtract(*face[list(corners)]))
+        turned[iris, :2] += width * EYE_RADIUS * np.radians([10, -5])  # y grows downwards
+    after = measures_of(turned[None], np.zeros((1, 52)), face)[0]
+    assert (after - before)[gaze] == pytest.approx([10, 5], abs=0.1)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Untrained small weights of our own beside clips of people of both splits; landmarks are not looked for."""
+    import torch
+
+    from dpe_cli.models import DPE, DPEConfig
+    from dpe_cli.weights import save
+
+    torch.manual_seed(0)
+    names = [f"id{number:04}" for number in range(200)]
+    write_clips(
+        tmp_path, [name for name in names if not is_held_out(name)][:5] + [n for n in names if is_held_out(n)][:2]
+    )
+    config = DPEConfig(size=64, channels={4: 16, 8: 16, 16: 16, 32: 16, 64: 16}, latent_dim=32)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save(folder / "small.safetensors", DPE(config).state_dict(), config)
+
+    class Random:
+        def detect_batch(self, pictures):
+            return [FaceShape(synthetic_face(), random.uniform(0, 1, 52)) for _ in pictures]
+
+    monkeypatch.setattr(train_factors, "NetworkLandmarker", Random)
+    return folder / "small.safetensors"
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+def test_the_stage_fits_and_binds_factors_to_their_weights(small, tmp_path, supervised: bool):
+    if supervised:
+        (small.parent / "motion-space.json").write_text("{}")
+    assert follows_space(small) is supervised
+    command = ["train", "--set", "stage=factors", "--data", tmp_path, "-o", small.parent, "--init", small]
+    done = CliRunner().invoke(cli, [str(part) for part in command])
+    assert done.exit_code == 0, done.output
+    path = small.parent / "small.factors.json"
+    assert done.stdout.strip() == str(path)
+    fit = read_fit(path)
+    assert (fit["projectors"] is None) is supervised
+    assert set(fit["sliders"]) == {measure.name for measure in TABLE}
+    factors = Factors.load(small)
+    assert factors.rest.shape == (20,) and np.allclose(sum(factors.projectors.values()), np.eye(20), atol=1e-5)
+    fit["weights_sha256"] = "of others"
+    path.write_text(json.dumps(fit))
+    if supervised:  # coordinates stay what they are, sliders do not
+        with pytest.raises(WeightsError, match="was fitted to other weights"):
+            Factors.load(small).slider("smile")
+    else:
+        with pytest.raises(WeightsError, match="was fitted to other weights"):
+            Factors.load(small)
