@@ -731,6 +731,7 @@ class Pipe:
     def __init__(self, file: BinaryIO):
         self.file = file
         self.broken = False
+        self.interrupt: BaseException | None = None  # a signal that came while it wrote: PyAV would lose it
 
     def write(self, data: bytes) -> int:
         if not self.broken:
@@ -738,6 +739,8 @@ class Pipe:
                 self.file.write(data)
             except OSError:
                 self.broken = True
+            except BaseException as interrupt:
+                self.broken, self.interrupt = True, interrupt
         return len(data)
 
 
@@ -767,6 +770,8 @@ def _run(command: list[str], feed: Callable[["Pipe"], T], output: Path) -> T:
         pipe = Pipe(process.stdin)
         try:
             fed = feed(pipe)
+            if pipe.interrupt:
+                raise pipe.interrupt
             with contextlib.suppress(OSError):
                 process.stdin.close()
             process.wait()

@@ -18,7 +18,7 @@ import pytest
 from test_cli import astronaut, run
 from test_edit import SKIN, ColourDetector, ColourEngine, clip
 
-from dpe_cli import segments
+from dpe_cli import segments, video
 from dpe_cli.edit import UNIT, Driving, Edit, Edits, EditSettings, edit_video
 from dpe_cli.engine import Engine
 from dpe_cli.errors import InputError, OutputError, QualityError, WeightsError
@@ -426,6 +426,20 @@ def test_a_sigterm_stops_at_once_with_75(request_of, tmp_path: Path, resume: lis
     assert (process.returncode, stdout) == (75, ""), stderr
     assert "Stopped" in stderr and "Traceback" not in stderr
     assert sorted(tmp_path.iterdir()) == sorted([*before, *([work_folder(output)] if resume else [])])
+
+
+def test_an_interrupt_within_a_write_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Interrupted:
+        def write(self, data: bytes) -> None:
+            raise KeyboardInterrupt
+
+    real = video.Pipe
+    monkeypatch.setattr(video, "Pipe", lambda file: real(Interrupted()))
+    info = VideoInfo(tmp_path / "s", 160, 120, FPS, 3)
+    frames = (Frame(n, n / FPS, np.zeros((120, 160, 3), np.uint8)) for n in range(3))
+    with pytest.raises(KeyboardInterrupt):
+        write_video(frames, info, tmp_path / "o.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stop_that_takes_too_long_is_cut_short(request_of):
