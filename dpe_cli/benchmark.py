@@ -51,12 +51,14 @@ class Choice:
     weights: str | None = None
     device: str = "auto"
     precision: str = "auto"
+    backend: str = "auto"
     batch_size: int | None = None
     detector: str = "auto"
     face_models: Path | None = None
 
     def engine(self) -> Engine:
-        return Engine(self.weights, device=self.device, precision=self.precision, batch_size=self.batch_size)
+        chosen = {"device": self.device, "precision": self.precision, "backend": self.backend}
+        return Engine(self.weights, batch_size=self.batch_size, **chosen)
 
     def finder(self) -> "DrawnFaces":
         return DrawnFaces(make_detector(self.detector, self.face_models))

@@ -41,8 +41,8 @@ SCHEMA = "dpe-networks/1"  # a new number when graphs of before must not be used
 ABOUT = "networks.json"
 OPSET = 18
 OPENVINO_REMEDY = "pip install 'dpe-cli[openvino]', or use --backend onnx"
-# 8 bits: convolutions of a picture's colours stay in float32, and so do the encoder's shortcuts, which colours take too,
-# blurs, flows and masks.
+# 8 bits: convolutions of a picture's colours stay in float32, and so do the encoder's shortcuts, which colours take
+# too, blurs, flows and masks.
 COLOURS = 3
 # Drawn pictures that show how large the values become, and their contrasts from first to last.
 CALIBRATION, CONTRASTS, SEED = 12, (0.55, 2.0), 0
@@ -278,7 +278,9 @@ class ExportedDPE:
                 raise ValueError(about.schema)
             check_format(about.format)
             self.run: Run = {"onnx": OnnxGraphs, "openvino": OpenVinoGraphs}[about.format](folder).run
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        except DeviceError:
+            raise
+        except Exception as error:  # onnxruntime and OpenVINO have a dozen for it
             raise WeightsError(f"{folder} does not hold whole exported networks", "delete it") from error
 
     def encode(self, image: Tensor) -> Encoded:

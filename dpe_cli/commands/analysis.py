@@ -20,7 +20,7 @@ SIZES = ("360p", "1080p", "2160p")  # of benchmark
 @shared_options
 def extract(
     video: Path, output: Path, overwrite: bool, driving_face: str, detector: str, face_models: Path | None,
-    weights: str | None, device: str, precision: str, batch_size: int | None, quiet: bool, verbose: bool,
+    weights: str | None, device: str, precision: str, backend: str, batch_size: int | None, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Write the motion of the face in a video to a file that edit takes as its driving.
 
@@ -36,7 +36,7 @@ def extract(
     from dpe_cli.engine import Engine
     from dpe_cli.face import make_detector
 
-    engine = Engine(weights, device=device, precision=precision, batch_size=batch_size)
+    engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = make_detector(detector, face_models)
     chosen = EditSettings(driving_face=driving_face, overwrite=overwrite)
     extract_motion(video, output, engine, finder, chosen, progress_for(quiet))

@@ -155,6 +155,7 @@ def edit(
     weights: str | None,
     device: str,
     precision: str,
+    backend: str,
     detector: str,
     face_models: Path | None,
     batch_size: int | None,
@@ -200,7 +201,7 @@ def edit(
     from dpe_cli.face import make_detector
 
     say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
-    engine = Engine(weights, device=device, precision=precision, batch_size=batch_size)
+    engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = make_detector(detector, face_models)
     if finder.name.startswith("insightface"):
         say(f"{finder.name}: {RESEARCH_ONLY}")

@@ -170,8 +170,8 @@ def train(
 def evaluate_command(
     data: Path, weights: tuple[str, ...], protocols: tuple[str, ...], modes: tuple[str, ...], pairs: int, frames: int,
     seed: int, landmarker: Path | None, identity: Path | None, lpips: Path | None, lpips_network: str,
-    space: Path | None, output: Path, overwrite: bool, device: str, precision: str, batch_size: int | None,
-    quiet: bool, verbose: bool,
+    space: Path | None, output: Path, overwrite: bool, device: str, precision: str, backend: str,
+    batch_size: int | None, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Measure checkpoints on people they were not trained on, beside two baselines that need no weights.
 
@@ -208,7 +208,8 @@ def evaluate_command(
         ArcFace(identity) if identity else None,
         Lpips(lpips, lpips_network, device) if lpips else None,
     )
-    engines = [Engine(one, device=device, precision=precision, batch_size=batch_size) for one in weights or (None,)]
+    chosen = {"device": device, "precision": precision, "backend": backend, "batch_size": batch_size}
+    engines = [Engine(one, **chosen) for one in weights or (None,)]
     systems = systems_of(engines, [Path(engine.description["weights"]).stem for engine in engines])
     clips, motion = load_clips(data, MotionSpace.load(space), held_out=True, size=CROP)
     try:
