@@ -186,6 +186,7 @@ def test_openvino_is_optional(monkeypatch: pytest.MonkeyPatch):
         choose_backend("openvino", CPU, "fp32")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile uses what torch itself deprecates
 def test_compile_compiles_the_large_parts(file: Path):
     networks = Engine(file, device="cpu", backend="compile").networks
     parts = networks.encoder, networks.expression_generator, networks.pose_generator
