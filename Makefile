@@ -24,7 +24,8 @@ demo: $(READY)
 	@echo "Source, driving, result side by side: $(OUT)/preview.mp4"
 
 bench: $(READY)
-	$(BIN)/dpe benchmark --mode exp --mode pose --mode both --source video --source still $(BENCH_OPTIONS)
+	$(BIN)/dpe benchmark --mode exp --mode pose --mode both --source video --source still --compare \
+		$(BENCH_OPTIONS)
 	$(BIN)/python -m pytest -q -rA -m slow
 
 test: $(READY)

@@ -7,12 +7,15 @@ of repeated measurements the best counts, since other programs only ever add.
 import multiprocessing
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,10 @@ MODES, SOURCES = ("exp", "pose", "both"), ("video", "still")
 FPS = Fraction(25)
 HELD = 8  # different frames that are kept in memory for a stage
 REPEATS = 5
+GROWTH = (100, 1000, 5000)  # frames
+# What may run the networks on a CPU, the one that the others are compared with first.
+RUNTIMES = (("torch", "fp32"), ("onnx", "fp32"), ("openvino", "fp32"), ("onnx", "int8"), ("openvino", "int8"))
+PEAK = 255.0  # of the pictures whose PSNR is taken
 MATRIX, BLOCK = 2048, 32 * 2**20  # side of the matrices, numbers of the block, that the machine is measured with
 MATRIX_OPERATIONS = ("convolution", "mm", "addmm", "bmm")
 
@@ -51,12 +58,14 @@ class Choice:
     weights: str | None = None
     device: str = "auto"
     precision: str = "auto"
+    backend: str = "auto"
     batch_size: int | None = None
     detector: str = "auto"
     face_models: Path | None = None
 
     def engine(self) -> Engine:
-        return Engine(self.weights, device=self.device, precision=self.precision, batch_size=self.batch_size)
+        chosen = {"device": self.device, "precision": self.precision, "backend": self.backend}
+        return Engine(self.weights, batch_size=self.batch_size, **chosen)
 
     def finder(self) -> "DrawnFaces":
         return DrawnFaces(make_detector(self.detector, self.face_models))
@@ -69,8 +78,12 @@ def benchmark(
     sources: Iterable[str] = ("video",),
     frames: int = 50,
     say: Callable[[str], None] = lambda message: None,
+    compare: bool = False,
+    growth: bool = False,
 ) -> dict[str, Any]:
-    """Measures all of it; ready for JSON. `frames`: of each clip. Raises what `Engine` and `make_detector` do."""
+    """Measures all of it; ready for JSON. `frames`: of each clip. `compare`: also the other runtimes; `growth`: also
+    clips of GROWTH frames. Raises what `Engine` and `make_detector` do.
+    """
     engine, detector = choice.engine(), choice.finder()
     say("the machine and the networks")
     machine = measure_machine(engine)
@@ -97,8 +110,85 @@ def benchmark(
                     say(f"whole runs at {size}: {kind}, {mode}")
                     file = still if kind == "still" else source
                     run = measure_run(choice, file, driving, mode)
-                    result["runs"].append({"size": size, "source": kind, "mode": mode, **run})
+                    largest = largest_share(result["networks"], result["stages"][-1], kind, mode)
+                    result["runs"].append({"size": size, "source": kind, "mode": mode, **run, "largest_share": largest})
+        say("the start")
+        result["start"] = measure_start(choice, folder)
+        if compare:
+            say("other runtimes")
+            result["runtimes"] = measure_runtimes(choice)
+        if growth:
+            result["growth"] = measure_growth(choice, folder, driving, say)
     return result
+
+
+def largest_share(networks: list[dict[str, Any]], stages: dict[str, Any], kind: str, mode: str) -> str:
+    """What a run spends the most time of a frame with, and that time: for instance "encode-driving, 24 ms"."""
+    ms = {row["use"]: row["ms"] for row in networks}
+    done = {name: value for name, value in stages.items() if name != "size"}
+    done |= {use: ms[use] for use in ("encode-driving", f"generate {mode}")}
+    if kind == "video":
+        done["encode-source"] = ms["encode-source"]
+    name = max(done, key=done.get)
+    return f"{name}, {done[name]:.0f} ms"
+
+
+def measure_start(choice: Choice, folder: Path) -> dict[str, float]:
+    """Seconds of `dpe --help`, and of an edit of a clip of two frames by a picture, each in a new process."""
+
+    def ask() -> None:
+        subprocess.run([sys.executable, "-m", "dpe_cli", "--help"], capture_output=True, check=True)
+
+    picture = folder / "start.png"
+    write_image(picture, drawn(SIZES["360p"], 0.0))
+    clip = draw_clip(folder / "start.mp4", SIZES["360p"], 2)
+    started = time.perf_counter()
+    measure_run(choice, clip, picture, "exp")
+    return {"two_frames_s": round(time.perf_counter() - started, 2), "help_s": round(best(ask, 3), 2)}
+
+
+def measure_runtimes(choice: Choice) -> list[dict[str, Any]]:
+    """Milliseconds a frame of `exp` in each runtime that is here, and how near its pictures come to float32."""
+    rows: list[dict[str, Any]] = []
+    exact = None
+    for backend, precision in RUNTIMES:
+        if backend == "openvino" and find_spec("openvino") is None:
+            continue
+        engine = replace(choice, device="cpu", backend=backend, precision=precision, batch_size=1).engine()
+        crops = np.stack([drawn((engine.size, engine.size), n / HELD) for n in range(HELD)])
+        codes = engine.motion_codes(crops)
+        pictures = engine.edit(crops, codes[::-1], None).astype(float)
+        exact = pictures if exact is None else exact
+        error = float(np.square(pictures - exact).mean())
+        networks, picture = engine.networks, to_tensor(crops[:1], engine.device)
+        with torch.inference_mode():
+            source, code = networks.encode(picture), engine.to_device(codes[1:2])
+            encoding = best(lambda networks=networks, picture=picture: networks.encode(picture))
+            drawing = best(lambda networks=networks, got=(source, code): networks.transfer_expression(*got))
+        psnr = round(float(10 * np.log10(PEAK**2 / error)), 1) if error else None
+        row = {"backend": backend, "precision": precision, "encode_ms": round(1000 * encoding, 1)}
+        row |= {"generate_ms": round(1000 * drawing, 1), "moving_source_ms": round(1000 * (2 * encoding + drawing), 1)}
+        rows.append(row | {"psnr_db": psnr})
+    return rows
+
+
+def measure_growth(
+    choice: Choice, folder: Path, driving: Path, say: Callable[[str], None]
+) -> dict[str, float | list[dict[str, Any]]]:
+    """Whole runs of longer and longer clips at 360p, and what each further frame takes."""
+    rows = []
+    for frames in GROWTH:
+        say(f"a run of {frames} frames")
+        source = draw_clip(folder / f"{frames}.mp4", SIZES["360p"], frames)
+        rows.append(measure_run(choice, source, driving, "exp"))
+        source.unlink()
+    first, last = rows[0], rows[-1]
+    further = last["frames"] - first["frames"]
+    return {
+        "runs": rows,
+        "ms_per_further_frame": round(1000 * (last["seconds"] - first["seconds"]) / further, 2),
+        "kib_per_further_frame": round(1024 * ((last["peak_mib"] or 0) - (first["peak_mib"] or 0)) / further, 2),
+    }
 
 
 def best(function: Callable[[], object], repeats: int = REPEATS) -> float:

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.models import DPE, Encoded, InferenceDPE
+from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
 from dpe_cli.weights import Loaded, load
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BACKENDS = ("torch", "compile", *FORMATS)
 BATCH_SIZES = {"cuda": 16, "mps": 8, "cpu": 2}  # on a CPU more fit its caches less
 Key = tuple[bytes | None, ...]  # of a crop, or of a crop and its codes
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of CUDA, MPS, the CPU
@@ -26,22 +29,24 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory") 
 class Engine:
     """The networks on a device, ready to edit.
 
-    weights: name or path, by default our own. device: auto, cpu, cuda, cuda:N, mps. precision: auto, fp32, bf16, fp16;
-    auto is fp32 on a CPU and on MPS, on CUDA bf16 where the GPU computes with it and fp16 elsewhere. batch_size: crops
-    at once, by default what suits the device.
-    Raises WeightsError, and DeviceError for a device that is not there or has too little memory.
+    weights: name or path, by default our own. device: auto, cpu, cuda, cuda:N, mps. precision: auto, fp32, bf16, fp16,
+    int8; auto is fp32 on a CPU and on MPS, on CUDA bf16 where the GPU computes with it and fp16 elsewhere. backend:
+    auto, torch, compile, onnx, openvino; see `choose_backend`. batch_size: crops at once, by default what suits the
+    device.
+    Raises WeightsError, and DeviceError for a device that is not there, cannot do this or has too little memory.
     """
 
     def __init__(
         self, weights: str | Path | None = None, device: str = "auto", precision: str = "auto",
-        batch_size: int | None = None,
+        batch_size: int | None = None, backend: str = "auto",
     ):  # fmt: skip
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
+        self.backend = choose_backend(backend, self.device, self.precision)
         self.batch_size = batch_size or BATCH_SIZES[self.device.type]
         self.loaded = load(weights)
         with device_errors(self.device):
-            self.networks = build(self.loaded, self.device, self.precision)
+            self.networks = build(self.loaded, self.device, self.precision, self.backend)
         self.loaded.state.clear()  # the networks have their own form of the weights
         self.forget()
 
@@ -59,6 +64,7 @@ class Engine:
             "size": self.size,
             "device": describe_device(self.device),
             "precision": self.precision,
+            "backend": self.backend,
             "batch_size": self.batch_size,
         }
 
@@ -135,8 +141,8 @@ class Engine:
 
     def compute(self, function: Callable[[], Tensor]) -> Tensor:
         """Runs the networks in the chosen precision; where 16 bits overflow, from then on in 32."""
-        half = self.precision != "fp32"
-        cast = torch.autocast(self.device.type, PRECISIONS[self.precision]) if half else contextlib.nullcontext()
+        half = self.precision in AUTOCAST
+        cast = torch.autocast(self.device.type, AUTOCAST[self.precision]) if half else contextlib.nullcontext()
         with torch.inference_mode(), cast:
             result = function().float()
         if result.isfinite().all():
@@ -266,13 +272,37 @@ def check_cuda(name: str) -> None:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16. Raises DeviceError for another."""
+    """fp32, bf16, fp16 or int8. Raises DeviceError for another, and for int8 where there is no CPU to do it."""
     if name == "auto" and device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"  # from Ampere on
     if name == "auto":
         return "fp32"
     if name not in PRECISIONS:
-        raise DeviceError(f"there is no precision {name}", "use auto, fp32, bf16 or fp16")
+        raise DeviceError(f"there is no precision {name}", f"use auto, {', '.join(PRECISIONS)}")
+    if name == "int8" and device.type != "cpu":
+        raise DeviceError(f"int8 is for CPUs, not for {device}", "use --device cpu or another --precision")
+    return name
+
+
+def choose_backend(name: str, device: torch.device, precision: str) -> str:
+    """torch, compile, onnx or openvino. Raises DeviceError for what does not go together.
+
+    auto is torch, and onnx for int8, which torch does not do. Measured on two cores: at the paper's width torch is the
+    fastest in float32. With the compact weights onnx saves a tenth, but has to be built first; openvino and compile
+    (minutes to build) were slower.
+    """
+    if name == "auto":
+        return "onnx" if precision == "int8" else "torch"
+    if name not in BACKENDS:
+        raise DeviceError(f"there is no backend {name}", f"use auto, {', '.join(BACKENDS)}")
+    if name not in FORMATS and precision == "int8":
+        raise DeviceError(f"{name} does not compute in int8", f"use --backend {' or '.join(FORMATS)}")
+    if name in FORMATS and device.type != "cpu":
+        raise DeviceError(f"{name} runs on CPUs, not on {device}", "use --device cpu or --backend torch")
+    if name in FORMATS and precision in AUTOCAST:
+        raise DeviceError(f"{name} computes in fp32 and int8, not in {precision}", "use --backend torch")
+    if name in FORMATS:
+        check_format(name)
     return name
 
 
@@ -297,11 +327,17 @@ def device_errors(device: torch.device) -> Iterator[None]:
         raise DeviceError(f"{describe_device(device)} cannot be used: {first_line}", "use --device cpu") from error
 
 
-def build(loaded: Loaded, device: torch.device, precision: str) -> InferenceDPE:
+def build(loaded: Loaded, device: torch.device, precision: str, backend: str) -> InferenceDPE | ExportedDPE:
     """The networks with their weights, in the form and the layout that are fast on the device."""
-    networks = DPE(loaded.config)
-    networks.load_state_dict(loaded.state)
-    return InferenceDPE(networks, winograd=device.type == "cpu" and precision == "fp32").to(device)
+    if backend in FORMATS:
+        return ExportedDPE(kept(loaded, backend, precision))
+    trained = DPE(loaded.config)
+    trained.load_state_dict(loaded.state)
+    networks = InferenceDPE(trained, winograd=device.type == "cpu" and precision == "fp32").to(device)
+    if backend == "compile":
+        for part in (networks.encoder, networks.expression_generator, networks.pose_generator):
+            part.compile()
+    return networks
 
 
 # Pictures

@@ -8,7 +8,19 @@ interrupted, 1 unexpected.
 import click
 
 from dpe_cli import __version__
-from dpe_cli.commands import analysis, batch, config, edit, inspect, layers, plan, segments, training, weights
+from dpe_cli.commands import (
+    analysis,
+    batch,
+    config,
+    edit,
+    export,
+    inspect,
+    layers,
+    plan,
+    segments,
+    training,
+    weights,
+)  # fmt: skip
 from dpe_cli.commands.shared import Cli
 
 
@@ -25,7 +37,7 @@ def cli() -> None:
 for command in (
     edit.edit, batch.batch, plan.plan, segments.join, analysis.extract, inspect.inspect, analysis.faces,
     analysis.report, analysis.doctor, weights.weights, config.config, training.prepare, training.train,
-    training.evaluate_command, analysis.benchmark,
+    training.evaluate_command, analysis.benchmark, export.export,
 ):  # fmt: skip
     cli.add_command(command)
 cli.params.append(layers.config_option())

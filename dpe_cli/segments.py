@@ -85,7 +85,7 @@ SEGMENT_SECONDS = 10.0  # of a run that can be resumed: what a kill costs at mos
 NEAR_CUT = 0.25  # of a segment's length: a cut between shots that is so near to a border becomes the border
 LEAST_FRAMES = 2  # of a segment: two key frames in a row could be taken for one picture
 CONTAINERS = (".mp4", ".mov", ".mkv")
-ASKED = ("weights", "sha256", "precision", "batch_size", "detector", "face_models")
+ASKED = ("weights", "sha256", "precision", "backend", "batch_size", "detector", "face_models")
 WITHIN = Fraction(1, 2000)  # seconds, half of the least step between two frames
 
 

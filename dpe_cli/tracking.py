@@ -24,6 +24,8 @@ NEAR = 0.6  # how far a face may be from where it was, see `distance`
 NEAR_PER_SECOND = 0.5  # what is added to NEAR for each second out of sight
 FORGET_SECONDS = 1.0  # out of sight for longer, a track is over
 DISCOVER_SECONDS = 0.2  # the whole frame is searched this often for further faces, and whenever a known one is missing
+GLANCE_SIZE = 320  # pixels: while all known faces are there, most of these searches are made on a frame shrunk to this
+THOROUGH_SECONDS = 1.0  # as often one is not: faces of less than a twentieth of the frame need it
 ONE_FACE = 0.35  # boxes with more than this in common, of their union, are one face, as for the detectors
 SIGN_SECONDS = 0.5  # between two looks at who a face is, after the first
 FIRST_LOOKS = 3  # in as many frames, for a first one may be blurred
@@ -77,16 +79,19 @@ class Tracker:
         self.detector, self.identity = detector, identity
         self.live: list[Track] = []
         self.count = 0
-        self.last = self.discovered = float("-inf")  # times of the frame before and of the last search everywhere
+        # times of the frame before, of the last search everywhere, and of the last one that was no glance
+        self.last = self.discovered = self.searched = float("-inf")
 
     def see(self, rgb: np.ndarray, now: float) -> list[Detection]:
         """The faces of the next frame."""
         self.live = [track for track in self.live if now - track.seen_at <= FORGET_SECONDS]
         faces = self.around_the_known(rgb)
         found = self.match(rgb, faces, now)
-        if len(found) < len(self.live) or not self.live or now - self.discovered >= DISCOVER_SECONDS - 1e-6:
-            self.discovered = now
-            further = [self.refine(rgb, face) for face in self.everywhere(rgb, faces)]
+        missing = len(found) < len(self.live) or not self.live
+        if missing or now - self.discovered >= DISCOVER_SECONDS - 1e-6:
+            thorough = missing or now - self.searched >= THOROUGH_SECONDS - 1e-6
+            self.discovered, self.searched = now, now if thorough else self.searched
+            further = [self.refine(rgb, face) for face in self.everywhere(rgb, faces, thorough)]
             faces = distinct(faces + further)
             found = self.match(rgb, faces, now) if further else found
             if len(found) < min(len(self.live), len(faces)):  # somebody went and somebody came: perhaps all changed
@@ -116,9 +121,9 @@ class Tracker:
             seen += [(distance(face, track.face), face) for face in there if within(face.box, track.region)]
         return distinct([face for _, face in sorted(seen, key=lambda pair: pair[0])])
 
-    def everywhere(self, rgb: np.ndarray, known: list[Detection]) -> list[Detection]:
-        """Faces of the whole frame that are not among the known ones."""
-        faces = filter(large_enough, self.detector.detect(rgb))
+    def everywhere(self, rgb: np.ndarray, known: list[Detection], thorough: bool) -> list[Detection]:
+        """Faces of the whole frame that are not among the known ones; the smallest only if `thorough`."""
+        faces = filter(large_enough, self.detector.detect(rgb) if thorough else glance(rgb, self.detector))
         return [face for face in faces if all(overlap(face.box, other.box) < ONE_FACE for other in known)]
 
     def refine(self, rgb: np.ndarray, face: Detection) -> Detection:
@@ -224,6 +229,16 @@ def detect_in(rgb: np.ndarray, detector: FaceDetector, region: Box) -> list[Dete
     if x1 - x0 > REGION_SIZE:
         picture = cv2.resize(picture, (REGION_SIZE, REGION_SIZE), interpolation=cv2.INTER_AREA)
     return [moved(face, (x1 - x0) / picture.shape[0], x0, y0) for face in detector.detect(picture)]
+
+
+def glance(rgb: np.ndarray, detector: FaceDetector) -> list[Detection]:
+    """Faces of a frame shrunk to GLANCE_SIZE: a quarter of the work, without those that are small in it."""
+    scale = max(rgb.shape[:2]) / GLANCE_SIZE
+    if scale <= 1:
+        return detector.detect(rgb)
+    size = [max(1, round(length / scale)) for length in rgb.shape[1::-1]]
+    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    return [moved(face, scale, 0, 0) for face in detector.detect(small)]
 
 
 def moved(face: Detection, scale: float, x: float, y: float) -> Detection:

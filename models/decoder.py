@@ -36,7 +36,9 @@ def sampling_grid(size: int) -> Tensor:
 
 def mix(x: Tensor, weight: Tensor) -> Tensor:
     """1x1 convolution with weights for each sample, float32. (B, C, H, W), (B, out, C) -> (B, out, H, W)"""
-    return torch.bmm(weight, x.float().flatten(2)).view(len(x), -1, *x.shape[2:])
+    return torch.bmm(weight, x.float().flatten(2)).view(
+        x.shape[0], weight.shape[1], *x.shape[2:]
+    )  # as export traces it
 
 
 class ToFlow(nn.Module):

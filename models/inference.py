@@ -100,6 +100,23 @@ class UpConvolution(Convolution):
         return self.blur(F.conv_transpose2d(x, self.weight, stride=2))
 
 
+class PhasedUpConvolution(Convolution):
+    """The same with a 2 x 2 convolution to four times the channels, which are laid out as 2 x 2 pixels.
+
+    More arithmetic, but of a kind that runtimes also do in 8 bits.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, blur: Blur):
+        out_channels, in_channels = weight.shape[:2]
+        taps = F.pad(weight, (0, 1, 0, 1)).view(out_channels, in_channels, 2, 2, 2, 2).flip(2, 4)
+        super().__init__(taps.permute(0, 3, 5, 1, 2, 4).reshape(-1, in_channels, 2, 2), bias, padding=1)
+        self.blur = deepcopy(blur)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        x = F.pixel_shuffle(super().convolve(x), 2)  # its last row and column are zeros
+        return self.blur(x)[..., :-1, :-1]
+
+
 def winograd_matrices() -> tuple[Tensor, Tensor, Tensor]:
     """Of one dimension, float64: B^T (6, 6) for pictures, G (6, 3) for kernels, A^T (4, 6) for results.
 
@@ -271,7 +288,7 @@ class FlowLevel(nn.Module):
 
     def colour(self, features: Tensor) -> Tensor:
         """(B, C, r, r) -> (B, 3, r, r), linear"""
-        return mix(features, self.colours.expand(len(features), -1, -1))
+        return mix(features, self.colours.expand(features.shape[0], -1, -1))
 
     def picture(self, colours: Tensor, previous: Tensor | None) -> Tensor:
         """The picture with this level's contribution."""
@@ -282,12 +299,14 @@ class FlowLevel(nn.Module):
 class InferenceGenerator(nn.Module):
     """Latent and the source's feature maps to a picture, (B, 3, size, size) float32."""
 
-    def __init__(self, generator: Generator, config: DPEConfig, winograd: bool):
+    def __init__(self, generator: Generator, config: DPEConfig, winograd: bool, phased: bool):
         super().__init__()
         self.register_buffer("input", generator.input.detach().clone(memory_format=torch.channels_last))
         sizes = [4, *[size for size in config.resolutions for _ in range(2)]]
         convs = [generator.conv1, *generator.convs]
-        self.convs = nn.ModuleList(folded_styled(conv, size, winograd) for conv, size in zip(convs, sizes, strict=True))
+        self.convs = nn.ModuleList(
+            folded_styled(conv, size, winograd, phased) for conv, size in zip(convs, sizes, strict=True)
+        )
         self.levels = nn.ModuleList(map(FlowLevel, generator.to_flows, generator.to_rgbs))
         modulated = [conv.conv for conv in convs] + [to_flow.conv for to_flow in generator.to_flows]
         self.widths = [conv.weight.shape[1] for conv in modulated]
@@ -305,7 +324,7 @@ class InferenceGenerator(nn.Module):
                 GAIN * torch.rsqrt(style.square() @ self.get_buffer(f"power{number}") + 1e-8)
                 for number, style in enumerate(styles[: len(self.convs)])
             ]
-        x = self.convs[0](self.input.expand(len(latent), -1, -1, -1), styles[0], demodulations[0])
+        x = self.convs[0](self.input.expand(latent.shape[0], -1, -1, -1), styles[0], demodulations[0])
         image, raw, last = None, None, len(self.levels) - 1
         for number, (level, feature) in enumerate(zip(self.levels, features, strict=True)):
             for conv in (2 * number + 1, 2 * number + 2):
@@ -315,17 +334,19 @@ class InferenceGenerator(nn.Module):
                 if number == last:
                     image = level.picture(sample_grid(level.colour(feature), where, mask), image)
                     break
-                sample = sample_rows if x.device.type == "cpu" else sample_grid
+                rows = x.device.type == "cpu" and not torch.jit.is_tracing()  # other runtimes have grids only
+                sample = sample_rows if rows else sample_grid
                 warped = sample(feature.float(), where, mask)
                 image = level.picture(level.colour(warped), image)
                 x = torch.addcmul(warped.to(x.dtype), x, (1 - mask).to(x.dtype))
         return image
 
 
-def folded_styled(layer: StyledConv, size: int, winograd: bool) -> nn.Module:
+def folded_styled(layer: StyledConv, size: int, winograd: bool, phased: bool) -> nn.Module:
     """A layer of the generator that gives pictures of this size."""
     if layer.conv.blur is not None:
-        return UpConvolution(layer.conv.weight, layer.bias * GAIN, layer.conv.blur)
+        kind = PhasedUpConvolution if phased else UpConvolution
+        return kind(layer.conv.weight, layer.bias * GAIN, layer.conv.blur)
     return convolution(layer.conv.weight, layer.bias * GAIN, size, winograd)
 
 
@@ -335,11 +356,12 @@ def folded_styled(layer: StyledConv, size: int, winograd: bool) -> nn.Module:
 class InferenceDPE(nn.Module):
     """`DPE` for use: the same methods, shapes and values. The networks it is made from are not changed.
 
-    winograd: whether convolutions may go by minimal filtering, which is for CPUs and float32.
+    winograd: whether convolutions may go by minimal filtering, which is for CPUs and float32. phased: whether pictures
+    grow without transposed convolutions, which is for export in 8 bits.
     """
 
     @torch.no_grad()
-    def __init__(self, networks: DPE, winograd: bool = False):
+    def __init__(self, networks: DPE, winograd: bool = False, phased: bool = False):
         super().__init__()
         self.config = networks.config
         self.encoder = InferenceEncoder(networks.encoder, self.config, winograd)
@@ -347,8 +369,8 @@ class InferenceDPE(nn.Module):
         basis = networks.motion_basis.basis().double()
         shifts = [affine(head) for head in (networks.expression_head, networks.pose_head)]
         self.expression_shift, self.pose_shift = (Affine(weight @ basis, bias) for weight, bias in shifts)
-        self.expression_generator = InferenceGenerator(networks.expression_generator, self.config, winograd)
-        self.pose_generator = InferenceGenerator(networks.pose_generator, self.config, winograd)
+        self.expression_generator = InferenceGenerator(networks.expression_generator, self.config, winograd, phased)
+        self.pose_generator = InferenceGenerator(networks.pose_generator, self.config, winograd, phased)
 
     def encode(self, image: Tensor) -> Encoded:
         """Latent and feature maps of pictures in [-1, 1]."""

@@ -36,6 +36,9 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choice:
     monkeypatch.setattr(benchmark, "MATRIX", 128)
     monkeypatch.setattr(benchmark, "BLOCK", 1024)
     monkeypatch.setattr(benchmark, "make_detector", lambda name, models: Blind())
+    monkeypatch.setattr(benchmark, "GROWTH", (8, 12))
+    monkeypatch.setattr(benchmark, "RUNTIMES", (("torch", "fp32"), ("onnx", "int8")))
+    monkeypatch.setenv("DPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(benchmark, "measure_run", benchmark.run_whole)  # in this process: a new one takes seconds
     return Choice(str(tmp_path / "small.safetensors"), device="cpu")
 
@@ -68,7 +71,7 @@ def test_the_drawn_face_is_found_whatever_the_detector_makes_of_it():
 
 def test_everything_is_measured(quick: Choice):
     said = []
-    result = benchmark.benchmark(quick, ["360p"], ["exp", "both"], ["video", "still"], 8, said.append)
+    result = benchmark.benchmark(quick, ["360p"], ["exp", "both"], ["video", "still"], 8, said.append, True, True)
     json.dumps(result)
     assert [row["use"] for row in result["networks"]][:2] == ["encode-source", "encode-driving"]
     assert all(row["ms"] > 0 and row["of_matrix_rate"] > 0 for row in result["networks"])
@@ -81,7 +84,21 @@ def test_everything_is_measured(quick: Choice):
         run["cpu_s"] > 0 and run["fps"] == pytest.approx(8 / run["seconds"], rel=0.1, abs=0.06)
         for run in result["runs"]
     )
-    assert len(said) == 1 + 1 + 4
+    assert len(said) == 1 + 1 + 4 + 1 + 1 + 2
+    assert all(run["largest_share"].endswith(" ms") for run in result["runs"])
+    assert result["start"].keys() == {"help_s", "two_frames_s"} and all(result["start"].values())
+    exact, eight = result["runtimes"]
+    assert exact["psnr_db"] is None and 20 < eight["psnr_db"] < 90
+    assert [run["frames"] for run in result["growth"]["runs"]] == [8, 12]
+
+
+def test_what_takes_the_most_time_of_a_run_is_named():
+    networks = [
+        {"use": use, "ms": ms} for use, ms in (("encode-source", 90), ("encode-driving", 30), ("generate exp", 40))
+    ]
+    stages = {"size": "360p", "decode": 1.0, "encode": 60.4}
+    assert benchmark.largest_share(networks, stages, "video", "exp") == "encode-source, 90 ms"
+    assert benchmark.largest_share(networks, stages, "still", "exp") == "encode, 60 ms"
 
 
 def test_a_run_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -100,7 +117,7 @@ def test_the_command_prints_tables_or_json(quick: Choice):
     arguments = ["benchmark", "--size", "360p", "--frames", "8", "--weights", quick.weights, "--device", "cpu"]
     tables = CliRunner().invoke(cli, arguments)
     assert tables.exit_code == 0, tables.stderr
-    for words in ("GFLOP/s in matrix products", "generate both", "decode", "peak mib", "faces: blind"):
+    for words in ("GFLOP/s in matrix products", "generate both", "decode", "peak mib", "faces: blind", "help s"):
         assert words in tables.stdout
     assert "measuring whole runs at 360p: video, exp" in tables.stderr
     machine = json.loads(CliRunner().invoke(cli, [*arguments, "--json", "-q"]).stdout)["machine"]

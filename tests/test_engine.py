@@ -209,7 +209,7 @@ def test_read_only_and_strided_arrays_are_taken(networks: Engine):
 def test_the_description_is_ready_for_json(networks: Engine, file: Path):
     assert networks.description == {
         "weights": str(file), "sha256": weights.digest(file), "size": SIZE,
-        "device": "cpu", "precision": "fp32", "batch_size": 3,
+        "device": "cpu", "precision": "fp32", "backend": "torch", "batch_size": 3,
     }  # fmt: skip
 
 
@@ -342,8 +342,10 @@ def test_auto_precision_suits_the_device(monkeypatch: pytest.MonkeyPatch):
     pretend_gpus(monkeypatch, 1, capability=(7, 5))
     assert choose_precision("auto", torch.device("cuda")) == "fp16"
     assert choose_precision("fp32", torch.device("cuda")) == "fp32"
-    with pytest.raises(DeviceError, match="there is no precision int8"):
-        choose_precision("int8", CPU)
+    with pytest.raises(DeviceError, match="there is no precision int4"):
+        choose_precision("int4", CPU)
+    with pytest.raises(DeviceError, match="int8 is for CPUs"):
+        choose_precision("int8", torch.device("cuda"))
 
 
 def test_minimal_filtering_is_for_float32(file: Path):
@@ -355,7 +357,7 @@ def test_minimal_filtering_is_for_float32(file: Path):
 
 
 def test_what_a_device_refuses_at_the_start_is_a_device_error(file: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(loaded: object, device: torch.device, precision: str) -> None:
+    def refuse(*_: object) -> None:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
 
     monkeypatch.setattr(engine, "build", refuse)

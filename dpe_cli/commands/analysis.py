@@ -20,7 +20,7 @@ SIZES = ("360p", "1080p", "2160p")  # of benchmark
 @shared_options
 def extract(
     video: Path, output: Path, overwrite: bool, driving_face: str, detector: str, face_models: Path | None,
-    weights: str | None, device: str, precision: str, batch_size: int | None, quiet: bool, verbose: bool,
+    weights: str | None, device: str, precision: str, backend: str, batch_size: int | None, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Write the motion of the face in a video to a file that edit takes as its driving.
 
@@ -36,7 +36,7 @@ def extract(
     from dpe_cli.engine import Engine
     from dpe_cli.face import make_detector
 
-    engine = Engine(weights, device=device, precision=precision, batch_size=batch_size)
+    engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = make_detector(detector, face_models)
     chosen = EditSettings(driving_face=driving_face, overwrite=overwrite)
     extract_motion(video, output, engine, finder, chosen, progress_for(quiet))
@@ -161,13 +161,15 @@ def doctor() -> None:
     help="What is edited; repeatable.",
 )  # fmt: skip
 @click.option("--frames", type=click.IntRange(min=8), default=50, show_default=True, help="Length of the drawn clips.")
+@click.option("--compare", is_flag=True, help="Also torch, onnx and openvino, in fp32 and int8, with their PSNR.")
+@click.option("--growth", is_flag=True, help="Also time and memory of 100, 1000 and 5000 frames: many minutes.")
 @click.option("--detector", default="auto", show_default=True, help="As in edit.")
 @click.option("--face-models", type=FILE, help="As in edit.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @shared_options
 def benchmark(
-    sizes: tuple[str, ...], modes: tuple[str, ...], sources: tuple[str, ...], frames: int, as_json: bool, quiet: bool,
-    verbose: bool, **choice: Any,
+    sizes: tuple[str, ...], modes: tuple[str, ...], sources: tuple[str, ...], frames: int, compare: bool, growth: bool,
+    as_json: bool, quiet: bool, verbose: bool, **choice: Any,
 ) -> None:  # fmt: skip
     """Measure how fast this machine edits, on clips that are drawn for it.
 
@@ -181,7 +183,7 @@ def benchmark(
     from dpe_cli.benchmark import benchmark as measure
 
     say = (lambda message: None) if quiet else (lambda message: click.echo(f"measuring {message}", err=True))
-    result = measure(Choice(**choice), sizes or SIZES, modes, sources, frames, say)
+    result = measure(Choice(**choice), sizes or SIZES, modes, sources, frames, say, compare, growth)
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
@@ -193,5 +195,10 @@ def benchmark(
         ("Networks, a frame", result["networks"]),
         ("Other stages, milliseconds a frame", result["stages"]),
         ("Whole runs", result["runs"]),
+        ("The start, seconds", [result["start"]]),
+        ("Runtimes", result.get("runtimes")),
+        ("Growth", result["growth"].pop("runs") if growth else None),
+        ("A further frame", [result["growth"]] if growth else None),
     ):
-        print_table(title, rows)
+        if rows:
+            print_table(title, rows)

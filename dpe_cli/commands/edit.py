@@ -213,6 +213,7 @@ def edit(
     weights: str | None,
     device: str,
     precision: str,
+    backend: str,
     detector: str,
     face_models: Path | None,
     batch_size: int | None,
@@ -234,7 +235,7 @@ def edit(
     """
     ctx = click.get_current_context()
     if plan or segment is not None:
-        return edit_segment(plan, segment, weights, device, detector, face_models, quiet)
+        return edit_segment(plan, segment, weights, device, backend, detector, face_models, quiet)
     if resume and (preview or str(source) == "-"):
         raise click.UsageError("--resume cannot go with --preview or with standard input")
     if as_json and str(output) == "-":
@@ -259,7 +260,7 @@ def edit(
 
     say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
     host = ctx.ensure_object(Host)  # torch takes seconds to import, so what can fail has failed before
-    engine = host.engine(weights, device=device, precision=precision, batch_size=batch_size)
+    engine = host.engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = host.detector(detector, face_models)
     if finder.name.startswith("insightface"):
         say(f"{finder.name}: {RESEARCH_ONLY}")

@@ -21,8 +21,8 @@ NAMES = ("factors.csv", "factors.svg", "sliders.png")
 @shared_options
 def inspect(
     video: Path, output: Path | None, overwrite: bool, face: str, sheet: bool, as_json: bool, detector: str,
-    face_models: Path | None, weights: str | None, device: str, precision: str, batch_size: int | None, quiet: bool,
-    verbose: bool,
+    face_models: Path | None, weights: str | None, device: str, precision: str, backend: str,
+    batch_size: int | None, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Measure what a face does, and show what `dpe edit --set` would do to it.
 
@@ -55,7 +55,7 @@ def inspect(
     from dpe_cli.landmark_net import NetworkLandmarker
 
     template, finder = MotionSpace.load(folder() / "motion-space.json").template, make_detector(detector, face_models)
-    engine = Engine(weights, device=device, precision=precision, batch_size=batch_size)
+    engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     course = follow_face(video, finder, NetworkLandmarker(), template, engine.size, face, progress_for(quiet))
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ def plan(
     weights: str | None,
     device: str,
     precision: str,
+    backend: str,
     detector: str,
     face_models: Path | None,
     batch_size: int | None,
@@ -66,7 +67,7 @@ def plan(
     from dpe_cli.face import make_detector
 
     say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
-    engine = Engine(weights, device=device, precision=precision, batch_size=batch_size)
+    engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = make_detector(detector, face_models)
     if split or every:
         from dpe_cli.segments import make_plan
@@ -74,7 +75,7 @@ def plan(
         files = {"weights": weights, "face_models": face_models}  # by full names, where they are files
         asked = {name: str(Path(file).absolute()) if file and Path(file).exists() else file
                  for name, file in files.items()}  # fmt: skip
-        asked |= {"precision": precision, "batch_size": batch_size, "detector": detector}
+        asked |= {"precision": precision, "backend": backend, "batch_size": batch_size, "detector": detector}
         made = make_plan(
             path, source, drivers, output, engine, finder, chosen,
             count=split, seconds=every, asked=asked, progress=progress_for(quiet), say=say,

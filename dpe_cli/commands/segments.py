@@ -8,11 +8,11 @@ import click
 from dpe_cli.commands.shared import FILE, Command, closing_words, given, progress_for
 from dpe_cli.errors import QualityError
 
-OF_THE_MACHINE = ("plan", "segment", "weights", "device", "detector", "face_models", "quiet", "verbose")
+OF_THE_MACHINE = ("plan", "segment", "weights", "device", "backend", "detector", "face_models", "quiet", "verbose")
 
 
 def edit_segment(
-    path: Path | None, segment: int | None, weights: str | None, device: str, detector: str,
+    path: Path | None, segment: int | None, weights: str | None, device: str, backend: str, detector: str,
     face_models: Path | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Makes one segment of a plan and prints its path. Raises click.UsageError for options that the plan decides."""
@@ -33,7 +33,11 @@ def edit_segment(
     from dpe_cli.face import make_detector
 
     engine = Engine(
-        weights or asked["weights"], device=device, precision=asked["precision"], batch_size=asked["batch_size"]
+        weights or asked["weights"],
+        device=device,
+        precision=asked["precision"],
+        batch_size=asked["batch_size"],
+        backend=backend if given(ctx, "backend") else asked["backend"] or "auto",
     )
     models = face_models or (asked["face_models"] and Path(asked["face_models"]))
     finder = make_detector(detector if given(ctx, "detector") else asked["detector"], models)

@@ -160,15 +160,22 @@ def detector_options(function: Callable) -> Callable:
 
 
 def machine_options(function: Callable) -> Callable:
-    """Options of every command that runs the networks: --device, --precision, --batch-size, -q, -v."""
+    """Options of every command that runs the networks: --device, --precision, --backend, --batch-size, -q, -v."""
     options = [
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
         click.option(
             "--precision",
-            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+            type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
             default="auto",
             show_default=True,
-            help="Number format of the networks.",
+            help="Number format of the networks; int8 is for CPUs and not exact.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", "torch", "compile", "onnx", "openvino"]),
+            default="auto",
+            show_default=True,
+            help="What runs the networks.",
         ),
         click.option("--batch-size", type=click.IntRange(min=1), help="Frames at once.  [default: by device]"),
         click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors."),

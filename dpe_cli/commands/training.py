@@ -177,8 +177,8 @@ def train(
 def evaluate_command(
     data: Path, weights: tuple[str, ...], protocols: tuple[str, ...], modes: tuple[str, ...], pairs: int, frames: int,
     seed: int, landmarker: Path | None, identity: Path | None, lpips: Path | None, lpips_network: str,
-    space: Path | None, output: Path, overwrite: bool, device: str, precision: str, batch_size: int | None,
-    quiet: bool, verbose: bool,
+    space: Path | None, output: Path, overwrite: bool, device: str, precision: str, backend: str,
+    batch_size: int | None, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Measure checkpoints on people they were not trained on, beside two baselines that need no weights.
 
@@ -198,11 +198,12 @@ def evaluate_command(
     from dpe_cli.protocols import Plan, systems_of
     from dpe_cli.scoreboard import JSON_NAME, PAGE_NAME, terminal_tables, write
 
+    machine = {"device": device, "precision": precision, "backend": backend, "batch_size": batch_size}
     if CONTROL in protocols:
         if len(protocols) > 1 or len(weights) > 1:
             raise click.UsageError("control is measured in a run of its own, on one checkpoint")
         chosen = pairs, frames, seed, landmarker, identity, space, output, overwrite
-        evaluate_control_command(data, weights, device, precision, batch_size, *chosen, quiet=quiet)
+        evaluate_control_command(data, weights, machine, *chosen, quiet=quiet)
         return
     plan = Plan(protocols or PROTOCOLS, modes or MODES, pairs, frames, seed)
     plan.cases  # noqa: B018 - fails here, before anything is loaded, if nothing is left to do
@@ -223,7 +224,7 @@ def evaluate_command(
         ArcFace.load(identity) if identity else None,
         Lpips(lpips, lpips_network, device) if lpips else None,
     )
-    engines = [Engine(one, device=device, precision=precision, batch_size=batch_size) for one in weights or (None,)]
+    engines = [Engine(one, **machine) for one in weights or (None,)]
     systems = systems_of(engines, [Path(engine.description["weights"]).stem for engine in engines])
     clips, motion = load_clips(data, MotionSpace.load(space), held_out=True, size=CROP)
     try:
@@ -242,8 +243,7 @@ def evaluate_command(
 
 
 def evaluate_control_command(
-    data: Path, weights: tuple[str, ...], device: str, precision: str, batch_size: int | None, people: int, frames: int,
-    seed: int, landmarker: Path | None, identity: Path | None, space: Path | None, output: Path, overwrite: bool,
+    data: Path, weights: tuple[str, ...], machine: dict[str, Any], people: int, frames: int, seed: int, landmarker: Path | None, identity: Path | None, space: Path | None, output: Path, overwrite: bool,
     quiet: bool,
 ) -> None:  # fmt: skip
     """`dpe eval --protocol control`."""
@@ -251,9 +251,10 @@ def evaluate_control_command(
 
     from dpe_cli.control_protocol import evaluate_control, tables
     from dpe_cli.dataset import CROP, load_clips
+    from dpe_cli.detectors import ArcFace
     from dpe_cli.edit import check_output
     from dpe_cli.engine import Engine
-    from dpe_cli.extractors import ArcFace, Extractors
+    from dpe_cli.extractors import Extractors
     from dpe_cli.factors import Factors
     from dpe_cli.landmark_net import NetworkLandmarker
     from dpe_cli.landmarks import Landmarker
@@ -265,7 +266,7 @@ def evaluate_control_command(
     path = output / "control.json"
     check_output(path, [], overwrite)
     motion = MotionSpace.load(space or folder() / "motion-space.json")
-    engine = Engine(*(weights or (None,)), device=device, precision=precision, batch_size=batch_size)
+    engine = Engine(*(weights or (None,)), **machine)
     factors = Factors.load(engine.description)
     landmarks = Landmarker(landmarker) if landmarker else NetworkLandmarker()
     extractors = Extractors(landmarks, ArcFace(identity) if identity else None, None)
