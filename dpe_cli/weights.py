@@ -322,6 +322,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file holds weights of the DPE networks in our own form. Reads its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
+
+
 def read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """What torch.save wrote: tensors, plain values and the options of a training run (argparse.Namespace) only."""
     import pickle

@@ -62,6 +62,7 @@ MAY_IMPORT = {
     "landmarks": {"errors"},
     "landmark_net": {"crop", "dataset", "face", "landmarks", "models", "weights", "errors"},
     "motion_space": {"landmarks", "errors"},
+    "factors": {"motion_space", "weights", "errors"},
     "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
     "prepare": {
         "video",
