@@ -7,7 +7,7 @@ The result's path (or JSON) goes to stdout, all talk to stderr. Exit codes: 0 do
 import click
 
 from dpe_cli import __version__
-from dpe_cli.commands import analysis, edit, training, weights
+from dpe_cli.commands import analysis, dub, edit, training, weights
 from dpe_cli.commands.shared import Cli
 
 
@@ -22,7 +22,7 @@ def cli() -> None:
 
 
 for command in (
-    edit.edit, analysis.extract, analysis.faces, analysis.report, weights.weights, analysis.doctor, training.prepare,
-    training.train, training.evaluate_command, analysis.benchmark,
+    edit.edit, dub.dub, analysis.extract, analysis.faces, analysis.report, weights.weights, analysis.doctor,
+    training.prepare,    training.train, training.evaluate_command, analysis.benchmark,
 ):  # fmt: skip
     cli.add_command(command)

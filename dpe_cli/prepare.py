@@ -8,7 +8,7 @@ A dataset is a folder. Every clip in it is two files, read without decoding: `NA
     rotation (N, 3, 3) float32 of the head; with a motion space, scale (N,) pixels and translation (N, 3) pixels too
     embedding (N, K) float32 unit vectors of the person, with a recognition network only
     sound (M,) int16, 16000 samples a second, one channel, and sound_start, seconds in the source at which it begins: a
-    second before the clip, to a second after it; only where the video has sound, or a sound file of its name lies beside
+    second before the clip, to a second after it; only where the video has sound, or a sound file of its name beside it
 
 `index.csv` lists the clips with identity and split, `rejected.csv` what was left out and why. `journal.jsonl` has a
 line for each finished source: a run that was interrupted goes on after the last one.
@@ -186,9 +186,9 @@ def prepare(
 ) -> Summary:
     """Makes or continues the dataset in `output`.
 
-    inputs: videos, folders of videos, CSV files (column `clip`, a path beside the file; if known `identity_cluster`, and
-    `av_offset_frames`, how late the sound is in frames of 1/25 s) or folders with such an index.csv, LMDB folders in the layout of DPE's and LIA's training sets. With more than one
-    worker `make_tools` must be a function that can be imported. What is found and left out is told by `say`.
+    inputs: videos, folders of videos, CSV files (column `clip`, a path beside the file; if known `identity_cluster`,
+    and `av_offset_frames`, how late the sound is in frames of 1/25 s) or folders with such an index.csv, LMDB folders in
+    the layout of DPE's and LIA's training sets. With more than one worker `make_tools` must be a function that can be imported. What is found and left out is told by `say`.
 
     Raises:
         InputError: an input is missing or holds nothing; the folder was prepared with other settings.

@@ -27,7 +27,7 @@ from dpe_cli.weights import save
 
 MOUTH, LIDS = slice(POSE_DIM, POSE_DIM + 8), slice(POSE_DIM + 8, POSE_DIM + 10)  # of the 20 motion coordinates
 CLOSED = 0.1  # share of a clip's frames, those with the smallest opening, that tell its closed mouth
-PAD = 64  # mel columns of a clip before its first frame and after its last
+PAD = 80  # mel columns of a clip before its first frame and after its last
 SHORTEST = 40  # motion frames of a clip
 LIPS = [*LIPS_OUTER, *LIPS_INNER]
 
@@ -37,6 +37,7 @@ class SpeechTraining:
     """Everything that a run depends on; written beside its weights."""
 
     minutes: float = 10.0
+    steps: int = 0  # instead of minutes
     batch: int = 16
     lr: float = 2e-3
     weight_decay: float = 0.02
@@ -44,8 +45,10 @@ class SpeechTraining:
     frames: int = 50  # of a sample, a multiple of five
     velocity_weight: float = 2.0
     opening_weight: float = 0.5
+    lips_weight: float = 1.0
     sync_weight: float = 0.1
-    kl_weight: float = 0.02
+    kl_weight: float = 0.002
+    known: float = 0.75  # share of the samples in which the person's usual mouth is known
     silence: float = 0.06  # share of the samples that are noise without speech, with a closed mouth
     threads: int = 1
     seed: int = 0
@@ -57,6 +60,8 @@ class Talk:
 
     name: str
     identity: str
+    path: Path  # of its .npz
+    rows: np.ndarray  # (n,) the prepared frame nearest to each motion frame
     mel: np.ndarray  # (3.2 n + 2 PAD, 80); frame i lies at column PAD + 3.2 i
     mouth: np.ndarray  # (n, 8) from the closed mouth
     closed: np.ndarray  # (8,) the closed mouth itself
@@ -76,7 +81,7 @@ def load_talks(folder: Path, space: MotionSpace, held_out: bool) -> list[Talk]:
         with np.load(path) as data:
             if "sound" not in data or (data["times"][-1] - data["times"][0]) * GRID < SHORTEST:
                 continue
-            talks.append(read_talk(path.stem, identity, dict(data), space))
+            talks.append(read_talk(path, identity, dict(data), space))
     if not talks:
         raise InputError(
             f"{folder}: no prepared clips with sound to {'test' if held_out else 'train'} on",
@@ -85,7 +90,7 @@ def load_talks(folder: Path, space: MotionSpace, held_out: bool) -> list[Talk]:
     return talks
 
 
-def read_talk(name: str, identity: str, data: dict[str, np.ndarray], space: MotionSpace) -> Talk:
+def read_talk(path: Path, identity: str, data: dict[str, np.ndarray], space: MotionSpace) -> Talk:
     """A clip on the grid of 25 frames a second. data: what `dpe prepare` stored."""
     shapes, scale, rotation, translation = normalise(data["points"], space.template)
     pose = space.pose(scale, rotation, translation[:, :2], 256)
@@ -110,9 +115,11 @@ def read_talk(name: str, identity: str, data: dict[str, np.ndarray], space: Moti
     inside = samples[max(first, 0) : max(last, 0)]
     window[max(-first, 0) :][: len(inside)] = gain * inside
     mel = mel_columns(window)
+    rows = np.abs(times[None] - grid[:, None]).argmin(1)
     median = np.median(codes[:, :POSE_DIM], 0)
     return Talk(
-        name, identity, mel, codes[:, MOUTH] - closed, closed, codes[:, :POSE_DIM] - median, codes[:, LIDS], opening,
+        path.stem, identity, path, rows, mel, codes[:, MOUTH] - closed, closed, codes[:, :POSE_DIM] - median,
+        codes[:, LIDS], opening,
         on_grid(shapes[:, LIPS]),
     )  # fmt: skip
 
@@ -127,10 +134,12 @@ class Sampler:
         self.talks, self.config, self.settings = talks, config, settings
         self.people = sorted({talk.identity for talk in talks})
         self.of = {person: [talk for talk in talks if talk.identity == person] for person in self.people}
+        self.mean_mouth = np.concatenate([talk.mouth for talk in talks]).mean(0)
         self.random = np.random.default_rng(settings.seed)
 
     def batch(self, frames: int, reach: int) -> dict[str, Tensor]:
-        """mel (B, 80, 3.2 (frames + 2 reach) + 16), mouth (B, frames, 8), pose (B, frames, 6), style (B,)."""
+        """mel (B, 80, 3.2 (frames + 2 reach) + 16), mouth (B, frames, 8), closed and usual mouth (B, 8), pose
+        (B, frames, 6), style (B,)."""
         rows = [self.sample(frames, reach) for _ in range(self.settings.batch)]
         return {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
 
@@ -143,10 +152,16 @@ class Sampler:
         talk = talks[random.integers(len(talks))]
         start = int(random.integers((len(talk) - frames) // 5 + 1)) * 5
         mel, mouth = stretch_of(talk, start, frames, reach), talk.mouth[start : start + frames]
+        usual = self.mean_mouth
+        if random.random() < self.settings.known:
+            other = self.of[talk.identity][random.integers(len(self.of[talk.identity]))]
+            begin = random.integers(len(other) - SHORTEST + 1)
+            usual = np.median(other.mouth[begin:][: random.integers(SHORTEST, 2 * SHORTEST)], 0)
         if random.random() < self.settings.silence:  # nobody speaks: the mouth is closed
             mel, mouth = self.noise(mel.shape[1]), np.zeros_like(mouth)
         return {
-            "mel": self.vary(mel), "mouth": mouth, "pose": talk.pose[start : start + frames],
+            "mel": self.vary(mel), "mouth": mouth, "closed": talk.closed, "usual": usual,
+            "pose": talk.pose[start : start + frames],
             "style": np.int64(person % self.config.styles),
         }  # fmt: skip
 
@@ -194,14 +209,17 @@ def audio_loss(
     nets: SpeechNets, batch: dict[str, Tensor], spread: Tensor, settings: SpeechTraining
 ) -> dict[str, Tensor]:
     """Named terms, already weighted: coordinates in units of their spread within clips."""
-    found, wanted = nets.expression(batch["mel"]), batch["mouth"]
+    found, wanted = nets.expression(batch["mel"], batch["closed"], batch["usual"]), batch["mouth"]
     opening = (found - wanted) @ nets.aperture
     velocity = (found.diff(dim=1) - wanted.diff(dim=1)) / spread
-    reach = (nets.config.reach) * 16 // 5
+    lips = torch.tensordot(found - wanted, nets.lips[..., :2], 1)
+    usual = torch.tensordot(wanted - nets.mean_mouth, nets.lips[..., :2], 1)
+    reach = nets.config.reach * 16 // 5
     heard = nets.sync.hear(batch["mel"][..., reach:-reach])
     seen = nets.sync.watch(wanted)
     return {
         "mouth": ((found - wanted) / spread).square().mean(),
+        "lips": lips.square().mean() / usual.square().mean() * settings.lips_weight,
         "velocity": velocity.square().mean() * settings.velocity_weight,
         "opening": opening.square().mean() / (wanted @ nets.aperture).var() * settings.opening_weight,
         "sync": contrast(heard, seen, nets.sync.scale.exp()) * settings.sync_weight,
@@ -215,3 +233,102 @@ def contrast(heard: Tensor, seen: Tensor, scale: Tensor) -> Tensor:
     likeness = scale.clamp(max=30) * heard @ seen.T
     right = torch.arange(len(heard))
     return (F.cross_entropy(likeness, right) + F.cross_entropy(likeness.T, right)) / 2
+
+
+# PoseVAE
+
+
+def pose_loss(nets: SpeechNets, batch: dict[str, Tensor], settings: SpeechTraining) -> dict[str, Tensor]:
+    """Named terms, already weighted: poses in units of their spread within clips."""
+    net, wanted = nets.pose, batch["pose"][:, : nets.config.window] / nets.pose_scale
+    heard = net.hear(batch["mel"])
+    mean, log_variance = net.encode(wanted, heard, batch["style"])
+    latent = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+    found = net.decode(latent, heard, batch["style"])
+    kl = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean() / 2
+    return {
+        "pose": (found - wanted).square().mean(),
+        "velocity": (found.diff(dim=1) - wanted.diff(dim=1)).square().mean() * 5 * settings.velocity_weight,
+        "kl": kl * settings.kl_weight,
+    }
+
+
+# A run
+
+
+def measure_people(nets: SpeechNets, talks: list[Talk]) -> Tensor:
+    """Fills in what the networks know of people, by linear regression inside clips; gives the coordinates' spread."""
+    mouth = np.concatenate([talk.mouth - talk.mouth.mean(0) for talk in talks])
+
+    def by_coordinate(values: list[np.ndarray]) -> np.ndarray:
+        moved = np.concatenate([value - value.mean(0) for value in values])
+        return np.linalg.lstsq(mouth, moved.reshape(len(moved), -1), rcond=None)[0].reshape(8, *moved.shape[1:])
+
+    aperture = by_coordinate([talk.opening for talk in talks])
+    shut = float(np.mean([np.sort(t.opening)[: max(1, round(CLOSED * len(t)))].mean() for t in talks]))
+    zero = float(np.mean([(t.opening - (t.mouth + t.closed) @ aperture).mean() for t in talks]))
+    lids = [np.quantile(talk.lids, [0.01, 0.5], axis=0) for talk in talks]
+    pose = np.concatenate([talk.pose - talk.pose.mean(0) for talk in talks])
+    known = {
+        "aperture": aperture, "closed": np.array([zero, shut]),
+        "mean_mouth": np.concatenate([talk.mouth for talk in talks]).mean(0),
+        "lips": by_coordinate([talk.lips for talk in talks]),
+        "blink": np.mean([low - middle for low, middle in lids], 0), "pose_scale": pose.std(0),
+    }  # fmt: skip
+    for name, value in known.items():
+        getattr(nets, name).copy_(torch.from_numpy(np.asarray(value, np.float32)))
+    return torch.from_numpy(mouth.std(0))
+
+
+def train_speech(
+    stage: str, data: Path, output: Path, space: MotionSpace, settings: SpeechTraining, nets: SpeechNets | None = None,
+    talk: Callable[[str], None] = lambda line: None,
+) -> Path:  # fmt: skip
+    """A run of stage `audio` or `pose`; writes `speech.safetensors` (moving average, fp16) and `speech.jsonl`.
+
+    nets: to go on from; stage `pose` without them leaves the mouth untrained. Raises InputError without sound.
+    """
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    output.mkdir(parents=True, exist_ok=True)
+    talks = load_talks(data, space, held_out=False)
+    nets = (nets or SpeechNets(SpeechConfig())).train()
+    spread = measure_people(nets, talks)
+    sampler = Sampler(talks, nets.config, settings)
+    people, seconds = len(sampler.people), sum(map(len, talks)) / GRID
+    talk(f"{len(talks)} clips of {people} people, {seconds:.0f} seconds of speech")
+    learning = nets.pose if stage == "pose" else torch.nn.ModuleList([nets.expression, nets.sync])
+    optimiser = torch.optim.AdamW(learning.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    average = {key: value.detach().clone() for key, value in nets.state_dict().items()}
+    started, step, gone, terms = time.monotonic(), 0, 0.0, []
+    while gone < 1:
+        rate = min(1.0, (step + 1) / 50) * (0.01 + 0.99 * (1 + np.cos(np.pi * gone)) / 2)
+        for group in optimiser.param_groups:
+            group["lr"] = settings.lr * rate
+        if stage == "pose":
+            length = -(-nets.config.window // 5) * 5
+            losses = pose_loss(nets, sampler.batch(length, 0), settings)
+        else:
+            batch = sampler.batch(settings.frames, nets.config.reach)
+            with torch.autocast("cpu", torch.bfloat16):
+                losses = audio_loss(nets, batch, spread, settings)
+        optimiser.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        torch.nn.utils.clip_grad_norm_(learning.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        follow(average, nets, settings.ema, step)
+        terms.append({key: float(value.detach()) for key, value in losses.items()})
+        minutes = (time.monotonic() - started) / 60
+        gone = step / settings.steps if settings.steps else minutes / settings.minutes
+        if step % 100 == 0:
+            means = {key: round(float(np.mean([term[key] for term in terms])), 5) for key in terms[0]}
+            line = json.dumps({"stage": stage, "step": step, "minutes": round(minutes, 2), **means})
+            terms.clear()
+            talk(line)
+            with (output / "speech.jsonl").open("a") as file:
+                file.write(line + "\n")
+    path = output / "speech.safetensors"
+    about = {"stage": stage, "training": asdict(settings), "steps": step, "clips": len(talks), "people": people}
+    save(path, average, nets.config, about, half=True)
+    return path

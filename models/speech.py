@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 BANDS = 80  # mel bands
 FRAMES, COLUMNS = 5, 16  # motion frames and mel columns of 0.2 s
+LIP_POINTS = 40  # of the outer and the inner lips
 MARGIN = 8  # columns that the front end sees beyond its frames, each way
 
 
@@ -86,14 +87,17 @@ class FrontEnd(nn.Module):
 
 
 class AudioExpNet(nn.Module):
-    """Speech to the mouth's motion coordinates, as what they differ by from the person's closed mouth.
+    """Speech and person to the mouth's motion coordinates, as what they differ by from the person's closed mouth.
 
-    (B, 80, 3.2 (n + 2 reach) + 2 MARGIN) -> (B, n, mouth), n a multiple of five.
+    mel (B, 80, 3.2 (n + 2 reach) + 2 MARGIN), closed mouth (B, mouth), usual mouth while speaking, from the closed one,
+    (B, mouth) -> (B, n, mouth), n a multiple of five.
     """
 
     def __init__(self, config: SpeechConfig):
         super().__init__()
         self.front = FrontEnd(config.width, config.dropout)
+        self.person = nn.Sequential(nn.Linear(2 * config.mouth, 32), nn.GELU(), nn.Dropout(config.dropout))
+        self.manner, self.rest = nn.Linear(32, config.width), nn.Linear(2 * config.mouth, config.mouth)
         self.layers = nn.ModuleList(
             nn.Sequential(
                 nn.Conv1d(config.width, config.width, 3, dilation=dilation), nn.GELU(), nn.Dropout(config.dropout),
@@ -103,18 +107,19 @@ class AudioExpNet(nn.Module):
         self.head = nn.Linear(config.width, config.mouth)
         self.dilations = config.dilations
 
-    def forward(self, mel: Tensor) -> Tensor:
-        features = self.front(mel)
+    def forward(self, mel: Tensor, closed: Tensor, usual: Tensor) -> Tensor:
+        person = torch.cat([closed, usual], 1)
+        features = self.front(mel) + self.manner(self.person(person))[..., None]
         for layer, dilation in zip(self.layers, self.dilations, strict=True):
             features = features[..., dilation:-dilation] + layer(features)
-        return self.head(F.gelu(features).transpose(1, 2))
+        return self.head(F.gelu(features).transpose(1, 2)) + self.rest(person)[:, None]
 
 
 class PoseVAE(nn.Module):
     """Conditional variational autoencoder of head poses over a window, given its speech and a style.
 
-    Poses are residuals to the person's usual one. Mean and log variance have heads of their own (SadTalker's code shares
-    one, a slip).
+    Poses are residuals to the person's usual one. Mean and log variance have heads of their own (SadTalker's code
+    shares one, a slip).
     """
 
     def __init__(self, config: SpeechConfig):
@@ -186,7 +191,15 @@ class SpeechNets(nn.Module):
         self.expression = AudioExpNet(config)
         self.pose = PoseVAE(config)
         self.sync = SyncNet(config)
-        self.register_buffer("aperture", torch.zeros(config.mouth))  # mouth opening's change by coordinate
-        self.register_buffer("mean_mouth", torch.zeros(config.mouth))  # of speaking people, from the closed mouth
-        self.register_buffer("closed_lids", torch.zeros(2))  # change of the lids' coordinates from open to shut
+        self.register_buffer("aperture", torch.zeros(config.mouth))  # change of the mouth's opening by coordinate
+        self.register_buffer(
+            "closed", torch.zeros(2)
+        )  # opening where all coordinates are 0, and that of a closed mouth
+        self.register_buffer("mean_mouth", torch.zeros(config.mouth))  # of people who speak, from the closed mouth
+        self.register_buffer("lips", torch.zeros(config.mouth, LIP_POINTS, 3))  # change of lip points by coordinate
+        self.register_buffer("blink", torch.zeros(2))  # change of the lids' coordinates from open to shut
         self.register_buffer("pose_scale", torch.ones(6))  # spread of the pose coordinates within a clip
+
+    def opening(self, mouth: Tensor) -> Tensor:
+        """The mouth's opening over the distance of the outer eye corners, by its coordinates (..., mouth) -> (...)"""
+        return mouth @ self.aperture + self.closed[0]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dpe_cli.recipe import Phase
 
 PROTOCOLS = ("same", "cross", "video")  # of eval
+DUB = "dub"  # another one, of the speech networks, by name only
 
 
 @click.command(cls=Command)
@@ -136,6 +137,9 @@ def train(
     if any(phase.stage == "landmarks" for phase in phases):
         click.echo(train_landmark_network(phases, data, output, init, device, say))
         return
+    if any(phase.stage in ("audio", "pose") for phase in phases):
+        click.echo(train_speech_networks(phases, data, output, init, space, say))
+        return
     chosen = MotionSpace.load(space) if space else None
     features = None
     if any(phase.expression_weight for phase in phases):
@@ -152,7 +156,9 @@ def train(
 @click.command("eval", cls=Command)
 @click.option("--data", type=FOLDER, required=True, help="Folder of prepared clips; only held-out people are used.")
 @click.option("--weights", multiple=True, **{**WEIGHTS, "help": WEIGHTS["help"] + " Several: side by side."})
-@click.option("--protocol", "protocols", type=click.Choice(PROTOCOLS), multiple=True, help="[default: all three]")
+@click.option(
+    "--protocol", "protocols", type=click.Choice((*PROTOCOLS, DUB)), multiple=True, help="[default: all but dub]"
+)
 @click.option("-m", "--mode", "modes", type=click.Choice(MODES), multiple=True, help="[default: all three]")
 @click.option("--pairs", type=click.IntRange(1), default=10, show_default=True, help="Of source and driving clip.")
 @click.option("--frames", type=click.IntRange(3), default=14, show_default=True, help="Of each pair.")
@@ -175,7 +181,8 @@ def evaluate_command(
 ) -> None:  # fmt: skip
     """Measure checkpoints on people they were not trained on, beside two baselines that need no weights.
 
-    Protocols: same (one person), cross (driven by another person), video (the same, pasted back into the frames).
+    Protocols: same (one person), cross (driven by another person), video (the same, pasted back into the frames); dub:
+    the speech networks on clips that were prepared with their sound, written to dub.json.
 
     \b
     dpe eval --data prepared -o scores
@@ -189,6 +196,11 @@ def evaluate_command(
     from dpe_cli.protocols import Plan, systems_of
     from dpe_cli.scoreboard import JSON_NAME, PAGE_NAME, terminal_tables, write
 
+    if DUB in protocols:
+        evaluate_speech(data, output, weights, pairs, frames, landmarker, space, overwrite, device, quiet)
+        protocols = tuple(name for name in protocols if name != DUB)
+        if not protocols:
+            return
     plan = Plan(protocols or PROTOCOLS, modes or MODES, pairs, frames, seed)
     plan.cases  # noqa: B018 - fails here, before anything is loaded, if nothing is left to do
     output.mkdir(parents=True, exist_ok=True)
@@ -240,3 +252,56 @@ def train_landmark_network(
     settings = {name: getattr(phase, name) for name in ("minutes", "batch", "lr", "ema", "threads", "seed")}
     net = load_net(init).requires_grad_(True) if init else None
     return train_landmarks(data, output, LandmarkTraining(**settings), net, device, say)
+
+
+def train_speech_networks(
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, say: Callable[[str], None]
+) -> Path:
+    """`dpe train --set stage=audio`, or pose: a run of one phase, with the settings that it knows."""
+    if len(phases) > 1:
+        raise click.UsageError("the speech networks are trained in runs of their own, of one phase")
+
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.speech_motion import load_nets
+    from dpe_cli.train_speech import SpeechTraining, train_speech
+    from dpe_cli.weights import folder
+
+    (phase,) = phases
+    settings = {name: getattr(phase, name) for name in ("minutes", "steps", "batch", "lr", "ema", "threads", "seed")}
+    nets = load_nets(init).requires_grad_(True) if init else None
+    motion = MotionSpace.load(space or folder() / "motion-space.json")
+    return train_speech(phase.stage, data, output, motion, SpeechTraining(**settings), nets, say)
+
+
+def evaluate_speech(
+    data: Path, output: Path, weights: tuple[str, ...], drawn: int, frames: int, landmarker: Path | None,
+    space: Path | None, overwrite: bool, device: str, quiet: bool,
+) -> None:  # fmt: skip
+    """`dpe eval --protocol dub`: numbers to dub.json, its tables to a terminal's stderr."""
+    import json
+
+    from dpe_cli.edit import check_output
+    from dpe_cli.engine import Engine
+    from dpe_cli.evaluate_dub import evaluate_dub
+    from dpe_cli.landmark_net import NetworkLandmarker
+    from dpe_cli.landmarks import Landmarker
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.report import write_text
+    from dpe_cli.speech_motion import load_nets
+    from dpe_cli.train_speech import load_talks
+    from dpe_cli.weights import folder
+
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "dub.json"
+    check_output(path, [], overwrite)
+    talks = load_talks(data, MotionSpace.load(space or folder() / "motion-space.json"), held_out=True)
+    engine = Engine(weights[0] if weights else None, device=device)
+    landmarks = Landmarker(landmarker) if landmarker else NetworkLandmarker()
+    summary = evaluate_dub(load_nets(), talks, engine, landmarks, drawn, frames, progress_for(quiet, "clips"))
+    write_text(path, json.dumps(summary, indent=1) + "\n")
+    if not quiet:
+        for system, numbers in summary["mouth"].items():
+            click.echo(f"{system}: " + ", ".join(f"{name} {value}" for name, value in numbers.items()), err=True)
+        for name in ("heads", "drawn"):
+            click.echo(f"{name}: {summary.get(name)}", err=True)
+    click.echo(path)
