@@ -187,8 +187,9 @@ def prepare(
     """Makes or continues the dataset in `output`.
 
     inputs: videos, folders of videos, CSV files (column `clip`, a path beside the file; if known `identity_cluster`,
-    and `av_offset_frames`, how late the sound is in frames of 1/25 s) or folders with such an index.csv, LMDB folders in
-    the layout of DPE's and LIA's training sets. With more than one worker `make_tools` must be a function that can be imported. What is found and left out is told by `say`.
+    and `av_offset_frames`, how late the sound is in frames of 1/25 s) or folders with such an index.csv, LMDB folders
+    in the layout of DPE's and LIA's training sets. With more than one worker `make_tools` must be a function that can
+    be imported. What is found and left out is told by `say`.
 
     Raises:
         InputError: an input is missing or holds nothing; the folder was prepared with other settings.

@@ -219,9 +219,9 @@ def audio_loss(
     seen = nets.sync.watch(wanted)
     return {
         "mouth": ((found - wanted) / spread).square().mean(),
-        "lips": lips.square().mean() / usual.square().mean() * settings.lips_weight,
+        "lips": lips.square().mean() / usual.square().mean().clamp_min(1e-6) * settings.lips_weight,
         "velocity": velocity.square().mean() * settings.velocity_weight,
-        "opening": opening.square().mean() / (wanted @ nets.aperture).var() * settings.opening_weight,
+        "opening": opening.square().mean() / (wanted @ nets.aperture).var().clamp_min(1e-6) * settings.opening_weight,
         "sync": contrast(heard, seen, nets.sync.scale.exp()) * settings.sync_weight,
     }
 
@@ -273,11 +273,11 @@ def measure_people(nets: SpeechNets, talks: list[Talk]) -> Tensor:
         "aperture": aperture, "closed": np.array([zero, shut]),
         "mean_mouth": np.concatenate([talk.mouth for talk in talks]).mean(0),
         "lips": by_coordinate([talk.lips for talk in talks]),
-        "blink": np.mean([low - middle for low, middle in lids], 0), "pose_scale": pose.std(0),
+        "blink": np.mean([low - middle for low, middle in lids], 0), "pose_scale": np.maximum(pose.std(0), 0.05),
     }  # fmt: skip
     for name, value in known.items():
         getattr(nets, name).copy_(torch.from_numpy(np.asarray(value, np.float32)))
-    return torch.from_numpy(mouth.std(0))
+    return torch.from_numpy(mouth.std(0)).clamp_min(0.05)
 
 
 def train_speech(

@@ -20,7 +20,7 @@ from dpe_cli.commands.shared import FILE, SECONDS, Command, detector_options, pr
     type=click.Choice(["trim", "pad", "loop", "error"]),
     default="trim",
     show_default=True,
-    help="Speech and video differ in length: end with the shorter; silence or the last frame after it; repeat it; stop.",
+    help="Speech and video differ in length: end with the shorter; silence or last frame after it; repeat it; stop.",
 )
 @click.option(
     "--expression-scale",
