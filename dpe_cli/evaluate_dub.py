@@ -113,7 +113,7 @@ def judge(nets: SpeechNets, talk: Talk, mouth: np.ndarray) -> Judged:
     half = len(talk) // 2
     return Judged(
         lag, float(abs(lag) <= 1) if np.isfinite(lag) else float("nan"), metrics.correlation(opening, talk.opening),
-        metrics.spread_ratio(opening, talk.opening), landmark_distance(nets, talk, mouth)[half:].mean(),
+        metrics.spread_ratio(opening, talk.opening), float(landmark_distance(nets, talk, mouth)[half:].mean()),
         offset, float(abs(offset) <= 1), confidence,
     )  # fmt: skip
 
