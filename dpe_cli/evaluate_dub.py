@@ -1,8 +1,8 @@
 """`dpe eval --protocol dub`: how well the speech networks move mouths and heads of people they were not trained on.
 
 Numbers are on motion: coordinates, and lip points that follow from them linearly, against the measured ones of each
-clip. Of every clip the first half tells what the person's mouth usually does, and LMD is of the second half. On demand
-some clips are drawn, and the opening is measured in the pictures.
+clip. Of every clip the first half tells what the person's mouth usually does, and LMD is of the second half. Of some
+clips the first frame is made to speak, and the opening is measured in the pictures.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -192,19 +192,24 @@ def shifted(sounds: list[np.ndarray], talks: list[Talk]) -> list[np.ndarray]:
 
 
 def draw(engine: Engine, landmarks: Any, talk: Talk, mouth: np.ndarray, frames: int) -> dict[str, float]:
-    """What is seen of the mouth's opening in `frames` pictures of a clip that the engine drew."""
-    pictures = np.load(talk.path.with_suffix(".npy"), mmap_mode="r")
+    """What is seen of the mouth's opening in `frames` pictures that the engine drew, all of the clip's first frame: in
+    later ones the true mouth could be seen."""
+    first = np.load(talk.path.with_suffix(".npy"), mmap_mode="r")[talk.rows[0]]
     with np.load(talk.path) as data:
-        points = data["points"]
-    crops = [cut(np.asarray(pictures[row]), framing(points[row]), engine.size)[0] for row in talk.rows[:frames]]
-    codes = np.concatenate([engine.motion_codes(np.stack(batch)) for batch in batched(crops, engine.batch_size)])
+        box = framing(data["points"][talk.rows[0]])
+    crop = cut(np.asarray(first), box, engine.size)[0][None]
+    codes = np.repeat(engine.motion_codes(crop), min(frames, len(talk)), 0)
     codes[:, POSE_DIM : POSE_DIM + mouth.shape[1]] = talk.closed + mouth[: len(codes)]
-    pairs = zip(batched(crops, engine.batch_size), batched(codes, engine.batch_size), strict=True)
-    pictures = [picture for batch, code in pairs for picture in engine.edit(np.stack(batch), np.stack(code), None)]
+    pictures = (
+        picture
+        for batch in batched(codes, engine.batch_size)
+        for picture in engine.edit(np.repeat(crop, len(batch), 0), np.stack(batch), None)
+    )
     faces = [landmarks.detect(picture) for picture in pictures]
     seen = np.array([np.nan if face is None else mouth_opening(face.points) for face in faces])
     true = talk.opening[: len(seen)]
     return {
-        "correlation": metrics.correlation(seen, true), "range": metrics.spread_ratio(seen, true),
+        "correlation": metrics.correlation(seen, true),
+        "range": metrics.spread_ratio(seen, true),
         "within_one": float(abs(metrics.best_lag(seen, true)) <= 1),
-    }  # fmt: skip
+    }
