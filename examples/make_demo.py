@@ -225,7 +225,7 @@ def write_voice(path: Path, seconds: float) -> None:
         file.writeframes((0.5 * sound / np.abs(sound).max() * 32767).astype("<i2").tobytes())
 
 
-# What the synthesiser says: formants in Hz (two of them), how much is voice and how much hiss, and the seconds it takes.
+# What the synthesiser says: formants in Hz, how much is voice and how much hiss, how many seconds.
 SOUNDS = {
     "a": (750, 1250, 1.0, 0.0, 0.17), "o": (450, 850, 0.9, 0.0, 0.15), "u": (320, 750, 0.8, 0.0, 0.14),
     "e": (500, 1850, 0.9, 0.0, 0.15), "i": (290, 2250, 0.8, 0.0, 0.13), "m": (250, 1000, 0.25, 0.0, 0.10),
