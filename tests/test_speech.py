@@ -2,6 +2,7 @@
 
 import json
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -225,10 +226,10 @@ def test_a_prepared_clip_keeps_its_sound_and_a_late_one_is_moved(tmp_path, make_
 
 @pytest.fixture
 def talking(tmp_path):
-    """Prepared clips of twelve people with sound."""
+    """Prepared clips of twelve people with sound, the last two held out."""
     data = tmp_path / "data"
     data.mkdir()
-    write_clips(data, [f"id{number:04}" for number in range(12)])
+    write_clips(data, [*(f"id{number:04}" for number in range(10)), "id0020", "id0040"])
     for path in data.glob("*.npz"):
         with np.load(path) as old:
             kept = dict(old)
@@ -292,3 +293,26 @@ def test_beats_on_the_sound_align_and_others_do_not():
     assert found.tolist() == [10, 40, 70]
     assert metrics.beat_alignment(found, found) == 1
     assert metrics.beat_alignment(found, found + 12) < 0.01
+
+
+def test_true_motion_is_nearer_to_the_truth_than_a_constant_mouth(talking):
+    from dpe_cli.evaluate_dub import SYSTEMS, evaluate_dub
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.train_speech import measure_people
+
+    random = np.random.default_rng(0)
+    aperture, lips = random.uniform(0.01, 0.05, 8), random.normal(0, 0.02, (8, 40, 3))
+
+    def clear(talk):  # lips that follow the coordinates exactly
+        mouth = np.abs(random.normal(0, 1, (len(talk), 8))).astype(np.float32)
+        return replace(talk, mouth=mouth, opening=mouth @ aperture, lips=np.tensordot(mouth, lips, 1))
+
+    space = MotionSpace.load(folder() / "motion-space.json")
+    nets = SpeechNets(SpeechConfig(width=16, dilations=(1, 4), sync_width=16)).eval().requires_grad_(False)
+    measure_people(nets, [clear(talk) for talk in load_talks(talking, space, held_out=False)])
+    assert np.allclose(nets.aperture.numpy(), aperture, atol=1e-3)
+    summary = evaluate_dub(nets, [clear(talk) for talk in load_talks(talking, space, held_out=True)])
+    assert tuple(summary["mouth"]) == SYSTEMS
+    assert summary["mouth"]["true motion"]["lmd"] < 0.8 * summary["mouth"]["constant mean"]["lmd"]
+    assert summary["mouth"]["true motion"]["within_one"] == 1
+    assert set(summary["heads"]["beat_alignment"]) == {"generated", "true", "generated, shuffled speech"}

@@ -70,7 +70,7 @@ def prepare(
 ) -> None:  # fmt: skip
     """Make a dataset to train on: shots, tracked faces, square crops of 256 pixels, landmarks, identities.
 
-    VIDEOS are videos, folders of videos, CSV files (column clip, and identity_cluster if known) of square face clips,
+    VIDEOS are videos, folders of videos, CSV files (column clip, identity_cluster if known) of square face clips,
     or folders with an LMDB in the layout of the authors' training sets. Each clip left out is told with the reason. An
     interrupted run goes on when it is started again. Prints the path of the dataset's index.csv.
 
