@@ -291,11 +291,12 @@ class ArcFace:
 
     def __init__(self, network: Any):
         self.network = network  # insightface's ArcFaceONNX
+        self.name = Path(network.model_file).name
 
     @classmethod
     def load(cls, model: Path, threads: int = THREADS) -> "ArcFace":
         """From a network's file, or the one in a pack's folder. Raises WeightsError."""
-        for path in sorted(model.glob("*.onnx")) if model.is_dir() else [model]:
+        for path in sorted(model.rglob("*.onnx")) if model.is_dir() else [model]:
             try:
                 with quiet():
                     from insightface.model_zoo.arcface_onnx import ArcFaceONNX

@@ -44,6 +44,7 @@ from dpe_cli.video import (
 AUDIO = ("auto", "source", "driving", "none")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
+UNIT = 32  # frames: batches begin anew at each multiple, so that a part of a video gives the frames of the whole
 SAMPLE_SECONDS = 2.0  # between two measurements of the self-reconstruction
 NO_FACE, HELD, OTHERS = "no face", "no face, last box held", "only other faces"
 NO_STRENGTH = "strength 0"
@@ -63,6 +64,9 @@ class Engine(Protocol):
 
     def edit(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
         """(N, S, S, 3) uint8, (N, K) float32 or None twice -> (N, S, S, 3) uint8"""
+
+    def forget(self) -> None:
+        """Lets go of what earlier crops left: from here on results depend on what comes alone."""
 
     def shifts(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N, K) float32 -> what expression and pose add to a latent, (N, L) float32 twice; for motion files"""
@@ -202,6 +206,7 @@ class Job:
     track: int | None = None
     edit: int = 0  # which of the edits of this pass
     onto: np.ndarray | None = None  # the frame with the earlier edits; None: the source's
+    halo: bool = False  # outside the part that is made: done only for what it leaves to the frames after it
 
     @property
     def edited(self) -> bool:
@@ -239,8 +244,6 @@ def edit_video(
         say(message)
 
     paste = decide_paste(edits, settings, remark)
-    if settings.seam_limit is not None and not paste:
-        raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     pasters = [paster_for(settings, engine, detector) if paste else None for _ in edits.each]
     first_time, first_boxes = find_faces(source, detector, settings, edits)
     drivers = [read_driver(info, engine, detector, settings, progress) for info in driver_infos]
@@ -350,18 +353,21 @@ def is_still(source: VideoInfo, drivers: Iterable[VideoInfo]) -> bool:
 def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], None]) -> bool:
     """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning.
 
-    Several edits always do. Raises InputError where the crop is asked for all the same.
+    Several edits always do. Raises InputError where the crop is asked for all the same, or has a seam to fail for.
     """
     several = len(edits.each) > 1
     if several and settings.paste is False:
         raise InputError("several edits do not fit into one crop", "leave --no-paste out, or make one edit a run")
+    paste = bool(settings.paste) or several or (edits.mode == "exp" and settings.paste is not False)
+    if settings.seam_limit is not None and not paste:
+        raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     if edits.mode == "exp":
-        return settings.paste is not False
-    if settings.paste or several:
+        return paste
+    if paste:
         remark("a pose is pasted back: the head moves but the neck and the background stay, expect a visible seam")
     else:
         remark("a moved head does not fit into its frame: only the crop is written; --paste forces it in")
-    return bool(settings.paste) or several
+    return paste
 
 
 def paster_for(settings: EditSettings, engine: Engine, detector: FaceDetector) -> Paster:
@@ -618,7 +624,7 @@ def stack_jobs(
         if below and done is None:
             return
         sight = sights.pop(job.frame.index, Sight())
-        if sight.new_shot and not number:
+        if sight.new_shot and not number and not job.halo:
             report.cuts.append(round(float(job.frame.time), 6))
         reason = OTHERS if job.reason == NO_FACE and sight.others else job.reason
         yield replace(job, reason=reason, track=sight.track, edit=number, onto=done and done[1].rgb)
@@ -630,10 +636,13 @@ def stack_jobs(
 def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report: Report) -> Iterator[tuple[Job, Frame]]:
     """Edits in batches, in order, one frame out for each frame in; leaves each frame's fate in the report.
 
-    Without a `paster` a frame is the crop alone.
+    Without a `paster` a frame is the crop alone. Networks round differently in batches of another size, so which frames
+    share a batch follows from their numbers, wherever the jobs begin at a multiple of UNIT.
     """
     jitter = Jitter()
-    for batch in batched(jobs, engine.batch_size):
+    for batch in batched_in_units(jobs, engine.batch_size):
+        if batch[0].frame.index % UNIT == 0:
+            engine.forget()
         crops = [None if job.box is None else cut(job.frame.rgb, job.box, engine.size) for job in batch]
         chosen = [number for number, job in enumerate(batch) if job.edited]
         faces: dict[int, np.ndarray] = {}
@@ -651,7 +660,8 @@ def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report:
             else:
                 frame = replace(job.frame, rgb=rgb)
             trembling = jitter_of(job, frame.rgb8, paster is not None, jitter)
-            report.frames.append(replace(fate_of(job, seam), jitter=trembling))
+            if not job.halo:
+                report.frames.append(replace(fate_of(job, seam), jitter=trembling))
             yield job, frame
 
 
@@ -680,7 +690,8 @@ def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, report: Repor
         own_sampled = own[sampled] if own is not None else engine.motion_codes(crops[sampled])
         roles = [None if codes is None else own_sampled for codes in (expression, pose)]
         rebuilt = engine.edit(crops[sampled], *roles)
-        report.self_reconstruction += [psnr(a, b) for a, b in zip(rebuilt, crops[sampled], strict=True)]
+        measured = zip(rebuilt, crops[sampled], [job for job in jobs if job.sampled], strict=True)
+        report.self_reconstruction += [(job.frame.index, psnr(a, b)) for a, b, job in measured if not job.halo]
     pairs = zip((expression, pose), neutral, strict=True)
     return engine.edit(crops, *(towards(own, codes, strength, base) for codes, base in pairs))
 
@@ -732,6 +743,18 @@ def jitter_of(job: Job, result: np.ndarray, pasted: bool, jitter: Jitter) -> flo
     top, bottom, left, right = (max(0, round(edge)) for edge in (job.box.y0, job.box.y1, job.box.x0, job.box.x1))
     codes = [code for code in (job.expression, job.pose) if code is not None]
     return jitter.step(job.frame.rgb8, (slice(top, bottom), slice(left, right)), result, pasted, codes, job.strength)
+
+
+def batched_in_units(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
+    """Lists of at most `size` jobs, none of which goes past a multiple of UNIT."""
+    batch: list[Job] = []
+    for job in jobs:
+        batch.append(job)
+        if len(batch) == size or (job.frame.index + 1) % UNIT == 0:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -53,3 +53,9 @@ class QualityError(DPEError):
     def __init__(self, problem: str, remedy: str, report: Any = None):
         super().__init__(problem, remedy)
         self.report = report
+
+
+class ManifestError(DPEError):
+    """The list of a batch is wrong: that is wrong usage."""
+
+    exit_code = 2

@@ -85,34 +85,66 @@ def colours_kept(model: DPE, keep: bool = True) -> Iterator[None]:
             part[:6] = fixed
 
 
-def subtract_own(model: DPE) -> None:
-    """Sets the expression head so that its shift lowers the latent's own expression reading by the driving's.
+def subtract_own(model: DPE, part: str = "expression") -> None:
+    """Sets a head so that its shift lowers the latent's own reading by the driving's. part: expression or pose.
 
-    The motion path is affine: code = M latent + c. With shift(code) = -M^+ code on the expression coordinates, the
-    shifted latent reads as the source's expression minus the driving's, which is what a flow has to follow. The styles
-    of the flow layers start as that very reading, a coordinate a channel: no difference, no flow. For an encoder that
-    knows its codes; the head is trained on from there.
+    The motion path is affine: code = M latent + c. With shift(code) = -M^+ code on the part's coordinates, the shifted
+    latent reads as the source's motion minus the driving's, which is what a flow has to follow. The styles of the flow
+    layers start as that very reading, a coordinate a channel: no difference, no flow. For an encoder that knows its
+    codes; the head is trained on from there.
     """
+    head = getattr(model, f"{part}_head")
+    generator = getattr(model, f"{part}_generator")
+    coordinates = torch.arange(model.config.motion_dim)
+    coordinates = coordinates[:POSE_DIM] if part == "pose" else coordinates[POSE_DIM:]
     with torch.no_grad():
         dim = model.config.latent_dim
         zero = torch.zeros(1, dim)
         read = (model.motion_mlp(torch.eye(dim)) - model.motion_mlp(zero)).T  # M: (20, L)
-        back = -torch.linalg.pinv(read)
-        back[:, :POSE_DIM] = 0
+        back = torch.zeros(dim, model.config.motion_dim)
+        back[:, coordinates] = -torch.linalg.pinv(read)[:, coordinates]
         whole = back @ model.motion_basis.basis().T  # (L, L), acts on the direction that the basis gives
         turns = [torch.linalg.qr(torch.randn(dim, dim))[0] for _ in range(2)]
-        for layer, matrix in zip(model.expression_head, (*turns, whole @ turns[0].T @ turns[1].T), strict=True):
+        for layer, matrix in zip(head, (*turns, whole @ turns[0].T @ turns[1].T), strict=True):
             layer.weight.copy_(matrix / layer.scale)
             layer.bias.zero_()
         own = model.motion_mlp(zero)[0]
-        for to_flow in model.expression_generator.to_flows:
+        for to_flow in generator.to_flows:
             style = to_flow.conv.modulation
-            number = POSE_DIM + torch.arange(len(style.bias)) % (model.config.motion_dim - POSE_DIM)
+            number = coordinates[torch.arange(len(style.bias)) % len(coordinates)]
             style.weight.copy_(read[number] / style.scale)
             style.bias.copy_(own[number])
             to_flow.conv.weight.copy_(0.05 * torch.randn_like(to_flow.conv.weight))
             to_flow.bias[:2] = 0
     separate(model)
+
+
+def amplify(model: DPE, part: str, gains: Tensor) -> None:
+    """Makes an edit go further: sets a generator and its head so that a driving code acts as own + gains (code - own).
+
+    Flows learnt by least squares from codes with errors fall short of the movement, by a factor that differs from
+    coordinate to coordinate. Everything on the way is affine, so the correction is exact and costs nothing at run time.
+    part: expression or pose; gains: (20,), not 0; only the part's own coordinates count.
+    """
+    head, generator = getattr(model, f"{part}_head"), getattr(model, f"{part}_generator")
+    with torch.no_grad():
+        dim = model.config.latent_dim
+        zero, unit = torch.zeros(1, dim), torch.eye(dim)
+        own = model.motion_mlp(zero)
+        read = (model.motion_mlp(unit) - own).T.double()  # M: own code = M latent + own
+        basis = model.motion_basis.basis().double()
+        back = (head(unit) - head(zero)).T.double() @ basis  # H: shift = H code + h
+        change = torch.diag(gains.double() - 1)
+        # latent + H G code + h - H (G - I) (M latent + own) is a map K of (latent + another shift).
+        lead = torch.eye(dim, dtype=torch.float64) - back @ change @ read
+        first, last = head[0], head[-1]
+        first.weight.copy_((first.weight.double() + first.weight.double() @ basis @ change @ basis.T).float())
+        bias = last.bias.double() - back @ change @ own[0].double()
+        last.weight.copy_(torch.linalg.solve(lead, last.weight.double()).float())
+        last.bias.copy_(torch.linalg.solve(lead, bias).float())
+        for name, layer in generator.named_modules():
+            if name.endswith("modulation"):
+                layer.weight.copy_((layer.weight.double() @ lead).float())
 
 
 def grow(small: DPE) -> DPE:

@@ -1,13 +1,14 @@
 """The command line: `dpe` and its commands.
 
 The result's path (or JSON) goes to stdout, all talk to stderr. Exit codes: 0 done, 2 usage, 3 input, 4 no usable face,
-5 weights, 6 device or memory, 7 output, 10 quality, 75 stopped by SIGTERM, 1 unexpected, 130 interrupted.
+5 weights, 6 device or memory, 7 output, 8 some clips of a batch failed, 10 quality, 75 stopped by SIGTERM, 130
+interrupted, 1 unexpected.
 """
 
 import click
 
 from dpe_cli import __version__
-from dpe_cli.commands import analysis, dub, edit, training, weights
+from dpe_cli.commands import analysis, batch, config, dub, edit, layers, plan, segments, training, weights
 from dpe_cli.commands.shared import Cli
 
 
@@ -22,7 +23,9 @@ def cli() -> None:
 
 
 for command in (
-    edit.edit, dub.dub, analysis.extract, analysis.faces, analysis.report, weights.weights, analysis.doctor,
-    training.prepare,    training.train, training.evaluate_command, analysis.benchmark,
+    edit.edit, batch.batch, plan.plan, segments.join, analysis.extract, analysis.faces, analysis.report, weights.weights,
+    dub.dub, config.config,
+    analysis.doctor, training.prepare, training.train, training.evaluate_command, analysis.benchmark,
 ):  # fmt: skip
     cli.add_command(command)
+cli.params.append(layers.config_option())

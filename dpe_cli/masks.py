@@ -28,31 +28,41 @@ FACE_LABELS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 17)
 
 POINTS_SECONDS = 0.1  # long against the trembling of landmarks, short against a turn of the head
 FORGET_SECONDS = 0.5  # after a longer gap there is nothing to follow on from
+REACH = 5.0  # times its lag: what a `Steady` value still knows of; older measures would weigh less than a hundredth
 
 
 class Steady:
     """Values that follow what is measured with a lag of `seconds` (a first-order low-pass), one for each track.
 
-    Causal, and independent of batches. Keeps one value a track, so memory does not grow with the length of a video.
+    Causal, and independent of batches. Begins with the measures of the last REACH * `seconds`: nothing older counts, so
+    memory does not grow, and a part of a video gets the values that it has in the whole.
     """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
-        self.last: dict[Hashable, tuple[float, np.ndarray]] = {}
+        self.seen: dict[Hashable, list[tuple[float, np.ndarray]]] = {}  # by track: times and measures
 
     def __call__(self, track: Hashable, time: float, measured: np.ndarray) -> np.ndarray:
         """The smoothed value at `time` seconds; begins anew after a gap, or when values change their shape."""
-        value = measured
-        if track in self.last:
-            then, before = self.last[track]
-            if 0 <= time - then <= FORGET_SECONDS and before.shape == measured.shape:
-                value = before + np.float32(1 - np.exp((then - time) / self.seconds)) * (measured - before)
-        self.last[track] = time, value
-        return value
+        seen = self.seen.get(track, [])
+        if seen and not (0 <= time - seen[-1][0] <= FORGET_SECONDS and seen[-1][1].shape == measured.shape):
+            seen = []
+        seen = [*(one for one in seen if time - one[0] < REACH * self.seconds), (time, measured)]
+        self.seen[track] = seen
+        return self.value(track)
+
+    def value(self, track: Hashable) -> np.ndarray:
+        """The smoothed value at the last time of a track."""
+        times = np.array([time for time, _ in self.seen[track]])
+        weights = np.exp((times - times[-1]) / self.seconds)
+        weights[1:] *= -np.expm1(-np.diff(times) / self.seconds)  # the first stands for all that was before it
+        # in float64, so that equal measures give exactly themselves
+        measures = np.stack([measured for _, measured in self.seen[track]])
+        return np.tensordot(weights, measures, 1).astype(measures.dtype)
 
     def forget(self, track: Hashable) -> None:
         """Begins anew with the next value of this track."""
-        self.last.pop(track, None)
+        self.seen.pop(track, None)
 
 
 class MaskMaker:

@@ -16,10 +16,11 @@ from dpe_cli.crop import crop_matrix, cut, levels, paste_back, resample, times
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box, FaceDetector, Measured, connected
 from dpe_cli.landmarks import Landmarker
-from dpe_cli.masks import Landmarks, MaskMaker, Steady
+from dpe_cli.masks import POINTS_SECONDS, REACH, Landmarks, MaskMaker, Steady
 from dpe_cli.plugs import Enhancer, FaceParser
 
 COLOUR_SECONDS = 0.3  # long against the noise of one frame's colours, short against a change of the light
+MEMORY_SECONDS = REACH * max(COLOUR_SECONDS, POINTS_SECONDS)  # nothing older counts for how a face is pasted back
 STATISTICS = 64  # side of the small crops whose colours are compared: detail is not colour
 MAX_GAIN, MAX_SHIFT = 1.4, 40.0  # a larger difference (levels) is not one of colour: something stands in the way
 ROUNDS, MISFIT = 4, 8.0  # of fitting colours, and the levels by which a place may miss the fit and still count half

@@ -41,6 +41,17 @@ STAGES = {
 }
 
 
+GAINS = {  # coordinates of the motion code: those of motion_space.GROUPS, and of the pose
+    "turn": slice(0, 3),
+    "size": slice(3, 4),
+    "place": slice(4, 6),
+    "mouth": slice(6, 14),
+    "lids": slice(14, 16),
+    "gaze": slice(16, 18),
+    "brows": slice(18, 20),
+}
+
+
 @dataclass(frozen=True)
 class Phase:
     """A part of a run: what learns, from what, for how long. Written beside the weights."""
@@ -78,8 +89,9 @@ class Phase:
     gan_weight: float = 0.0
     # at the phase's beginning
     copy_start: bool = False  # pictures pass through unchanged until flows are learnt: see initialise.see_through
-    subtract_own: bool = False  # see initialise.subtract_own
-    flow_gain: float = 1.0  # multiplies the expression generator's flow layers
+    subtract_own: bool = False  # of the expression: see initialise.subtract_own
+    subtract_own_pose: bool = False  # the same of the pose
+    gains: str = ""  # mouth=1.4,lids=2: edits go further in these coordinates, see GAINS and initialise.amplify
     warm_up: int = 130  # steps for the new bottom of a grown encoder
     # how it runs
     seed: int = 0
@@ -94,6 +106,21 @@ class Phase:
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise InputError(f"{self.stage} is no stage of the training", f"use one of {', '.join(STAGES)}")
+        self.gain_values()
+
+    def gain_values(self) -> list[float]:
+        """`gains` for each of the 20 coordinates. Raises InputError."""
+        values = [1.0] * 20
+        for name, _, number in (part.partition("=") for part in self.gains.split(",") if part):
+            try:
+                place, gain = GAINS[name.strip()], float(number)
+                if not gain > 0:
+                    raise ValueError
+            except (KeyError, ValueError) as error:
+                what = f"gains = {self.gains} is not NAME=FACTOR,... with factors above 0"
+                raise InputError(what, f"the names are {', '.join(GAINS)}") from error
+            values[place] = [gain] * (place.stop - place.start)
+        return values
 
 
 def read_recipe(file: Path | None, changes: Iterable[str] = (), budget: float | None = None) -> list[Phase]:

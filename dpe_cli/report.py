@@ -45,7 +45,7 @@ class Report:
     output: dict[str, Any] = field(default_factory=dict)
     frames: list[FrameFate] = field(default_factory=list)
     cuts: list[float] = field(default_factory=list)  # seconds at which a new shot begins, the first one left out
-    self_reconstruction: list[float] = field(default_factory=list)  # PSNR in dB of sampled frames
+    self_reconstruction: list[tuple[int, float]] = field(default_factory=list)  # sampled frames: index, PSNR in dB
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -113,7 +113,7 @@ class Report:
 
     def _self_reconstruction(self) -> dict[str, Any] | None:
         """How near e(S,S), which strength 0 gives, comes to the source crop: PSNR in dB over the sampled frames."""
-        values = self.self_reconstruction
+        values = [value for _, value in self.self_reconstruction]
         if not values:
             return None
         mean = sum(values) / len(values)

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpe_cli.dataset import Clip, Mesh, Sampler, load_clips
 from dpe_cli.errors import InputError, OutputError
-from dpe_cli.initialise import grow, initialise, see_through, subtract_own, to_image, warm_up
+from dpe_cli.initialise import amplify, grow, initialise, see_through, subtract_own, to_image, warm_up
 from dpe_cli.models import DPE, DPEConfig, PerceptualLoss
 from dpe_cli.motion_space import MotionSpace
 from dpe_cli.recipe import Phase, as_table
@@ -100,8 +100,15 @@ def batches(
             num_workers=phase.workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if phase.workers else None,
+            worker_init_fn=_leave_signals,
         )
     )
+
+
+def _leave_signals(number: int) -> None:
+    """Schedulers signal every process of a job: the makers of samples leave it to the training, which saves first."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
 
 
 def join_processes() -> int:
@@ -288,8 +295,11 @@ def begin_phase(model: DPE | None, phase: Phase, init: Path | None, clips: Clips
             see_through(model)
         if phase.subtract_own:
             subtract_own(model)
-        for to_flow in model.expression_generator.to_flows:
-            to_flow.conv.weight[:2] *= phase.flow_gain
+        if phase.subtract_own_pose:
+            subtract_own(model, "pose")
+        if phase.gains:
+            for part in ("expression", "pose"):
+                amplify(model, part, torch.tensor(phase.gain_values()))
     return model
 
 

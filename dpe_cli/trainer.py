@@ -26,6 +26,7 @@ from dpe_cli.models.layers import in_float32
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.recipe import Phase
 
+COARSE = 64  # side of the finest flow that stage `flows` learns
 LANDMARKS = 2 * 478  # x and y of MediaPipe's face mesh
 PATIENCE = 30  # steps without a finite gradient before the run gives up
 
@@ -245,14 +246,14 @@ class Trainer:
         return flow_loss(flows, batch[f"{which}_flow"][:count], batch[f"{which}_valid"][:count], self.phase.flow_beta)
 
     def flows(self, batch: dict[str, Tensor]) -> Losses:
-        """Flows of both generators alone, no finer than the landmark flows; the encoder rests, no picture is made."""
+        """Flows of both generators alone, no finer than COARSE; the encoder rests, no picture is made."""
         phase, losses = self.phase, Losses()
         size = len(batch["source"])
         count = max(1, round(size * phase.pose_share))
         with torch.no_grad():
             both = torch.cat([to_image(batch["source"]), to_image(batch["target"][:count])])
             encoded = self.model.encode(both.contiguous(memory_format=torch.channels_last))
-            coarse = [feature for feature in encoded.features if feature.shape[-1] <= FLOW_SIZE]
+            coarse = [feature for feature in encoded.features if feature.shape[-1] <= COARSE]
             of_source, of_target = split(Encoded(encoded.latent, coarse), size)
         expressed = self.express(of_source, batch["driving_code"])
         losses.add("exp_flow", self.flow_error("exp", expressed.flows, batch), phase.flow_weight)

@@ -13,16 +13,17 @@ in whole milliseconds, so there a time is within half a millisecond.
 """
 
 import contextlib
+import errno
 import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import av
 import cv2
@@ -60,6 +61,8 @@ SAME_MATRIX = {6: 5, 10: 9}  # equal numbers under another name, for PyAV
 # The default of swscale is faster (1080p: 4 against 9 ms of CPU) but darkens every picture by 1 to 2 levels of 255.
 EXACT = 2 | 0x40000 | 0x2000  # bilinear, accurate rounding, full chroma: numbers, as PyAV 17 has no names for them
 LIMITED_WHITE = 65283  # what swscale makes of 235 of 255, or 940 of 1023, in 16 bits
+T = TypeVar("T")
+
 LIMITED_RANGE, FULL_RANGE = 1, 2  # of ffmpeg: 0 unspecified, 1 limited (tv), 2 full (pc)
 
 
@@ -281,6 +284,22 @@ def read_frames(
             index += 1
 
 
+def frame_times(path: Path, fps: Fraction | None = None) -> list[Fraction]:
+    """The times of all frames of a video, rising, by its packets: nothing is decoded. Raises InputError.
+
+    Where packets have no times, as in AVI, these are reckoned from the rate.
+    """
+    info = probe(path, fps)
+    with opened(path, fps) as container:
+        stream = video_stream(container, path)
+        zero = clock_zero(container)
+        numbered = container.format.name == "avi"
+        stamps = [None if numbered else packet.pts for packet in container.demux(stream) if packet.size]
+    if None in stamps:
+        return [number / info.fps for number in range(len(stamps))]
+    return sorted(stamp * stream.time_base - zero for stamp in stamps)
+
+
 def _seconds(value: float | None) -> Fraction | None:
     """What was meant by a float of seconds: 0.04 is 1/25, not a hair more."""
     return None if value is None else Fraction(value).limit_denominator(1_000_000)
@@ -455,7 +474,7 @@ def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None) ->
     options = [] if png else [cv2.IMWRITE_JPEG_QUALITY, 95]
     planes = cv2.split(rgb[..., ::-1]) + (() if alpha is None else (alpha,))
     _, data = cv2.imencode(path.suffix, cv2.merge(planes), options)
-    with _workplace(path) as folder:
+    with workplace(path) as folder:
         try:
             (folder / path.name).write_bytes(data)
             os.replace(folder / path.name, path)
@@ -505,7 +524,7 @@ def write_video(
     output, wish = Path(output), Wish(codec, crf, preset, nvenc, pipe)
     container = container_of(output, wish.pipe)
     _check_output(output, overwrite)
-    with _workplace(output) as folder:
+    with workplace(output) as folder:
         frames = iter(frames)
         first = next(frames, None)
         if first is None:
@@ -513,7 +532,7 @@ def write_video(
         shift = first.time if start is not None or first.time < 0 else Fraction(0)
         limit = None if end is None else _seconds(end) - shift
         sound, notes = _sound(audio, info, container, folder, start, shift, limit)
-        rest = _carried(tracks, info, container, folder, first, shift, limit)
+        rest = _carried(tracks, info, container, folder, first.time, shift, limit)
         layout = _layout_of_frame(first)
         size = first.rgb.shape[1], first.rgb.shape[0]
         full = info.colour.range == FULL_RANGE
@@ -587,14 +606,14 @@ def _carried(
     info: VideoInfo,
     container: str,
     folder: Path,
-    first: Frame,
+    first: Fraction,
     shift: Fraction,
     limit: Fraction | None,
 ) -> Carried:
     """What `tracks` gives the output beside pictures and sound."""
     if tracks is None or is_sequence(tracks):
         return Carried()
-    frames = round((first.time - info.start) * info.fps)
+    frames = round((first - info.start) * info.fps)
     return carried(tracks, container, folder, shift, limit, frames, info.fps)
 
 
@@ -668,18 +687,31 @@ def encode_command(
         **encoding.options,
         "fps_mode": "passthrough",  # each frame keeps its time, none is dropped or doubled
         "enc_time_base": str(1 / info.fps if container == "y4m" else info.time_base).replace("/", ":"),
-        "disposition:v:0": rest.video_disposition,
     }
-    tags = {"v:0": rest.video_tags}
-    if container in (".mp4", ".mov"):
-        options["movflags"] = "+faststart"
-    elif container == "sequence":
+    if container == "sequence":
         options |= {"f": "image2", "start_number": first_number}
     elif container in ("nut", "y4m"):
         options["f"] = {"nut": "nut", "y4m": "yuv4mpegpipe"}[container]
     if info.rotation in (90, 270) and layout.across > 1 and layout == info.layout:
         # chroma that lay on the left pixel of two lies, after a quarter turn, on the upper or the lower
         options["chroma_sample_location"] = "top" if info.rotation == 90 else "bottom"
+    return _output_command(picture, "pipe:0", options, output, container, sound, rest)
+
+
+def _output_command(
+    picture: Any,
+    pictures: str,
+    options: dict[str, Any],
+    output: Path,
+    container: str,
+    sound: list[Track],
+    rest: Carried,
+) -> list[str]:
+    """The command for a stream of ffmpeg-python whose input is `pictures`: with all that is copied into the output."""
+    options = {**options, "disposition:v:0": rest.video_disposition}
+    tags = {"v:0": rest.video_tags}
+    if container in (".mp4", ".mov"):
+        options["movflags"] = "+faststart"
     streams = [picture]
     count = {"a": 0, "s": 0, "t": 0}
     for track in [*sound, *rest.tracks]:
@@ -698,9 +730,10 @@ def encode_command(
         target = f"{str(output.parent).replace('%', '%%')}/{output.name}"
     written = ffmpeg.output(*streams, target, **options).overwrite_output().global_args("-copyts", "-v", "error")
     command = written.compile(cmd=ffmpeg_exe())
-    # what ffmpeg-python has no way to say: options that repeat, and the number of an input. The pipe has the chapters.
-    pipe = str([command[at + 1] for at, word in enumerate(command) if word == "-i"].index("pipe:0"))
-    more = ["-map_chapters", pipe, "-map_metadata", pipe]
+    # what ffmpeg-python has no way to say: options that repeat, and the number of an input. With the pictures come the
+    # chapters.
+    first = str([command[at + 1] for at, word in enumerate(command) if word == "-i"].index(pictures))
+    more = ["-map_chapters", first, "-map_metadata", first]
     for place, named in tags.items():
         more += chain.from_iterable((f"-metadata:s:{place}", f"{key}={value}") for key, value in named.items())
     at = command.index(target)
@@ -742,6 +775,11 @@ def _encode(
     output: Path,
 ) -> tuple[int, bool]:
     """Runs ffmpeg on the frames; gives their number and whether they are equally long. Raises OutputError."""
+    return _run(command, lambda pipe: _feed(frames, pipe, info, layout, rest, shift), output)
+
+
+def _run(command: list[str], feed: Callable[["Pipe"], T], output: Path) -> T:
+    """Runs ffmpeg on what `feed` writes into its standard input; gives what `feed` returns. Raises OutputError."""
     stdout = None if output == PIPE else subprocess.DEVNULL
     with tempfile.TemporaryFile() as log:  # a file, not a pipe: ffmpeg may say much before anybody listens
         try:  # a session of its own: Ctrl-C is for us, who then stop it
@@ -752,7 +790,7 @@ def _encode(
             raise OutputError(f"{command[0]} does not run: {error.strerror}", "check DPE_FFMPEG") from error
         pipe = Pipe(process.stdin)
         try:
-            fed = _feed(frames, pipe, info, layout, rest, shift)
+            fed = feed(pipe)
             with contextlib.suppress(OSError):
                 process.stdin.close()
             process.wait()
@@ -832,7 +870,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _workplace(output: Path) -> Iterator[Path]:
+def workplace(output: Path) -> Iterator[Path]:
     """A hidden folder beside `output` for what is not yet whole, removed whatever happens. Raises OutputError."""
     try:
         folder = tempfile.TemporaryDirectory(prefix=".dpe-", dir=None if output == PIPE else output.parent)
@@ -844,6 +882,118 @@ def _workplace(output: Path) -> Iterator[Path]:
         ) from error
     with folder as name:
         yield Path(name)
+
+
+# Joining parts
+
+
+def join_video(
+    parts: Sequence[Path],
+    times: Sequence[Fraction],
+    info: VideoInfo,
+    output: Path,
+    folder: Path,
+    *,
+    audio: Path | None = None,
+    tracks: Path | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    overwrite: bool = False,
+    ready: Callable[[Path], None] = lambda part: None,
+) -> WriteResult:
+    """The video that `write_video` would have written of all frames at once, of parts that it wrote one by one.
+
+    `parts` were written with `start`, so that each begins at 0; `times` are those of all frames, in order. Their
+    packets are copied, not encoded again; sound and all else come from `audio` and `tracks` as in `write_video`.
+    `folder`, on the same disk as `output`, takes what is not yet whole, twice the size of the video;
+    `ready` gets the whole file before that takes its name.
+    Raises InputError for parts that do not belong together, OutputError.
+    """
+    container = container_of(output)
+    if container not in (".mp4", ".mov", ".mkv"):
+        raise OutputError(f"{output} cannot be joined of parts", "name an .mp4, .mov or .mkv")
+    shift = times[0] if start is not None or times[0] < 0 else Fraction(0)
+    limit = None if end is None else _seconds(end) - shift
+    sound, notes = _sound(audio, info, container, folder, start, shift, limit)
+    rest = _carried(tracks, info, container, folder, times[0], shift, limit)
+    joined, part = folder / f"joined{container}", folder / f"part{container}"
+    _concatenate(parts, [round((time - shift) / info.time_base) for time in times], info, joined, rest)
+    picture = ffmpeg.input(f"file:{joined}")["v:0"]
+    options = {"c:v": "copy"} | ({"r:v": str(info.fps)} if container == ".mkv" else {})  # MP4 would count time in it
+    command = _output_command(picture, f"file:{joined}", options, part, container, sound, rest)
+    _run(command, lambda pipe: None, output)
+    joined.unlink()
+    ready(part)
+    _check_output(output, overwrite)
+    _publish(part, output)
+    return WriteResult(len(times), output, (*info.notes, *rest.notes, *notes))
+
+
+def _concatenate(parts: Sequence[Path], ticks: list[int], info: VideoInfo, output: Path, rest: Carried) -> None:
+    """Writes the packets of all parts, each shown at its tick of the time base, with chapters and tags.
+
+    The times of decoding are those of one encoding: the sorted times of showing, later by as many frames as pictures
+    wait at most for others.
+    """
+    orders = [_order(path) for path in parts]
+    if sum(len(ranks) for ranks, _ in orders) != len(ticks):
+        raise InputError("the segments do not hold the planned frames", "make them anew with: dpe edit --segment")
+    late = min(max(late for _, late in orders), len(ticks) - 1)
+    lead = ticks[late] - ticks[0]
+    length = round(1 / info.fps / info.time_base)
+    base, number, settings = 0, 0, None
+    try:
+        with av.open(f"file:{output}", "w") as target:
+            for path, (ranks, _) in zip(parts, orders, strict=True):
+                with av.open(f"file:{path}") as source:
+                    (stream,) = source.streams.video
+                    if number == 0:
+                        settings, copy = stream.codec_context.extradata, target.add_stream_from_template(stream)
+                        copy.time_base = info.time_base
+                        target.metadata.update(rest.tags)
+                        led = [{**each, **_without_lead(each)} for each in rest.chapters]
+                        target.set_chapters(led)
+                    elif stream.codec_context.extradata != settings:
+                        raise InputError(
+                            f"{path.name} was encoded otherwise than {parts[0].name}",
+                            "make all segments with the same dpe and the same ffmpeg",
+                        )
+                    for packet in source.demux(stream):
+                        if packet.pts is None:  # the empty one at the end
+                            continue
+                        packet.time_base = info.time_base
+                        packet.pts = ticks[base + ranks[packet.pts]]
+                        packet.dts = ticks[number - late] if number >= late else ticks[number] - lead
+                        packet.duration = length
+                        packet.stream = copy
+                        target.mux(packet)
+                        number += 1
+                base += len(ranks)
+    except av.FFmpegError as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        remedy = "free some space on that disk" if full else "make the segments anew"
+        raise OutputError(f"the segments cannot be joined: {error.strerror}", remedy) from error
+
+
+def _order(path: Path) -> tuple[dict[int, int], int]:
+    """For each time of showing in a part its place among them, and for how many pictures one waits at most."""
+    shown, before = [], 0
+    try:
+        with av.open(f"file:{path}") as source:
+            for packet in source.demux(video=0):
+                if packet.pts is not None:
+                    before += packet.dts is None or packet.dts < 0
+                    shown.append(packet.pts)
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"{path} is missing or damaged", "make this segment anew") from error
+    ranks = {pts: rank for rank, pts in enumerate(sorted(shown))}
+    return ranks, max(before, max((number - ranks[pts] for number, pts in enumerate(shown)), default=0))
+
+
+def _without_lead(chapter: dict[str, Any]) -> dict[str, int]:
+    """The times of a chapter for a file that is not NUT."""
+    lead = round(LEAD / Fraction(chapter["time_base"]))
+    return {edge: chapter[edge] - lead for edge in ("start", "end")}
 
 
 def _same_file(one: Path, other: Path) -> bool:

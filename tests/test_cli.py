@@ -261,6 +261,21 @@ def test_the_bar_passes_everything_on(capsys: pytest.CaptureFixture):
     assert capsys.readouterr().out == ""
 
 
+def test_progress_for_programs(clips: Path):
+    """JSON on stderr; for Open Job Description on stdout, with the failure."""
+    told = edit(clips, "--progress", "json", "-o", clips / "a.mp4")
+    lines = [json.loads(line) for line in told.stderr.splitlines() if line.startswith("{")]
+    assert [(line["what"], line["done"], line["total"]) for line in lines][-1] == ("editing talk.mp4", 5, 5)
+    assert told.stdout == f"{clips / 'a.mp4'}\n"
+    spoken = edit(clips, "--progress", "openjd", "-o", clips / "b.mp4").stdout.splitlines()
+    assert spoken[-3:] == ["openjd_status: editing talk.mp4", "openjd_progress: 100.0", str(clips / "b.mp4")]
+    failed = edit(clips, "--progress", "openjd", "-o", clips / "c.mp4", driving="missing.mp4")
+    assert failed.exit_code == 3 and failed.stdout.startswith("openjd_fail: ") and "missing.mp4" in failed.stdout
+    silent = edit(clips, "--progress", "none", "-o", clips / "d.mp4").stderr
+    assert "editing" not in silent and "4 frames edited" in silent
+    assert edit(clips, "--progress", "openjd", "-o", "-").exit_code == 2
+
+
 # Whole edits with real networks
 
 

@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from dpe_cli.detectors import ArcFace
 from dpe_cli.errors import WeightsError
-from dpe_cli.extractors import ARCFACE_POINTS, ArcFace, Lpips, similarity
+from dpe_cli.extractors import Lpips
 from dpe_cli.video import read_image
 
 
@@ -28,7 +29,7 @@ def test_a_face_keeps_its_identity_in_other_light_and_size(shared):
     landmarker = Landmarker(model)
     points = five_points(landmarker.detect(rgb).points)
     landmarker.close()
-    network = ArcFace(pack)
+    network = ArcFace.load(pack)
     original = network.embed(rgb, points)
     smaller = cv2.resize((rgb * 0.7).astype(np.uint8), (320, 320), interpolation=cv2.INTER_AREA)
     assert np.linalg.norm(original) == pytest.approx(1, abs=1e-5)
@@ -37,18 +38,11 @@ def test_a_face_keeps_its_identity_in_other_light_and_size(shared):
     assert network.name == "mobilefacenet_y1_128d.onnx"
 
 
-def test_the_similarity_takes_points_where_they_belong():
-    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
-    origin = 3 * ARCFACE_POINTS @ turn.T + [40, -7]
-    matrix = similarity(origin, ARCFACE_POINTS)
-    np.testing.assert_allclose(origin @ matrix[:, :2].T + matrix[:, 2], ARCFACE_POINTS, atol=1e-9)
-
-
 def test_models_that_are_not_there_are_named(tmp_path):
     with pytest.raises(WeightsError, match="alexnet_features"):
         Lpips(tmp_path)
-    with pytest.raises(WeightsError, match="no face recognition network"):
-        ArcFace(tmp_path)
+    with pytest.raises(WeightsError, match="no recognition network"):
+        ArcFace.load(tmp_path)
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
     with pytest.raises(WeightsError, match="broken.onnx"):
-        ArcFace(tmp_path)
+        ArcFace.load(tmp_path)

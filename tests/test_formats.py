@@ -400,6 +400,9 @@ class Unchanged:
 
     size, batch_size, description = 32, 16, {"weights": "none"}
 
+    def forget(self) -> None:
+        pass
+
     def motion_codes(self, crops: np.ndarray) -> np.ndarray:
         return np.zeros((len(crops), 2), np.float32)
 

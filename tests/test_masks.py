@@ -125,3 +125,13 @@ def test_steady_values_begin_anew_after_a_gap_and_keep_tracks_apart():
     assert np.array_equal(steady("a", 2.1, np.ones(3, np.float32)), np.ones(3))
     steady.forget("a")
     assert np.array_equal(steady("a", 2.2, 9 * one), 9 * one)
+
+
+def test_a_steady_value_knows_nothing_older_than_its_reach():
+    noise = np.random.default_rng(0).normal(0, 1, (60, 5)).astype(np.float32)
+    whole, part = Steady(0.1), Steady(0.1)
+    wanted = [whole(0, n / 25, noise[n]) for n in range(60)]
+    found = [part(0, n / 25, noise[n]) for n in range(20, 60)]  # 0.5 s are 13 frames
+    assert not np.array_equal(found[1], wanted[21])
+    assert all(np.array_equal(one, two) for one, two in zip(found[13:], wanted[33:], strict=True))
+    assert len(whole.seen[0]) == 13

@@ -137,7 +137,7 @@ def test_the_match_is_steady_through_time_and_keeps_up():
     corrections = []
     for n in range(30):
         paste_cast(one, n, 10 + noise[n])
-        gain, shift = one.colours.last[0][1]
+        gain, shift = one.colours.value(0)
         corrections.append((128 * gain + shift - 128).mean())
     assert np.std(np.diff(corrections)[10:]) < 0.35 * np.std(np.diff(noise)[10:])
     assert np.mean(corrections[10:]) == pytest.approx(-10, abs=1.5)
@@ -157,7 +157,7 @@ def test_a_long_run_leaves_a_few_numbers_a_track_behind():
     one = paster()
     for n in range(8):
         paste_cast(one, n, 5, track=n % 2)
-    assert len(one.colours.last) == len(one.boxes) == 2
+    assert len(one.colours.seen) == len(one.boxes) == 2
 
 
 # Detail
@@ -351,6 +351,9 @@ class CastEngine:
 
     def __init__(self):
         self.noise = np.random.default_rng(0)
+
+    def forget(self) -> None:
+        pass
 
     def motion_codes(self, crops: np.ndarray) -> np.ndarray:
         return np.zeros((len(crops), 2), np.float32)

@@ -1,6 +1,7 @@
 """The training steps on a tiny network and synthetic samples."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 
 from dpe_cli.dataset import is_held_out
 from dpe_cli.errors import DPEError, InputError, OutputError
-from dpe_cli.initialise import grow, initialise, separate, subtract_own
+from dpe_cli.initialise import amplify, grow, initialise, separate, subtract_own, to_image
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
@@ -144,13 +145,40 @@ def test_a_fresh_network_shows_the_source(model):
     assert (shown - smooth)[..., 4:-4, 4:-4].abs().mean() < 0.1
 
 
-def test_a_head_that_subtracts_leaves_the_difference_of_the_expressions(model):
-    subtract_own(model)
+@pytest.mark.parametrize("part", ["expression", "pose"])
+def test_a_head_that_subtracts_leaves_the_difference_of_the_motions(model, part):
+    subtract_own(model, part)
     latent, code = torch.randn(3, 32), torch.randn(3, 20)
+    shift = model.expression_shift(code) if part == "expression" else model.pose_shift(code)
     with torch.no_grad():
-        change = model.motion_code(latent + model.expression_shift(code)) - model.motion_code(latent)
-    torch.testing.assert_close(change[:, POSE_DIM:], -code[:, POSE_DIM:], atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(change[:, :POSE_DIM], torch.zeros(3, POSE_DIM), atol=1e-3, rtol=0)
+        change = model.motion_code(latent + shift) - model.motion_code(latent)
+    wanted = -code
+    wanted[:, POSE_DIM:] *= part == "expression"
+    wanted[:, :POSE_DIM] *= part == "pose"
+    torch.testing.assert_close(change, wanted, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["expression", "pose"])
+def test_an_amplified_network_overdoes_the_difference_to_its_own_code(model, batch, part):
+    gains = torch.tensor(Phase(gains="mouth=1.4,lids=2.5,turn=1.3,place=0.1").gain_values())
+    encoded, code = model.encode(to_image(batch["source"])), torch.randn(len(batch["source"]), 20)
+    trainer = Trainer(model, Phase())
+    edit = trainer.express if part == "expression" else trainer.turn
+    with torch.no_grad():
+        own = model.motion_code(encoded.latent)
+        wanted, plain = edit(encoded, own + gains * (code - own)), edit(encoded, code)
+        amplify(model, part, gains)
+        found = edit(encoded, code)
+    torch.testing.assert_close(found.flows[-1], wanted.flows[-1], atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(found.image, wanted.image, atol=2e-3, rtol=1e-3)
+    assert (plain.image - wanted.image).abs().max() > 0.01
+
+
+def test_gains_are_checked():
+    with pytest.raises(InputError, match="lids"):
+        Phase(gains="eyes=2")
+    with pytest.raises(InputError, match="above 0"):
+        Phase(gains="lids=0")
 
 
 def test_the_average_follows_the_networks(model, batch):
@@ -247,12 +275,14 @@ def same_weights(one, two) -> bool:
 def test_a_resumed_run_equals_an_uninterrupted_one(prepared, tmp_path, tiny, stage):
     """N steps = k steps + SIGTERM + resume + N - k steps, bit for bit, over the border of two phases too."""
     settings = {**SMALL, "stage": stage, "gan_weight": 0.1 * (stage == "cycle")}
-    phases = [Phase(**settings, name="a", steps=3), Phase(**settings, name="b", steps=25, seed=1)]
+    later = settings | {"steps": 25, "seed": 1, "workers": 1}
+    phases = [Phase(**settings, name="a", steps=3), Phase(**later, name="b")]
     whole = train(Inputs(prepared, tmp_path / "whole"), phases)
     parts = Inputs(prepared, tmp_path / "parts")
 
-    def interrupt(progress):
-        os.kill(os.getpid(), signal.SIGTERM)
+    def interrupt(progress):  # as a scheduler does: every process of the job, the makers of samples too
+        for process in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
+            os.kill(process, signal.SIGTERM)
 
     cut = train(parts, phases, show=interrupt)  # told to at step 20 of phase b
     assert not cut.finished

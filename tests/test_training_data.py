@@ -8,6 +8,7 @@ from dpe_cli.dataset import FLOW_SIZE, Mesh, Sampler, dense_map, is_held_out, lo
 from dpe_cli.errors import InputError
 from dpe_cli.landmarks import BLENDSHAPES, Landmarker, align, head_angles, mouth_opening
 from dpe_cli.motion_space import MOTION_DIM, POSE_DIM, MotionSpace, mirror_blendshapes, normalise
+from dpe_cli.weights import folder
 
 
 def test_align_recovers_scale_rotation_and_translation():
@@ -80,8 +81,23 @@ def test_a_shifted_face_is_looked_up_where_it_came_from():
     target = origin + [6, -4, 0]
     where = dense_map(Mesh(synthetic_face()).locate(target, 256), target, origin, 256)
     middle, border = where[FLOW_SIZE // 2, FLOW_SIZE // 2], where[0, 0]
-    np.testing.assert_allclose(middle, [130 - 6, 130 + 4], atol=0.3)
-    np.testing.assert_allclose(border, [2, 2], atol=0.6)
+    centre = (FLOW_SIZE // 2 + 0.5) * 256 / FLOW_SIZE
+    np.testing.assert_allclose(middle, [centre - 6, centre + 4], atol=0.3)
+    np.testing.assert_allclose(border, [1, 1], atol=0.6)
+
+
+def test_a_blink_is_in_the_flow():
+    template = MotionSpace.load(folder() / "motion-space.json").template
+    opened = 85 * template + [128, 128, 0]
+    closed = opened.copy()
+    upper, lower = [160, 159, 158], [144, 145, 153]
+    closed[upper] = opened[lower] + 0.1 * (opened[upper] - opened[lower])
+    moved = dense_map(Mesh(template).locate(closed, 256), closed, opened, 256)[..., 1]
+    still = (np.arange(FLOW_SIZE) + 0.5)[:, None] * 256 / FLOW_SIZE
+    x, y = np.round(closed[159, :2] * FLOW_SIZE / 256 - 0.5).astype(int)
+    travel = closed[159, 1] - opened[159, 1]
+    assert travel > 4
+    assert (still - moved)[y - 1 : y + 2, x].max() > 0.6 * travel
 
 
 def test_warp_by_the_identity_gives_the_picture_back():

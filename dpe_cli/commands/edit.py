@@ -3,23 +3,75 @@
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpe_cli.commands.shared import FILE, MODES, SECONDS, Command, detector_options, given, progress_for, shared_options
+from dpe_cli.commands.segments import edit_segment
+from dpe_cli.commands.shared import (
+    FILE,
+    MODES,
+    PROGRESS_META,
+    SECONDS,
+    Command,
+    closing_words,
+    detector_options,
+    given,
+    progress_for,
+    progress_option,
+    shared_options,
+)
 from dpe_cli.errors import QualityError
 
 if TYPE_CHECKING:
-    from dpe_cli.edit import Driving, Edit, Edits
+    from dpe_cli.edit import Driving, Edit, Edits, EditSettings
+    from dpe_cli.face import FaceDetector
+    from dpe_cli.report import Report
 
 EDIT_KEYS = ("face", "driving", "exp-driving", "pose-driving", "mode", "strength")
 
 
+class Host:
+    """What a process keeps for the edits that it does: the networks and the face detector, loaded when first needed.
+
+    A batch hands its own to one edit after the other.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[str, tuple[Any, Any, Any]] = {}  # what -> how it was asked for, the thing, its precision
+
+    def engine(self, *weights: str | None, **options: Any) -> Any:
+        """An Engine. One that has fallen back to another precision meanwhile is not used again."""
+        from dpe_cli.engine import Engine
+
+        asked, engine, precision = self.kept.get("engine", (None, None, None))
+        if asked != (weights, options) or engine.description.get("precision") != precision:
+            self.kept.pop("engine", None)  # before the next one: both might not fit into the memory
+            engine = Engine(*weights, **options)
+            self.kept["engine"] = ((weights, options), engine, engine.description.get("precision"))
+        return engine
+
+    def detector(self, name: str, models: Path | None) -> "FaceDetector":
+        """A face detector."""
+        from dpe_cli.face import make_detector
+
+        asked, detector, _ = self.kept.get("detector", (None, None, None))
+        if asked != (name, models):
+            detector = make_detector(name, models)
+            self.kept["detector"] = ((name, models), detector, None)
+        return detector
+
+    def progress(self, quiet: bool) -> Callable[[Iterable, int | None, str], Iterator]:
+        """How an edit tells how far it is."""
+        return progress_for(quiet)
+
+
 @click.command(cls=Command)
-@click.option("-s", "--source", type=FILE, required=True, help="Video, or still image, of the person to edit.")
+@click.argument("plan", type=FILE, required=False)
+@click.option("-s", "--source", type=FILE, help="Video, or still image, of the person to edit.")
 @click.option("-d", "--driving", type=FILE, help="Video, still or motion file whose expression or pose is transferred.")
 @click.option("--exp-driving", type=FILE, help="Driving of the expression alone.")
 @click.option("--pose-driving", type=FILE, help="Driving of the pose alone; with --exp-driving: two drivers.")
@@ -137,18 +189,24 @@ EDIT_KEYS = ("face", "driving", "exp-driving", "pose-driving", "mode", "strength
     show_default=True,
     help="What is written to standard output with -o -.",
 )
+@click.option("--resume", is_flag=True, help="Go on where an earlier run of this command, with --resume, was stopped.")
+@click.option("--segment", type=click.IntRange(0), metavar="K", help="Make segment K, from 0, of a PLAN of `dpe plan`.")
 @click.option("--preview", type=FILE, help="Also write source | driving | result side by side.")
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@progress_option
 @shared_options
 def edit(
-    source: Path,
+    plan: Path | None,
+    source: Path | None,
     driving: Path | None,
     exp_driving: Path | None,
     pose_driving: Path | None,
     mode: str | None,
     several: tuple[str, ...],
     output: Path | None,
+    resume: bool,
+    segment: int | None,
     preview: Path | None,
     report: Path | None,
     as_json: bool,
@@ -160,8 +218,8 @@ def edit(
     batch_size: int | None,
     quiet: bool,
     verbose: bool,
-    **settings: Any,
-) -> None:
+    **_: Any,
+) -> "Report":
     """Give the face in a source the expression, the pose or both of a driving video.
 
     Strength 0 keeps the source's own motion, 1 takes the driving's.
@@ -169,56 +227,90 @@ def edit(
     \b
     dpe edit --source examples/out/source.mp4 --driving examples/out/driving.mp4 -o edited.mp4
     dpe edit -s two.mp4 --edit face=left,driving=smile.mp4 --edit face=right,driving=frown.mp4,strength=0.5
+    dpe edit --segment 3 talk.plan.json
     """
-    if several:
-        if driving or exp_driving or pose_driving or mode:
-            raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
-        drivers = choose_edits(several, settings["face"], settings["strength"])
-    else:
-        drivers = choose_driving(driving, exp_driving, pose_driving, mode)
+    ctx = click.get_current_context()
+    if plan or segment is not None:
+        return edit_segment(plan, segment, weights, device, detector, face_models, quiet)
+    if resume and (preview or str(source) == "-"):
+        raise click.UsageError("--resume cannot go with --preview or with standard input")
     if as_json and str(output) == "-":
         raise click.UsageError("--json and the video cannot both go to standard output")
-    if settings["end"] is not None and settings["end"] <= (settings["start"] or 0):
-        raise click.UsageError("--end must be after --start")
-    if settings["neutral_frame"] is not None and settings["motion"] != "relative":
-        raise click.UsageError("--neutral-frame needs --motion relative")
-    if settings["curve"] and given("strength"):
-        raise click.UsageError("--curve stands in place of --strength: give one of them")
+    if ctx.meta.get(PROGRESS_META) == "openjd" and str(output) == "-":
+        raise click.UsageError("--progress openjd and the video cannot both go to standard output")
+    drivers, output, chosen = asked_for(ctx)
 
     from dpe_cli.container import PIPE, spooled
-    from dpe_cli.edit import EditSettings, check_request, default_output, edit_video
-    from dpe_cli.motion import read_curve
+    from dpe_cli.edit import check_request, edit_video
 
-    settings["curve"] = settings["curve"] and read_curve(settings["curve"])
-    chosen = EditSettings(**settings)
-    output = output or default_output(source, drivers)
-    source = click.get_current_context().with_resource(spooled(source, sys.stdin.buffer))
-    check_request(source, drivers, output, chosen, preview, report)
+    source = ctx.with_resource(spooled(source, sys.stdin.buffer))
+    if resume:
+        from dpe_cli.segments import edit_resumable, finished
+
+        again = replace(chosen, overwrite=chosen.overwrite or finished(output) is not None)  # it is perhaps our own
+        check_request(source, drivers, output, again, preview, report)
+    else:
+        check_request(source, drivers, output, chosen, preview, report)
 
     from dpe_cli.detectors import RESEARCH_ONLY
-    from dpe_cli.engine import Engine  # torch takes seconds to import, so what can fail has failed before
-    from dpe_cli.face import make_detector
 
     say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
-    engine = Engine(weights, device=device, precision=precision, batch_size=batch_size)
-    finder = make_detector(detector, face_models)
+    host = ctx.ensure_object(Host)  # torch takes seconds to import, so what can fail has failed before
+    engine = host.engine(weights, device=device, precision=precision, batch_size=batch_size)
+    finder = host.detector(detector, face_models)
     if finder.name.startswith("insightface"):
         say(f"{finder.name}: {RESEARCH_ONLY}")
     if verbose:
         say(f"networks: {engine.description}; faces: {finder.name}; {drivers}; {chosen}")
+    common = {"progress": host.progress(quiet), "say": say}
     try:
-        done = edit_video(
-            source, drivers, output, engine, finder, chosen, preview=preview, progress=progress_for(quiet), say=say
-        )
+        if resume:
+            done = edit_resumable(source, drivers, output, engine, finder, chosen, report_path=report, **common)
+        else:
+            done = edit_video(source, drivers, output, engine, finder, chosen, preview=preview, **common)
+            if report:
+                done.write(report)
     except QualityError as error:
         if report:
             error.report.write(report)
         raise
-    if report:
-        done.write(report)
     say(closing_words(done.summary()))
     if output != PIPE:
         click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
+    return done
+
+
+def drivers_of(params: dict[str, Any]) -> "Driving | Edits":
+    """Whose motion the options of an edit ask for. Raises click.UsageError."""
+    if not params["several"]:
+        return choose_driving(*(params[name] for name in ("driving", "exp_driving", "pose_driving", "mode")))
+    if params["driving"] or params["exp_driving"] or params["pose_driving"] or params["mode"]:
+        raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
+    return choose_edits(params["several"], params["face"], params["strength"])
+
+
+def asked_for(ctx: click.Context) -> "tuple[Driving | Edits, Path, EditSettings]":
+    """Whose motion, the output and the settings that the options of an edit mean together.
+
+    Raises click.UsageError where they contradict each other, and InputError.
+    """
+    params = ctx.params
+    if not params["source"]:
+        raise click.UsageError("Missing option '-s' / '--source'.")
+    drivers = drivers_of(params)
+    if params["end"] is not None and params["end"] <= (params["start"] or 0):
+        raise click.UsageError("--end must be after --start")
+    if params["neutral_frame"] is not None and params["motion"] != "relative":
+        raise click.UsageError("--neutral-frame needs --motion relative")
+    if params["curve"] and given(ctx, "strength"):
+        raise click.UsageError("--curve stands in place of --strength: give one of them")
+
+    from dpe_cli.edit import EditSettings, default_output
+    from dpe_cli.motion import read_curve
+
+    settings = {field.name: params[field.name] for field in fields(EditSettings) if field.name in params}
+    settings["curve"] = settings["curve"] and read_curve(settings["curve"])
+    return drivers, params["output"] or default_output(params["source"], drivers), EditSettings(**settings)
 
 
 def choose_driving(both: Path | None, expression: Path | None, pose: Path | None, mode: str | None) -> "Driving":
@@ -279,16 +371,3 @@ def parse_edit(text: str, face: str, strength: float) -> "Edit":
     from dpe_cli.edit import Edit
 
     return Edit(driving, given.get("face", face), strength)
-
-
-def closing_words(summary: dict[str, Any]) -> str:
-    """The last line for a person: what was done, how fast."""
-    counts, quality = summary["counts"], summary["self_reconstruction"]
-    words = [f"{counts['edited']} frames edited, {counts['passed']} passed"]
-    words += [f"{number} x {reason}" for reason, number in counts["reasons"].items()]
-    words.append(f"{summary['seconds']:.1f} s ({summary['frames_per_second']} frames/s)")
-    if quality:
-        words.append(f"self-reconstruction {quality['psnr_db']} dB")
-    if seam := summary["seam"]:
-        words.append(f"seam {seam['mean']} (worst {seam['worst']} in frame {seam['worst_frame']})")
-    return ", ".join(words)

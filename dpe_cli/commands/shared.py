@@ -1,7 +1,12 @@
 """What commands have in common: failures as one line and an exit code, options, progress, tables."""
 
+import contextlib
 import functools
+import json
+import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -10,14 +15,20 @@ from typing import Any
 
 import click
 
+from dpe_cli.commands import layers
 from dpe_cli.errors import DPEError
 
 MODES = ("exp", "pose", "both")
 INTERRUPTED = 130
 STOPPED = 75  # by SIGTERM; can be resumed
+STOP_SECONDS = 8.0
+STOP_WORDS = "Stopped: nothing was left under the output's name; a run with --resume goes on where it was"
 OUT_OF_MEMORY = 6
 TABLE_WIDTH = 120  # where there is no terminal
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
+MACHINE_SECONDS = 1.0  # between two lines for a program
+PROGRESS = ("auto", "bar", "plain", "json", "openjd", "none")
+PROGRESS_META = "dpe.progress"  # the choice, in the `meta` that all contexts of a run share
 FILE = click.Path(path_type=Path)  # a missing input is our error 3, not click's 2
 FOLDER = click.Path(path_type=Path, file_okay=False)
 SECONDS = {"type": click.FloatRange(min=0), "metavar": "SECONDS"}
@@ -33,9 +44,49 @@ class Failure(click.ClickException):
 
 
 class Command(click.Command):
-    """A command whose failures become one line and the right exit code; -v adds the traceback of a bug."""
+    """A command whose failures become one line and the right exit code; -v adds the traceback of a bug.
+
+    Its settings come in layers, see `layers`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        layers.prepare(self)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        layers.apply(ctx)
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            if error.param and (origin := layers.origin(ctx, error.param)) not in ("flag", "default"):
+                error.message += f" (from {origin})"
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
+        with stopping() as stopped:
+            try:
+                return self.invoke_or_fail(ctx)
+            except Stopped:
+                pass
+            except click.exceptions.Exit:
+                raise
+            except BaseException:  # such as of an ffmpeg that was stopped with us
+                if not stopped.is_set():
+                    raise
+            click.echo(STOP_WORDS, err=True)
+            raise click.exceptions.Exit(STOPPED)
+
+    def invoke_or_fail(self, ctx: click.Context) -> Any:
+        """With failures as click knows them."""
+        try:
+            return self.attempt(ctx)
+        except Failure as failure:
+            if ctx.meta.get(PROGRESS_META) == "openjd":
+                click.echo(f"openjd_fail: {failure.message}")
+            raise
+
+    def attempt(self, ctx: click.Context) -> Any:
+        """Invokes the command. Raises Failure for everything that is not click's own."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -52,6 +103,39 @@ class Command(click.Command):
                 traceback.print_exc()
             what = f"unexpected {type(error).__name__}: {error}"
             raise Failure(what if ctx.params.get("verbose") else f"{what}; run with -v for the traceback", 1) from error
+
+
+class Stopped(BaseException):
+    """A SIGTERM came: not an error, so that nobody takes it for one."""
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """SIGTERM raises Stopped, once; the event says that it came. What is half-written is then cleared away."""
+    came, late = threading.Event(), threading.Timer(STOP_SECONDS, end_now)
+    late.daemon = True
+    if threading.current_thread() is not threading.main_thread():
+        yield came  # signals are not for others
+        return
+
+    def stop(*_: Any) -> None:
+        if not came.is_set():
+            came.set()
+            late.start()
+            raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield came
+    finally:
+        late.cancel()
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_now() -> None:
+    """Ends the process where clearing away takes too long: after ten seconds a scheduler would kill it."""
+    click.echo(STOP_WORDS, err=True)
+    os._exit(STOPPED)
 
 
 class Cli(click.Group):
@@ -93,10 +177,22 @@ def machine_options(function: Callable) -> Callable:
     return function
 
 
-def given(option: str) -> bool:
-    """Whether the user named an option of the current command."""
-    source = click.get_current_context().get_parameter_source(option)
-    return source is not click.core.ParameterSource.DEFAULT
+def progress_option(function: Callable) -> Callable:
+    """--progress, which `progress_for` looks at."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: str) -> None:
+        ctx.meta[PROGRESS_META] = value
+
+    return click.option(
+        "--progress", type=click.Choice(PROGRESS), default="auto", show_default=True, expose_value=False, callback=keep,
+        help="How to tell how far it is; auto is a bar on a terminal, else plain lines.",
+    )(function)  # fmt: skip
+
+
+def given(ctx: click.Context, option: str) -> bool:
+    """Whether the user named an option on the command line: that is stronger than what files and environment say."""
+    source = ctx.get_parameter_source(option)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
@@ -114,11 +210,20 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(table)
 
 
-def progress_for(quiet: bool, unit: str = "frames") -> Callable[[Iterable, int | None, str], Iterator]:
-    """Nothing, a bar on a terminal, or lines in a log; `unit` is what the items are called."""
+def progress_kind(quiet: bool) -> str:
+    """The --progress of the current command, settled: bar, plain, json, openjd or none."""
+    ctx = click.get_current_context(silent=True)
+    kind = ctx.meta.get(PROGRESS_META, "auto") if ctx else "auto"
     if quiet:
-        return lambda items, total, what: iter(items)
-    return functools.partial(progress_bar if sys.stderr.isatty() else progress_lines, unit=unit)
+        return "none"
+    return ("bar" if sys.stderr.isatty() else "plain") if kind == "auto" else kind
+
+
+def progress_for(quiet: bool, unit: str = "frames") -> Callable[[Iterable, int | None, str], Iterator]:
+    """The progress that was asked for by --progress or -q; `unit` is what the items are called."""
+    kinds = {"bar": progress_bar, "plain": progress_lines, "json": progress_json, "openjd": progress_openjd}
+    kind = progress_kind(quiet)
+    return functools.partial(kinds[kind], unit=unit) if kind in kinds else lambda items, total, what: iter(items)
 
 
 def progress_bar(items: Iterable, total: int | None, what: str, unit: str = "frames") -> Iterator:
@@ -150,6 +255,41 @@ def progress_lines(items: Iterable, total: int | None, what: str, unit: str = "f
     click.echo(progress_line(what, count, count, time.monotonic() - started, unit), err=True)
 
 
+def progress_json(items: Iterable, total: int | None, what: str, unit: str = "frames") -> Iterator:
+    """Passes the items on and writes a JSON object a second, and one at the end, each on a line of stderr."""
+    started = time.monotonic()
+
+    def tell(count: int, total: int | None) -> None:
+        seconds = time.monotonic() - started
+        rate = count / max(seconds, 1e-6)
+        line = {"what": what, "unit": unit, "done": count, "total": total}
+        click.echo(json.dumps({**line, "seconds": round(seconds, 2), "per_second": round(rate, 3)}), err=True)
+
+    yield from told(items, total, tell)
+
+
+def progress_openjd(items: Iterable, total: int | None, what: str, unit: str = "frames") -> Iterator:
+    """Passes the items on and tells a worker of Open Job Description, which reads standard output, how far they are."""
+    click.echo(f"openjd_status: {what}")
+
+    def tell(count: int, total: int | None) -> None:
+        if total:
+            click.echo(f"openjd_progress: {min(100.0, 100 * count / total):.1f}")
+
+    yield from told(items, total, tell)
+
+
+def told(items: Iterable, total: int | None, tell: Callable[[int, int | None], None]) -> Iterator:
+    """Passes the items on and calls `tell` with their number once a second, and with all of them at the end."""
+    last, count = time.monotonic(), 0
+    for count, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last >= MACHINE_SECONDS:
+            tell(count, total)
+            last = time.monotonic()
+    tell(count, count)
+
+
 def progress_line(what: str, count: int, total: int | None, seconds: float, unit: str = "frames") -> str:
     """For instance: editing talk.mp4: 40 of 120 frames, 8.1 frames/s, 10 s left"""
     rate = count / max(seconds, 1e-6)
@@ -161,3 +301,16 @@ def progress_line(what: str, count: int, total: int | None, seconds: float, unit
 def pace(rate: float, unit: str) -> str:
     """A rate in items a second, told by the minute where it is slow."""
     return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{60 * rate:.1f} {unit}/min"
+
+
+def closing_words(summary: dict[str, Any]) -> str:
+    """The last line for a person: what was done, how fast."""
+    counts, quality = summary["counts"], summary["self_reconstruction"]
+    words = [f"{counts['edited']} frames edited, {counts['passed']} passed"]
+    words += [f"{number} x {reason}" for reason, number in counts["reasons"].items()]
+    words.append(f"{summary['seconds']:.1f} s ({summary['frames_per_second']} frames/s)")
+    if quality:
+        words.append(f"self-reconstruction {quality['psnr_db']} dB")
+    if seam := summary["seam"]:
+        words.append(f"seam {seam['mean']} (worst {seam['worst']} in frame {seam['worst_frame']})")
+    return ", ".join(words)

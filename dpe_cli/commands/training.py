@@ -187,10 +187,11 @@ def evaluate_command(
     \b
     dpe eval --data prepared -o scores
     """
+    from dpe_cli.detectors import ArcFace
     from dpe_cli.edit import check_output
     from dpe_cli.errors import InputError
     from dpe_cli.evaluate import evaluate
-    from dpe_cli.extractors import ArcFace, Extractors, Lpips
+    from dpe_cli.extractors import Extractors, Lpips
     from dpe_cli.landmark_net import NetworkLandmarker
     from dpe_cli.landmarks import Landmarker
     from dpe_cli.protocols import Plan, systems_of
@@ -217,7 +218,7 @@ def evaluate_command(
         raise InputError(f"{space}: no such motion space", "name a motion-space.json with --space")
     extractors = Extractors(
         Landmarker(landmarker) if landmarker else NetworkLandmarker(),
-        ArcFace(identity) if identity else None,
+        ArcFace.load(identity) if identity else None,
         Lpips(lpips, lpips_network, device) if lpips else None,
     )
     engines = [Engine(one, device=device, precision=precision, batch_size=batch_size) for one in weights or (None,)]

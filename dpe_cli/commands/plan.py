@@ -1,0 +1,104 @@
+"""dpe plan."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dpe_cli.commands.edit import asked_for, edit
+from dpe_cli.commands.shared import FILE, Command, print_table, progress_for
+
+OF_EDIT_ALONE = ("plan", "resume", "segment", "preview", "report")
+
+
+@click.command(cls=Command, params=[param for param in edit.params if param.name not in OF_EDIT_ALONE])
+@click.option("--split", type=click.IntRange(1), metavar="N", help="Write a plan of N segments for as many machines.")
+@click.option("--every", type=click.FloatRange(1), metavar="SECONDS", help="The same, by the length of a segment.")
+@click.option("--plan", "path", type=FILE, help="Where that plan goes.  [default: OUTPUT.plan.json beside the output]")
+def plan(
+    source: Path | None,
+    split: int | None,
+    every: float | None,
+    path: Path | None,
+    as_json: bool,
+    weights: str | None,
+    device: str,
+    precision: str,
+    detector: str,
+    face_models: Path | None,
+    batch_size: int | None,
+    quiet: bool,
+    verbose: bool,
+    **_: Any,
+) -> None:
+    """Look ahead: what an edit with these options would take, or why it would fail, with its exit code.
+
+    Takes the options of edit. With --split it also follows the faces and reads the driving, once, and writes a plan for
+    `dpe edit --segment K PLAN`, K from 0, and `dpe join PLAN`.
+
+    \b
+    dpe plan -s talk.mp4 -d smile.mp4 -o out.mp4
+    dpe plan -s talk.mp4 -d smile.mp4 -o out.mp4 --split 8
+    """
+    if split and every:
+        raise click.UsageError("--split and --every say the same: give one of them")
+    if path and not (split or every):
+        raise click.UsageError("--plan needs --split or --every")
+
+    from dpe_cli.container import PIPE, spooled
+    from dpe_cli.edit import check_output, check_request
+
+    ctx = click.get_current_context()
+    drivers, output, chosen = asked_for(ctx)
+    if split or every:
+        if source == PIPE:
+            raise click.UsageError("a plan is for files, not for standard input")
+        path = path or output.with_suffix(".plan.json")
+        if path.suffix != ".json":
+            raise click.UsageError("--plan must end in .json")
+        check_output(path, [source, *drivers.paths], chosen.overwrite)
+    source = ctx.with_resource(spooled(source, sys.stdin.buffer))
+    check_request(source, drivers, output, chosen)
+
+    from dpe_cli.engine import Engine
+    from dpe_cli.face import make_detector
+
+    say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
+    engine = Engine(weights, device=device, precision=precision, batch_size=batch_size)
+    finder = make_detector(detector, face_models)
+    if split or every:
+        from dpe_cli.segments import make_plan
+
+        files = {"weights": weights, "face_models": face_models}  # by full names, where they are files
+        asked = {name: str(Path(file).absolute()) if file and Path(file).exists() else file
+                 for name, file in files.items()}  # fmt: skip
+        asked |= {"precision": precision, "batch_size": batch_size, "detector": detector}
+        made = make_plan(
+            path, source, drivers, output, engine, finder, chosen,
+            count=split, seconds=every, asked=asked, progress=progress_for(quiet), say=say,
+        )  # fmt: skip
+        say(f"{made.segments} segments: dpe edit --segment 0 {path} to {made.segments - 1}, then dpe join {path}")
+        click.echo(json.dumps(made.summary(), indent=1) if as_json else path)
+        return
+
+    from dpe_cli.plan import forecast
+
+    seen = forecast(source, drivers, output, engine, finder, chosen, say)
+    if as_json:
+        click.echo(json.dumps(seen, indent=1, default=str))
+    else:
+        print_table(f"{source.name} to {output.name}", [{"": name.replace("_", " "), "planned": shown(name, value)}
+                                                        for name, value in seen.items()])  # fmt: skip
+
+
+def shown(name: str, value: Any) -> str:
+    """A value of a forecast for people."""
+    if value is None:
+        return "not known"
+    if name.endswith("_bytes"):
+        return f"{value / 1e6:.1f} MB" if value < 1e9 else f"{value / 1e9:.1f} GB"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)

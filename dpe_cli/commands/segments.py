@@ -1,0 +1,80 @@
+"""dpe join, and dpe edit --segment."""
+
+import json
+from pathlib import Path
+
+import click
+
+from dpe_cli.commands.shared import FILE, Command, closing_words, given, progress_for
+from dpe_cli.errors import QualityError
+
+OF_THE_MACHINE = ("plan", "segment", "weights", "device", "detector", "face_models", "quiet", "verbose")
+
+
+def edit_segment(
+    path: Path | None, segment: int | None, weights: str | None, device: str, detector: str,
+    face_models: Path | None, quiet: bool,
+) -> None:  # fmt: skip
+    """Makes one segment of a plan and prints its path. Raises click.UsageError for options that the plan decides."""
+    if path is None or segment is None:
+        raise click.UsageError("a segment needs its number and its plan: dpe edit --segment 3 talk.plan.json")
+    ctx = click.get_current_context()
+    decided = [name for name in ctx.params if name not in OF_THE_MACHINE and given(ctx, name)]
+    if decided:
+        raise click.UsageError(f"the plan has decided --{decided[0].replace('_', '-')}: leave it out")
+
+    from dpe_cli.segments import check_segment, edit_segments, read_plan
+
+    plan = read_plan(path)
+    check_segment(plan, segment)
+    asked = plan.asked
+
+    from dpe_cli.engine import Engine
+    from dpe_cli.face import make_detector
+
+    engine = Engine(
+        weights or asked["weights"], device=device, precision=asked["precision"], batch_size=asked["batch_size"]
+    )
+    models = face_models or (asked["face_models"] and Path(asked["face_models"]))
+    finder = make_detector(detector if given(ctx, "detector") else asked["detector"], models)
+    done = edit_segments(plan, segment, segment, engine, finder, progress_for(quiet))
+    click.echo(done.output["path"])
+
+
+@click.command(cls=Command)
+@click.argument("plan", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Where to write, in the plan's format.  [default: as planned]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+@click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@click.option("-q", "--quiet", is_flag=True, help="No remarks, only errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a bug.")
+def join(
+    plan: Path, output: Path | None, overwrite: bool, report: Path | None, as_json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Join the segments of a plan: their packets are copied, sound and all else comes from the source.
+
+    \b
+    dpe join talk.plan.json
+    """
+    from dpe_cli.edit import check_output
+    from dpe_cli.segments import join_plan, read_plan
+
+    read = read_plan(plan)
+    output = output or read.output
+    if output.suffix.lower() != read.output.suffix.lower():
+        raise click.UsageError(f"the segments are {read.output.suffix}: name such an output, or plan anew")
+    for path in (output, report):
+        if path:
+            check_output(path, [read.source, plan], overwrite)
+    say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
+    try:
+        done = join_plan(
+            read, output, overwrite=overwrite, ready=lambda part, whole: report and whole.write(report), say=say
+        )
+    except QualityError as error:
+        if report:
+            error.report.write(report)
+        raise
+    say(closing_words(done.summary()))
+    click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)

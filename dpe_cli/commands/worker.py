@@ -1,0 +1,185 @@
+"""The worker of a batch: edits, one after the other in one process, with networks that stay loaded."""
+
+import contextlib
+import io
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import dpe_cli
+from dpe_cli.commands.edit import Host, choose_edits, edit
+from dpe_cli.commands.shared import OUT_OF_MEMORY
+from dpe_cli.errors import DPEError, InputError
+
+if TYPE_CHECKING:
+    from dpe_cli.batch import Item, Outcome, Tell
+
+NOT_IN_THE_KEY = (  # what makes no other frames
+    "output", "overwrite", "preview", "report", "as_json", "quiet", "verbose", "batch_size", "device", "weights",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to do one clip."""
+
+    arguments: list[str]  # of `dpe edit`
+    defaults: dict[str, Any]  # what files of settings say
+    folder: str  # that file names start from
+    output: Path
+    skip: bool  # a matching done-marker is enough
+    mark: str | None  # of the done-marker when the batch began: another one means that another machine did it since
+    timeout: float  # of claims
+
+
+class Lost(Exception):
+    """Our claim was taken over."""
+
+
+class WorkerHost(Host):
+    """Keeps the networks, and passes the progress of the edit in hand on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tell: Tell = lambda done, total, what: None
+        self.claim: Any = None
+
+    def progress(self, quiet: bool) -> Callable[[Iterable, int | None, str], Iterator]:
+        def passed_on(items: Iterable, total: int | None, what: str) -> Iterator:
+            for count, item in enumerate(items, 1):
+                if self.claim.lost.is_set():
+                    raise Lost
+                self.tell(count, total, what)
+                yield item
+
+        return passed_on
+
+
+class EditWorker:
+    """Does one edit after the other in this process; `device` is in place of what the edits ask for."""
+
+    def __init__(self, device: str | None = None, host: WorkerHost | None = None):
+        self.device, self.host = device, host or WorkerHost()
+
+    def __call__(self, item: "Item", tell: "Tell") -> "Outcome":
+        """Never raises but for KeyboardInterrupt."""
+        from dpe_cli.batch import Outcome
+
+        started, work = time.monotonic(), item.payload
+        self.host.tell = tell
+        known = {"id": item.id, "output": str(work.output), "worker": self.device or f"process {os.getpid()}"}
+        try:
+            status, facts = self.attempt(work)
+            code, reason = 0, facts.pop("reason", None)
+        except Lost:
+            status, code, reason, facts = "busy", 0, "another machine took it over", {}
+        except click.ClickException as error:
+            status, code, reason, facts = "failed", error.exit_code, error.format_message(), {}
+            if isinstance(error.__cause__, Lost):
+                status, code = "busy", 0
+        except click.exceptions.Exit as error:  # the edit has answered a signal to this process
+            raise KeyboardInterrupt from error
+        except DPEError as error:
+            status, code, reason, facts = "failed", error.exit_code, str(error), {}
+        except MemoryError:
+            status, code, reason, facts = "failed", OUT_OF_MEMORY, "the memory is used up", {}
+        except Exception as error:
+            if "--verbose" in work.arguments:
+                traceback.print_exc()
+            status, code, reason, facts = "failed", 1, f"unexpected {type(error).__name__}: {error}", {}
+        seconds = time.monotonic() - started
+        return Outcome(status=status, exit_code=code, reason=reason, seconds=seconds, **{**known, **facts})
+
+    def attempt(self, work: Work) -> tuple[str, dict[str, Any]]:
+        """Status and facts for the outcome. Raises what the edit raises."""
+        from dpe_cli.ledger import claimed
+
+        os.chdir(work.folder)
+        arguments = [*work.arguments, *([f"--device={self.device}"] if self.device else [])]
+        made_of = ingredients(self.context(arguments, work))
+        if done := self.made(work, made_of["key"]):
+            return "skipped", done
+        with claimed(work.output, work.timeout) as claim:
+            if claim is None:
+                return "busy", {"reason": "another machine works on it"}
+            if done := self.made(work, made_of["key"]):  # between the look and the claim
+                return "skipped", done
+            if claim.taken_over:  # whose owner may have died after writing the output
+                arguments.append("--overwrite")
+            return "done", self.edit(arguments, work, claim, made_of)
+
+    def context(self, arguments: list[str], work: Work) -> click.Context:
+        """The parsed options of the edit."""
+        return edit.make_context("edit", list(arguments), default_map=dict(work.defaults), obj=self.host)
+
+    def made(self, work: Work, key: str) -> dict[str, Any] | None:
+        """Facts of an output that is there already, made of the same, if that is enough."""
+        from dpe_cli.ledger import read_marker
+
+        marker = read_marker(work.output)
+        if not marker or marker.get("key") != key or not (work.skip or marker.get("mark") != work.mark):
+            return None
+        return {"frames": marker.get("frames"), "reason": "it is there, made of the same inputs, settings and weights"}
+
+    def edit(self, arguments: list[str], work: Work, claim: Any, made_of: dict[str, Any]) -> dict[str, Any]:
+        """Runs the edit and marks its output as done."""
+        from dpe_cli.ledger import write_marker
+
+        self.host.claim = claim
+        unheard = io.StringIO()  # what an edit says has its place in the results
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stdout(unheard))
+            if "--verbose" not in arguments:
+                stack.enter_context(contextlib.redirect_stderr(unheard))
+            context = stack.enter_context(self.context(arguments, work))
+            report = edit.invoke(context)
+        frames = report.counts()["frames"]
+        facts = {"engine": report.engine, "detector": report.detector, "frames": frames, "seconds": report.seconds}
+        write_marker(work.output, {"dpe": dpe_cli.__version__, "command": ["edit", *arguments], **made_of, **facts})
+        return {"frames": frames}
+
+
+def ingredients(context: click.Context) -> dict[str, Any]:
+    """What an output is made of, and the key of it all. Raises DPEError for a file that is not there."""
+    from dpe_cli.ledger import digest_of, key_of
+    from dpe_cli.weights import find
+
+    weights = find(context.params["weights"])
+    try:
+        inputs = {role: {"path": str(path), "sha256": digest_of(path)} for role, path in inputs_of(context).items()}
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}", "check the name") from error
+    left_out = {*NOT_IN_THE_KEY, *inputs}
+    settings = {name: value for name, value in context.params.items() if name not in left_out}
+    hashes = [f"{role} {facts['sha256']}" for role, facts in inputs.items()]
+    weights_hash = digest_of(weights)
+    return {
+        "key": key_of(settings, hashes, weights_hash, dpe_cli.__version__),
+        "inputs": inputs,
+        "weights": {"path": str(weights), "sha256": weights_hash},
+        "settings": settings,
+    }
+
+
+def inputs_of(context: click.Context) -> dict[str, Path]:
+    """The files that an edit reads, weights left out, by what they are to it."""
+    params = context.params
+    inputs = {name: value for name, value in params.items() if isinstance(value, Path) and name not in NOT_IN_THE_KEY}
+    for name in ("audio", "face", "driving_face"):  # words, or files
+        if "." in params[name] and Path(params[name]).is_file():
+            inputs[name] = Path(params[name])
+    if params["several"]:
+        for number, path in enumerate(choose_edits(params["several"], "largest", 1.0).paths):
+            inputs[f"driving {number}"] = path
+    return inputs
+
+
+def make_worker(devices: list[str], slot: int) -> EditWorker:
+    """The worker of a slot, made in its own process."""
+    return EditWorker(devices[slot] if devices else None)

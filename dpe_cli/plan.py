@@ -1,0 +1,200 @@
+"""What an edit will take, before it is made: frames, faces, memory, disk and time; or why it would fail.
+
+What can fail is asked in the order of an edit and by the same functions, so the failures are the same. Time and memory
+come from a trial: a few frames go through every stage, into a file that is thrown away.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dpe_cli.container import PIPE, files_of
+from dpe_cli.crop import cut
+from dpe_cli.edit import (
+    Driving,
+    Edits,
+    EditSettings,
+    Engine,
+    check_request,
+    clock,
+    decide_paste,
+    edits_of,
+    find_faces,
+    follow_source,
+    is_still,
+    paster_for,
+    prepare_driver,
+    smoothing_radius,
+    unheard,
+    without_span,
+)
+from dpe_cli.errors import FaceError, OutputError
+from dpe_cli.face import Box, FaceDetector, crop_box
+from dpe_cli.motion import MotionTrack
+from dpe_cli.motion_file import Driver, is_motion_file, read_motion
+from dpe_cli.paste import Paster
+from dpe_cli.people import track_faces
+from dpe_cli.report import peak_memory
+from dpe_cli.video import Frame, VideoInfo, frame_times, read_frames, write_video
+
+TRIAL = 24  # frames
+QUEUED = 20  # full frames that wait between the stages of an edit, beside the smoothing window and a batch
+COPIES = 3  # of the output: beside it, while it is made in segments and joined
+CONTAINERS = (".mp4", ".mov", ".mkv")
+
+T = TypeVar("T")
+
+
+def forecast(
+    source: Path,
+    driving: Driving | Edits,
+    output: Path,
+    engine: Engine,
+    detector: FaceDetector,
+    settings: EditSettings,
+    say: Callable[[str], None] = unheard,
+) -> dict[str, Any]:
+    """What the edit would take, ready for JSON; None for what cannot be known.
+
+    Raises what `edit_video` would raise, as far as it can be known without the driving's motion: InputError, FaceError,
+    WeightsError, OutputError also where the disk is too small.
+    """
+    edits = edits_of(driving, settings)
+    source_info, driver_infos = check_request(source, edits, output, settings)
+    settings = without_span(settings) if source_info.is_image else settings
+    paste = decide_paste(edits, settings, say)
+    paster = paster_for(settings, engine, detector) if paste else None
+    first_time, boxes = find_faces(source, detector, settings, edits)
+    if settings.on_no_face == "fail":
+        check_every_frame(source, detector, settings, edits)
+    drivers = [look_at_driver(info, engine, detector, settings) for info in driver_infos]
+    for driver in drivers:
+        prepare_driver(driver, settings, unheard)
+    times = output_times(source_info, drivers, settings, first_time)
+    trial = try_frames(source, source_info, edits, engine, detector, settings, paster, output)
+    read = sum(len(driver.times) for driver in drivers if not is_motion_file(driver.info.path))
+    seconds = len(times) * trial["seconds"] * len(edits.each) + read * trial["reading"]
+    needed = round(trial["bytes"] * len(times))
+    free = None if output == PIPE else shutil.disk_usage(output.parent).free
+    if free is not None and needed > free:
+        raise OutputError(
+            f"{output} will have about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free", "free some space"
+        )
+    return {
+        "frames": len(times),
+        "driving_frames": read,
+        "size": f"{source_info.width}x{source_info.height}",
+        "face_pixels": [round(box.width) for box in boxes],
+        "seconds": round(seconds, 1),
+        "frames_per_second": round(1 / trial["seconds"], 2),
+        "memory_mib": trial["memory"],
+        "output_bytes": needed,
+        "resumable_bytes": COPIES * needed,
+        "free_bytes": free,
+        "device": engine.description.get("device"),
+        "weights": engine.description.get("weights"),
+        "detector": detector.name,
+        "output": str(output),
+    }
+
+
+def check_every_frame(source: Path, detector: FaceDetector, settings: EditSettings, edits: Edits) -> None:
+    """Raises FaceError where a frame lacks a face, which --on-no-face fail would not allow."""
+    for seen, faces in follow_source(source, detector, settings, edits):
+        if None in faces:
+            raise FaceError(
+                f"no face in frame {seen.frame.index} ({float(seen.frame.time):.3f} s)",
+                "use --on-no-face pass or hold",
+            )
+
+
+def look_at_driver(info: VideoInfo, engine: Engine, detector: FaceDetector, settings: EditSettings) -> Driver:
+    """A driver whose times are known but not its motion, which stands still. Raises FaceError, as reading it would."""
+    if is_motion_file(info.path):
+        return read_motion(info.path, engine.description["sha256"])
+    frames = read_frames(info.path, fps=settings.rate)
+    if all(face is None for _, face in track_faces(frames, detector, settings.driving_face)):
+        raise FaceError(f"no face was found in {info.path}", "use a driving with a visible face, or another --detector")
+    times = [Fraction(0)] if info.is_image else frame_times(info.path, settings.rate)
+    moments = np.array([float(moment - times[0]) for moment in times])
+    return Driver(info, times, MotionTrack(moments, np.zeros((len(times), 1), np.float32)))
+
+
+def output_times(info: VideoInfo, drivers: list[Driver], settings: EditSettings, first: Fraction) -> list[Fraction]:
+    """The times of the frames that come out."""
+    if info.is_image:
+        return [Fraction(0)] if is_still(info, [driver.info for driver in drivers]) else clock(drivers).times
+    times = [time for time in frame_times(info.path, settings.rate) if time >= first]
+    if settings.end is not None:
+        times = [time for time in times if time < Fraction(settings.end).limit_denominator(1_000_000)]
+    if settings.driving_end == "trim":
+        shown = [driver.track for driver in drivers]
+        times = [time for time in times if all(track.at(float(time - first), "trim") is not None for track in shown)]
+    return times
+
+
+def try_frames(
+    source: Path,
+    info: VideoInfo,
+    edits: Edits,
+    engine: Engine,
+    detector: FaceDetector,
+    settings: EditSettings,
+    paster: Paster | None,
+    output: Path,
+) -> dict[str, float]:
+    """Seconds for a frame of an edit and of a driving, bytes for a frame, and the memory in MiB that all would take."""
+    looking, seen = timed(lambda: list(islice(with_a_face(source, detector, settings, edits), TRIAL)))
+    frames, boxes = [frame for frame, _ in seen], [box for _, box in seen]
+    crops = np.stack([cut(frame.rgb, box, engine.size)[0] for frame, box in seen])
+    codes = engine.motion_codes(crops)  # not timed: the first batches are slow
+    engine.forget()
+    coding, _ = timed(lambda: engine.motion_codes(crops))
+    roles = [None if edits.mode == other else codes[::-1].copy() for other in ("pose", "exp")]
+    engine.edit(crops, *roles)
+    engine.forget()
+    editing, faces = timed(lambda: engine.edit(crops, *roles))
+    engine.forget()
+
+    def paste(frame: Frame, box: Box, crop: np.ndarray, face: np.ndarray) -> Frame:
+        if paster is None:
+            return replace(frame, rgb=face, original=None)
+        return replace(frame, rgb=paster.paste(frame.rgb, box, crop, face, float(frame.time)).rgb)
+
+    pasting, done = timed(lambda: [paste(*all_of) for all_of in zip(frames, boxes, crops, faces, strict=True)])
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / (output.name if output.suffix.lower() in CONTAINERS else "trial_%06d.png")
+        encoding, _ = timed(lambda: write_video(iter(done), info, trial, start=0.0, **asdict(settings.wish)))
+        size = sum(file.stat().st_size for file in files_of(trial))
+    waiting = max(0, QUEUED + 2 * smoothing_radius(info, settings.smooth) + engine.batch_size - 2 * len(seen))
+    return {
+        "seconds": (looking + editing + pasting + encoding) / len(seen),
+        "reading": (looking + coding) / len(seen),
+        "bytes": size / len(seen),
+        "memory": round((peak_memory() or 0) + waiting * frames[0].rgb.nbytes / 2**20),
+    }
+
+
+def with_a_face(
+    source: Path, detector: FaceDetector, settings: EditSettings, edits: Edits
+) -> Iterator[tuple[Frame, Box]]:
+    """The source's frames that have a face to edit, with its crop box."""
+    for seen, faces in follow_source(source, detector, settings, edits):
+        face = next((face for face in faces if face is not None), None)
+        if face is not None:
+            yield seen.frame, crop_box(face)
+
+
+def timed(function: Callable[[], T]) -> tuple[float, T]:
+    """Seconds that a function took, and its result."""
+    started = time.monotonic()
+    result = function()
+    return time.monotonic() - started, result

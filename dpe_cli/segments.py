@@ -1,0 +1,816 @@
+"""An edit in segments: on many machines, or one after the other so that a killed run goes on where it was.
+
+The second keeps its plan and its segments in a hidden folder beside the output, `work_folder`, until that is whole.
+
+A plan holds all that an edit decides before the networks see the source: who is where in each frame (smoothed boxes,
+tracks, cuts) and the driving's motion. So a segment needs nothing of the others. What pastes the faces back remembers
+paste.MEMORY_SECONDS; a segment therefore begins its work that much earlier, and at a multiple of edit.UNIT, for
+batches. Its frames are then those of the whole edit, bit for bit, on the same kind of machine.
+
+A plan is two files. FILE.json (schema dpe-plan/1): the request, the segments' borders, the beginning of the report.
+FILE.safetensors, for N frames, E edits, D drivers: `ticks` (N,) int64, times in `time_base`; `cuts` (N,) uint8;
+`boxes` (E, N, 4) float64, pixels, not a number without a face; `scores` (E, N) float64; `tracks` (E, N) int64, 0 for
+none; `others` (E, N) uint8; for driver d its smoothed codes `codesD` (M, K) float32 at `timesD` (M,) float64 seconds.
+Beside them, for segment 3: FILE.0003.mp4 and its part of the report, FILE.0003.json, which says that both are whole.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
+from itertools import islice, tee
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
+
+import dpe_cli
+from dpe_cli.container import PIPE, files_of
+from dpe_cli.edit import (
+    AUDIO,
+    UNIT,
+    Driving,
+    Edit,
+    Edits,
+    EditSettings,
+    Engine,
+    Job,
+    Progress,
+    Sight,
+    Target,
+    check_request,
+    decide_paste,
+    describe_driver,
+    edits_of,
+    find_faces,
+    follow_source,
+    is_still,
+    paster_for,
+    plan_jobs,
+    plan_target,
+    prepare_driver,
+    read_driver,
+    refuse_seams,
+    run_jobs,
+    silent,
+    source_boxes,
+    stack_jobs,
+    start_report,
+    unheard,
+    without_span,
+)
+from dpe_cli.errors import InputError, OutputError, WeightsError
+from dpe_cli.face import Box, FaceDetector
+from dpe_cli.motion import Curve, MotionTrack
+from dpe_cli.motion_file import Driver
+from dpe_cli.paste import MEMORY_SECONDS
+from dpe_cli.pipeline import ahead
+from dpe_cli.report import FrameFate, Report, write_text
+from dpe_cli.video import Frame, VideoInfo, ffmpeg_exe, join_video, probe, read_frames, workplace, write_video
+
+SCHEMA = "dpe-plan/1"
+SEGMENT_SECONDS = 10.0  # of a run that can be resumed: what a kill costs at most
+NEAR_CUT = 0.25  # of a segment's length: a cut between shots that is so near to a border becomes the border
+LEAST_FRAMES = 2  # of a segment: two key frames in a row could be taken for one picture
+CONTAINERS = (".mp4", ".mov", ".mkv")
+ASKED = ("weights", "sha256", "precision", "batch_size", "detector", "face_models")
+WITHIN = Fraction(1, 2000)  # seconds, half of the least step between two frames
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All that is decided of an edit; see the top of this file. E edits, N frames."""
+
+    path: Path  # of its JSON
+    source: Path
+    output: Path
+    edits: Edits
+    settings: EditSettings
+    asked: dict[str, Any]  # ASKED of the networks and the detector, None where nothing was
+    paste: bool
+    first_boxes: tuple[Box, ...]  # of each edit: where its face is seen first
+    target: dict[str, Any]  # audio, start, end, still, and for a still the driving's fps, time_base and duration
+    source_bytes: int
+    borders: tuple[int, ...]  # segment k has the frames borders[k] to borders[k + 1], that one not included
+    report: Report  # its beginning: settings, inputs, notes
+    times: tuple[Fraction, ...]  # of the frames
+    cuts: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    tracks: np.ndarray
+    others: np.ndarray
+    drivers: dict[Path, Driver]
+    key: str  # says which plan a segment is of: a hash of the request for a run that is resumed, else random
+
+    @property
+    def segments(self) -> int:
+        """How many there are."""
+        return len(self.borders) - 1
+
+    @property
+    def frames(self) -> int:
+        """How many the output gets."""
+        return self.borders[-1]
+
+    def video_of(self, segment: int) -> Path:
+        """Where a segment's pictures go."""
+        return self.path.with_name(f"{self.path.stem}.{segment:04}{self.output.suffix.lower()}")
+
+    def record_of(self, segment: int) -> Path:
+        """Where its part of the report goes, when it is whole."""
+        return self.path.with_name(f"{self.path.stem}.{segment:04}.json")
+
+    def written_as(self) -> Target:
+        """What the frames are written with. Raises InputError for a source that is not the planned one."""
+        info, target = probe(self.source, self.settings.rate), dict(self.target)
+        if sum(file.stat().st_size for file in files_of(self.source)) != self.source_bytes:
+            raise InputError(f"{self.source} is not the file that was planned for", "plan anew")
+        if target["still"]:
+            timing = {name: Fraction(target[name]) for name in ("fps", "time_base")}
+            info = replace(info, **timing, duration=float(target["duration"]), is_image=False)
+        audio = target["audio"] and Path(target["audio"])
+        return Target(info, audio, target["start"], target["end"], target["still"])
+
+    def boxed(self, edit: int, sights: dict[int, Sight]) -> Iterator[tuple[Frame, Box | None]]:
+        """All frames, without pictures, with the boxes of one edit; fills `sights`."""
+        for index, moment in enumerate(self.times):
+            score, track = float(self.scores[edit, index]), int(self.tracks[edit, index])
+            others, new_shot = bool(self.others[edit, index]), bool(self.cuts[index])
+            sights[index] = Sight(None if math.isnan(score) else score, track or None, others, new_shot)
+            box = self.boxes[edit, index]
+            yield Frame(index, moment, None), None if np.isnan(box).any() else Box(*box.tolist())
+
+    def jobs(self, edit: int, sights: dict[int, Sight]) -> Iterator[Job]:
+        """What is to be done with all frames in one edit; without pictures."""
+        chosen = self.edits.each[edit]
+        settings = replace(self.settings, face=chosen.face, strength=chosen.strength)
+        own = {path: self.drivers[path] for path in chosen.driving.paths}
+        first = None if self.paste else self.first_boxes[edit]
+        return plan_jobs(self.boxed(edit, sights), own, chosen.driving, settings, sights, first)
+
+
+# Making a plan
+
+
+def make_plan(
+    path: Path,
+    source: Path,
+    driving: Driving | Edits,
+    output: Path,
+    engine: Engine,
+    detector: FaceDetector,
+    settings: EditSettings,
+    *,
+    count: int | None = None,
+    seconds: float | None = None,
+    asked: dict[str, Any] | None = None,
+    key: str | None = None,
+    progress: Progress = silent,
+    say: Callable[[str], None] = unheard,
+) -> Plan:
+    """Follows the faces through the source, reads the driving, and writes the plan of `count` segments, or of segments
+    of `seconds`, to `path`.
+
+    `asked` is kept for those who make the segments. Raises what `edit_video` raises before its networks run.
+    """
+    edits = edits_of(driving, settings)
+    source_info, driver_infos = check_request(source, edits, output, settings)
+    check_container(output)
+    if is_still(source_info, driver_infos):
+        raise InputError("a still edited by a still is one picture, which has no segments", "leave that out")
+    settings = without_span(settings) if source_info.is_image else settings
+    report = start_report(source_info, driver_infos, edits, detector, settings)
+
+    def remark(message: str) -> None:
+        report.notes.append(message)
+        say(message)
+
+    started = time.monotonic()
+    paste = decide_paste(edits, settings, remark)
+    paster_for(settings, engine, detector)  # what it lacks is known now
+    first_time, first_boxes = find_faces(source, detector, settings, edits)
+    drivers = [read_driver(info, engine, detector, settings, progress) for info in driver_infos]
+    drivers = [prepare_driver(driver, settings, remark) for driver in drivers]
+    report.inputs["driving"] = [describe_driver(driver) for driver in drivers]
+    target = plan_target(source_info, drivers, settings, first_time, remark)
+    followed = follow_source(source, detector, settings, edits, remark)
+    followed = progress(followed, source_info.n_frames or None, f"looking for faces in {source.name}")
+    table = read_table(source_info, drivers, followed, len(edits.each), settings.smooth)
+    timing = {name: str(getattr(target.info, name)) for name in ("fps", "time_base", "duration")}
+    audio = target.audio and str(target.audio.absolute())
+    plan = Plan(
+        path=path,
+        source=source.absolute(),
+        output=output.absolute(),
+        edits=edits,
+        settings=settings,
+        asked={**(asked or {}), "sha256": engine.description.get("sha256")},
+        paste=paste,
+        first_boxes=tuple(first_boxes),
+        target={"audio": audio, "start": target.start, "end": target.end, "still": target.still, **timing},
+        source_bytes=sum(file.stat().st_size for file in files_of(source)),
+        borders=(),
+        report=report,
+        drivers=dict(zip(edits.paths, drivers, strict=True)),
+        key=key or os.urandom(16).hex(),
+        **table,
+    )
+    frames = min(sum(1 for _ in plan.jobs(number, {})) for number in range(len(edits.each)))
+    length = float(plan.times[frames - 1] - plan.times[0] + 1 / target.info.fps)
+    count = count or max(1, round(length / (seconds or SEGMENT_SECONDS)))
+    report.seconds = time.monotonic() - started
+    plan = replace(plan, borders=borders_of(plan.times[:frames], np.flatnonzero(plan.cuts).tolist(), count))
+    write_plan(plan)
+    return plan
+
+
+def check_container(output: Path) -> None:
+    """Raises OutputError for an output that cannot be joined of segments."""
+    if output == PIPE or output.suffix.lower() not in CONTAINERS:
+        raise OutputError(f"{output} cannot be made in segments", f"name a file that ends in {' or '.join(CONTAINERS)}")
+
+
+def read_table(
+    info: VideoInfo, drivers: list[Driver], followed: Iterable[Any], edits: int, smooth: float
+) -> dict[str, Any]:
+    """What tracking says of each frame, as `Plan` keeps it."""
+    sights: list[dict[int, Sight]] = [{} for _ in range(edits)]
+    each = [
+        source_boxes(info, drivers, picked, number, sights[number], smooth)
+        for number, picked in enumerate(tee(followed, edits))
+    ]
+    times: list[Fraction] = []
+    rows: list[list[tuple[tuple[float, ...], float, int, bool]]] = [[] for _ in range(edits)]
+    cuts: list[bool] = []
+    for boxed in zip(*each, strict=True):
+        times.append(boxed[0][0].time)
+        for number, (frame, box) in enumerate(boxed):
+            sight = sights[number].pop(frame.index)
+            corners = (math.nan,) * 4 if box is None else (box.x0, box.y0, box.x1, box.y1)
+            score = math.nan if sight.score is None else sight.score
+            rows[number].append((corners, score, sight.track or 0, sight.others))
+        cuts.append(sight.new_shot)
+    boxes, scores, tracks, others = (
+        np.array([[row[column] for row in edit] for edit in rows], kind)
+        for column, kind in enumerate((np.float64, np.float64, np.int64, np.uint8))
+    )
+    named = {"boxes": boxes, "scores": scores, "tracks": tracks, "others": others}
+    return {"times": tuple(times), "cuts": np.array(cuts, np.uint8), **named}
+
+
+def borders_of(times: Sequence[Fraction], cuts: Iterable[int], count: int) -> tuple[int, ...]:
+    """Borders of `count` segments of nearly equal length in time, at cuts between shots where these are near.
+
+    There are fewer where there are not enough frames.
+    """
+    frames = len(times)
+    count = max(1, min(count, frames // LEAST_FRAMES))
+    span, borders = (times[-1] - times[0]) / count, [0]
+    for number in range(1, count):
+        wish = times[0] + span * number
+        near = [cut for cut in cuts if cut < frames and abs(times[cut] - wish) <= NEAR_CUT * span]
+        border = min(near, key=lambda cut: abs(times[cut] - wish)) if near else bisect_left(times, wish)
+        least, most = borders[-1] + LEAST_FRAMES, frames - LEAST_FRAMES * (count - number)
+        borders.append(min(max(border, least), most))
+    return (*borders, frames)
+
+
+# A plan's files
+
+
+def write_plan(plan: Plan) -> None:
+    """Writes both files, the JSON last. Raises OutputError."""
+    base = Fraction(1, math.lcm(*(moment.denominator for moment in plan.times)))
+    tensors = {"ticks": np.array([int(moment / base) for moment in plan.times], np.int64)}
+    tensors |= {name: getattr(plan, name) for name in ("cuts", "boxes", "scores", "tracks", "others")}
+    drivers = []
+    for number, (path, driver) in enumerate(plan.drivers.items()):
+        tensors |= {f"times{number}": driver.track.times, f"codes{number}": driver.track.codes}
+        drivers.append({"path": path_text(path), "last_time": driver.track.last_time, "neutral": driver.neutral})
+    settings = {**asdict(plan.settings), "audio": audio_of(plan.settings)}
+    words = {
+        "schema": SCHEMA,
+        "dpe": dpe_cli.__version__,
+        "source": str(plan.source),
+        "output": str(plan.output),
+        "edits": [asdict(edit) for edit in plan.edits.each],
+        "settings": settings,
+        "asked": plan.asked,
+        "paste": plan.paste,
+        "first_boxes": [asdict(box) for box in plan.first_boxes],
+        "target": plan.target,
+        "source_bytes": plan.source_bytes,
+        "borders": plan.borders,
+        "seconds": [float(plan.times[border]) for border in plan.borders[:-1]],  # where segments begin, for people
+        "drivers": drivers,
+        "time_base": str(base),
+        "report": asdict(plan.report),
+        "key": plan.key,
+    }
+    table = plan.path.with_suffix(".safetensors")
+    partial = table.with_name(f".{table.name}.{os.getpid()}.part")
+    try:
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial)
+        words["table"] = hashlib.sha256(partial.read_bytes()).hexdigest()
+        os.replace(partial, table)
+        write_text(plan.path, json.dumps(words, indent=1, default=path_text, allow_nan=False) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{plan.path} cannot be written ({error})", "check the folder and the disk") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def path_text(value: Any) -> str:
+    """Files of models and drivings by their full names, as segments may be made in another folder."""
+    return str(value.absolute()) if isinstance(value, Path) else str(value)
+
+
+def audio_of(settings: EditSettings) -> str:
+    """The choice of sound, a file by its full name."""
+    return settings.audio if settings.audio in AUDIO else str(Path(settings.audio).absolute())
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises InputError for a file that is missing, damaged or no plan."""
+    path = Path(path).absolute()
+    try:
+        words = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(words, dict) or words.get("schema") != SCHEMA:
+            raise InputError(f"{path} is no plan of this dpe", "make one with: dpe plan ... --split N")
+        table = path.with_suffix(".safetensors").read_bytes()
+        if hashlib.sha256(table).hexdigest() != words["table"]:
+            raise InputError(f"{path.with_suffix('.safetensors')} is not the table of {path.name}", "plan anew")
+        return plan_from(path, words, load(table))
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename or path.with_suffix('.safetensors')} is missing", "plan anew") from error
+    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError,
+            RecursionError) as error:  # fmt: skip
+        raise InputError(f"{path} is damaged ({str(error)[:80]})", "plan anew") from error
+
+
+def plan_from(path: Path, words: dict[str, Any], tensors: dict[str, np.ndarray]) -> Plan:
+    """A plan of its files. Raises KeyError, TypeError, ValueError where they are damaged."""
+    curve, models = words["settings"]["curve"], ("parsing", "landmarker", "enhancer")
+    settings = {**words["settings"], "curve": curve and Curve(tuple(curve["times"]), tuple(curve["values"]))}
+    settings |= {name: settings[name] and Path(settings[name]) for name in models}
+    edits = []
+    for edit in words["edits"]:
+        paths = {role: file and Path(file) for role, file in edit["driving"].items()}
+        edits.append(Edit(Driving(**paths), edit["face"], edit["strength"]))
+    target = {
+        name: words["target"][name] for name in ("audio", "start", "end", "still", "fps", "time_base", "duration")
+    }
+    numbers = [Fraction(target["fps"]), Fraction(target["time_base"]), Fraction(target["duration"])]
+    base = Fraction(words["time_base"])
+    if min(*numbers[:2], base) <= 0:
+        raise ValueError("its times are not positive")
+    times = tuple(int(tick) * base for tick in tensors["ticks"])
+    count, borders = len(edits), tuple(int(border) for border in words["borders"])
+    shapes = {"cuts": (len(times),), "boxes": (count, len(times), 4)}
+    shapes |= {name: (count, len(times)) for name in ("scores", "tracks", "others")}
+    if any(tensors[name].shape != shape for name, shape in shapes.items()):
+        raise ValueError("its tables do not fit together")
+    if borders[0] != 0 or list(borders) != sorted(set(borders)) or borders[-1] > len(times):
+        raise ValueError("the borders of its segments do not rise")
+    drivers: dict[Path, Driver] = {}
+    for number, driver in enumerate(words["drivers"]):
+        track = MotionTrack(tensors[f"times{number}"], tensors[f"codes{number}"], driver["last_time"])
+        info = VideoInfo(Path(driver["path"]), 0, 0, Fraction(25), len(track.times))
+        drivers[info.path] = Driver(info, [], track, neutral=driver["neutral"])
+    if set(drivers) != {path for edit in edits for path in edit.driving.paths}:
+        raise ValueError("its drivings are not those of its edits")
+    asked = {name: words["asked"].get(name) for name in ASKED}
+    plan = Plan(
+        path=path,
+        source=Path(words["source"]),
+        output=Path(words["output"]),
+        edits=Edits(tuple(edits)),
+        settings=EditSettings(**settings),
+        asked=asked,
+        paste=bool(words["paste"]),
+        first_boxes=tuple(Box(**box) for box in words["first_boxes"]),
+        target=target,
+        source_bytes=words["source_bytes"],
+        borders=borders,
+        report=report_from(words["report"]),
+        times=times,
+        drivers=drivers,
+        key=words["key"],
+        **{name: tensors[name] for name in shapes},
+    )
+    for checked in (plan, plan.settings, plan.report, *edits, *plan.first_boxes):
+        check_types(checked)
+    return plan
+
+
+def check_types(record: Any) -> None:
+    """Raises ValueError where a field of a dataclass does not hold what it should; the items of lists are not seen."""
+    for name, hint in get_type_hints(type(record)).items():
+        kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint])]
+        value = getattr(record, name)
+        if Any not in kinds and not isinstance(value, tuple(kinds)) and not (float in kinds and type(value) is int):
+            raise ValueError(f"{name} is wrong")
+
+
+def report_from(words: dict[str, Any]) -> Report:
+    """A report, or a part of one, of its JSON."""
+    known = {field.name for field in fields(Report)}
+    report = Report(**{name: value for name, value in words.items() if name in known})
+    report.frames = [FrameFate(**{**frame, "box": frame["box"] and tuple(frame["box"])}) for frame in report.frames]
+    report.self_reconstruction = [(int(index), float(value)) for index, value in report.self_reconstruction]
+    return report
+
+
+# Making segments
+
+
+def check_segment(plan: Plan, segment: int) -> None:
+    """Raises InputError unless there is such a segment."""
+    if not 0 <= segment < plan.segments:
+        raise InputError(f"there is no segment {segment} in {plan.path}", f"name one from 0 to {plan.segments - 1}")
+
+
+def edit_segments(
+    plan: Plan,
+    first: int,
+    last: int,
+    engine: Engine,
+    detector: FaceDetector,
+    progress: Progress = silent,
+) -> Report:
+    """Makes the segments from `first` to `last`, one file each; gives the record of the last one.
+
+    Raises InputError for a source or a plan that has changed, WeightsError for other weights than the plan's.
+    """
+    check_segment(plan, first)
+    check_segment(plan, last)
+    wanted, there = plan.asked.get("sha256"), engine.description.get("sha256")
+    if wanted != there:
+        raise WeightsError(
+            f"{plan.path} was made for weights with the sha256 {wanted}, these have {there}", "plan anew"
+        )
+    if detector.name != plan.report.detector:
+        raise InputError(
+            f"{plan.path} was made with the detector {plan.report.detector}, not {detector.name}", "use --detector"
+        )
+    target, report = plan.written_as(), Report()
+    edited = edited_span(plan, target, plan.borders[first], plan.borders[last + 1], engine, detector, report)
+    which = f"segment {first}" if first == last else f"segments {first} to {last}"
+    total = plan.borders[last + 1] - plan.borders[first]
+    edited = progress(ahead(edited), total, f"editing {plan.source.name}, {which}")
+    record = Report()
+    for segment in range(first, last + 1):
+        begin, end = plan.borders[segment], plan.borders[segment + 1]
+        started = time.monotonic()
+        frames = (frame for _, frame in islice(edited, end - begin))
+        video = plan.video_of(segment)
+        plan.record_of(segment).unlink(missing_ok=True)
+        # `start` makes it begin at 0: a container may hold its own beginning less exactly than steps
+        written = write_video(frames, target.info, video, start=0.0, overwrite=True, **asdict(plan.settings.wish))
+        if written.frames != end - begin:
+            raise InputError(f"{plan.source} is not the file that was planned for", "plan anew")
+        record = Report(
+            engine=dict(engine.description),
+            output={"path": str(video), "plan": plan.key, "frames": end - begin, "bytes": video.stat().st_size},
+            frames=[fate for fate in report.frames if begin <= fate.index < end],
+            self_reconstruction=[pair for pair in report.self_reconstruction if begin <= pair[0] < end],
+            notes=list(written.notes),
+            seconds=time.monotonic() - started,
+        )
+        # in place, for the networks' thread goes on adding to it
+        del report.frames[: next((n for n, fate in enumerate(report.frames) if fate.index >= end), len(report.frames))]
+        write_record(plan.record_of(segment), record)
+    return record
+
+
+def edited_span(
+    plan: Plan, target: Target, begin: int, end: int, engine: Engine, detector: FaceDetector, report: Report
+) -> Iterator[tuple[Job, Frame]]:
+    """The edited frames from number `begin` to `end`, that one not included, as the whole edit makes them."""
+    start, stop = first_needed(plan.times, begin), min(-(-end // UNIT) * UNIT, plan.frames)
+    pictures = ahead(planned_frames(plan, target, start, stop))
+    edited: Iterator[tuple[Job, Frame]] | None = None
+    for number, own in enumerate(tee(pictures, len(plan.edits.each))):
+        sights: dict[int, Sight] = {}
+        jobs = with_pictures(plan.jobs(number, sights), own, sights, begin, end)
+        jobs = stack_jobs(jobs, number, sights, edited, report)
+        edited = run_jobs(jobs, engine, paster_for(plan.settings, engine, detector) if plan.paste else None, report)
+    for job, frame in edited:
+        if job.frame.index >= end:
+            return
+        if not job.halo:
+            yield job, frame
+
+
+def first_needed(times: Sequence[Fraction], begin: int) -> int:
+    """Where work begins for what is to be right from frame `begin` on.
+
+    Jitter looks at one frame before that, pasting at MEMORY_SECONDS before each, and batches begin at multiples of
+    UNIT.
+    """
+    if begin == 0:
+        return 0
+    reach = times[begin - 1] - Fraction(MEMORY_SECONDS) - WITHIN
+    return bisect_left(times, reach) // UNIT * UNIT
+
+
+def planned_frames(plan: Plan, target: Target, start: int, stop: int) -> Iterator[Frame]:
+    """The source's frames from number `start` to `stop`. Raises InputError where they have other times than planned."""
+    if target.still:
+        still = next(read_frames(plan.source, exact=True))
+        for index in range(start, stop):
+            yield replace(still, index=index, time=plan.times[index])
+        return
+    begin = plan.settings.start if start == 0 else plan.times[start] - WITHIN
+    frames = read_frames(plan.source, begin, plan.settings.end, fps=plan.settings.rate, exact=True)
+    for index in range(start, stop):
+        frame = next(frames, None)
+        if frame is None or frame.time != plan.times[index]:
+            raise InputError(
+                f"frame {index} of {plan.source}, at {float(plan.times[index]):.3f} s, is not found there again",
+                "plan anew, or edit it in one piece",
+            )
+        yield replace(frame, index=index)
+
+
+def with_pictures(
+    jobs: Iterable[Job], frames: Iterator[Frame], sights: dict[int, Sight], begin: int, end: int
+) -> Iterator[Job]:
+    """The jobs that there are frames for, with these; those outside the part from `begin` to `end` are its halo."""
+    jobs = iter(jobs)
+    for frame in frames:
+        for job in jobs:
+            if job.frame.index == frame.index:
+                yield replace(job, frame=frame, halo=not begin <= frame.index < end)
+                break
+            sights.pop(job.frame.index)
+
+
+def write_record(path: Path, record: Report) -> None:
+    """Writes a part of a report, which says that its segment is whole. Raises OutputError."""
+    try:
+        write_text(path, json.dumps(asdict(record), default=str, allow_nan=False))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}", "check the folder and the disk") from error
+
+
+def read_record(plan: Plan, segment: int) -> Report | None:
+    """The record of a segment that is whole, None for one that is not there or damaged."""
+    try:
+        record = report_from(json.loads(plan.record_of(segment).read_text(encoding="utf-8")))
+        whole = record.output["bytes"] == plan.video_of(segment).stat().st_size
+        return record if whole and record.output["plan"] == plan.key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# Joining
+
+
+def join_plan(
+    plan: Plan,
+    output: Path | None = None,
+    *,
+    overwrite: bool = False,
+    folder: Path | None = None,
+    ready: Callable[[Path, Report], None] = lambda part, report: None,
+    say: Callable[[str], None] = unheard,
+) -> Report:
+    """Joins all segments of a plan to its output. The report is the one of the whole edit.
+
+    `ready` gets the whole file and the report before the output takes its name. `folder`: see `join_video`.
+    Raises InputError for segments that are missing, OutputError, QualityError for a seam above the limit.
+    """
+    started, output = time.monotonic(), output or plan.output
+    records = [read_record(plan, segment) for segment in range(plan.segments)]
+    missing = [str(segment) for segment, record in enumerate(records) if record is None]
+    if missing:
+        raise InputError(
+            f"of {plan.segments} segments these are not whole: {', '.join(missing)}",
+            f"make each with: dpe edit --segment {missing[0]} {plan.path}",
+        )
+    report = merged(plan, records)
+    for _ in refuse_seams(iter(()), plan.settings.seam_limit, report):
+        pass  # there is nothing to pass on: it only looks
+    target = plan.written_as()
+    report.output = {"path": str(output), "preview": None, "frames": plan.frames}
+    report.seconds += time.monotonic() - started
+    with contextlib.ExitStack() as stack:
+        folder = folder or stack.enter_context(workplace(output))
+        written = join_video(
+            [plan.video_of(segment) for segment in range(plan.segments)],
+            plan.times[: plan.frames],
+            target.info,
+            output,
+            folder,
+            audio=target.audio,
+            tracks=None if target.still else plan.source,
+            start=target.start,
+            end=target.end,
+            overwrite=overwrite,
+            ready=lambda part: ready(part, report),
+        )
+    for note in written.notes:
+        if note not in report.notes:
+            report.notes.append(note)
+            say(note)
+    if not report.counts()["edited"]:
+        report.notes.append("no frame was edited")
+        say(report.notes[-1])
+    return report
+
+
+def merged(plan: Plan, records: list[Report]) -> Report:
+    """One report of the plan's beginning and those of all segments."""
+    report = replace(plan.report, frames=[], self_reconstruction=[], notes=list(plan.report.notes))
+    for record in records:
+        report.frames += record.frames
+        report.self_reconstruction += record.self_reconstruction
+        report.notes += [note for note in record.notes if note not in report.notes]
+        report.seconds += record.seconds
+    report.engine = records[-1].engine
+    report.cuts = [round(float(plan.times[cut]), 6) for cut in np.flatnonzero(plan.cuts[: plan.frames])]
+    report.sort_frames(plan.frames)
+    made_by = {(r.engine.get("device"), r.engine.get("precision"), r.engine.get("batch_size")) for r in records}
+    if len(made_by) > 1:
+        ways = "; ".join(", ".join(map(str, way)) for way in sorted(made_by, key=str))
+        report.notes.append(f"the segments were made in different ways ({ways}): their rounding may differ")
+    return report
+
+
+# Going on where a run was killed
+
+
+def edit_resumable(
+    source: Path,
+    driving: Driving | Edits,
+    output: Path,
+    engine: Engine,
+    detector: FaceDetector,
+    settings: EditSettings | None = None,
+    *,
+    report_path: Path | None = None,
+    seconds: float | None = None,
+    progress: Progress = silent,
+    say: Callable[[str], None] = unheard,
+) -> Report:
+    """`edit_video` that goes on where an earlier run of the same request was killed; the frames are the same.
+
+    What a kill costs is at most a segment of `seconds`, by default SEGMENT_SECONDS, and what came before the first one.
+    A run of another request (other files, settings, weights) beside the same output is given up, which `say` is told.
+    The report is written before the output appears. Raises OutputError if another run is at work on this output.
+    """
+    settings, started = settings or EditSettings(), time.monotonic()
+    edits, folder = edits_of(driving, settings), work_folder(output)
+    check_container(output)
+    check_folder(output)
+    with locked(folder, output):
+        key = request_key(source, edits, output, engine, detector, settings, seconds)
+        if done := finished(output, key):
+            clear_away(folder)
+            return done
+        check_request(source, edits, output, settings)
+        plan = resumed_plan(folder, key, say)
+        if plan is None:
+            plan = make_plan(
+                folder / "plan.json", source, edits, output, engine, detector, settings,
+                seconds=seconds, key=key, progress=progress, say=say,
+            )  # fmt: skip
+        todo = next((number for number in range(plan.segments) if read_record(plan, number) is None), plan.segments)
+        if todo:
+            say(f"{todo} of {plan.segments} segments are there already")
+        if todo < plan.segments:
+            edit_segments(plan, todo, plan.segments - 1, engine, detector, progress)
+
+        def ready(part: Path, report: Report) -> None:
+            report.seconds = time.monotonic() - started
+            if report_path:
+                report.write(report_path)
+            write_text(folder / FINISHED, json.dumps({**identity_of(part), "key": key, "report": asdict(report)}))
+
+        (folder / ".join").mkdir()
+        report = join_plan(plan, overwrite=settings.overwrite, folder=folder / ".join", ready=ready, say=say)
+        clear_away(folder)
+    return report
+
+
+FINISHED = "finished.json"
+LOCK = "lock"
+
+
+def clear_away(folder: Path) -> None:
+    """Removes the work folder; what says that all is done goes last, as this can be killed too."""
+    for left in folder.iterdir():
+        if left.name not in (LOCK, FINISHED):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    shutil.rmtree(folder)
+
+
+def work_folder(output: Path) -> Path:
+    """Where a run that can be resumed keeps what it has done."""
+    return output.absolute().with_name(f".{output.name}.dpe")
+
+
+def identity_of(path: Path) -> dict[str, int]:
+    """What a file keeps when it is renamed."""
+    status = path.stat()
+    return {"inode": status.st_ino, "bytes": status.st_size, "changed": status.st_mtime_ns}
+
+
+def finished(output: Path, key: str | None = None) -> Report | None:
+    """The report of a run that was killed after its output got its name. `key`: of this request only."""
+    try:
+        words = json.loads((work_folder(output) / FINISHED).read_text(encoding="utf-8"))
+        same = key in (None, words["key"]) and all(words[name] == is_ for name, is_ in identity_of(output).items())
+        return report_from(words["report"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def resumed_plan(folder: Path, key: str, say: Callable[[str], None]) -> Plan | None:
+    """The plan of the run that was killed, if it was for the same request; else the folder is emptied."""
+    for left in folder.glob(".*"):  # half-written
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+    (folder / FINISHED).unlink(missing_ok=True)
+    there = folder / "plan.json"
+    if there.exists():
+        with contextlib.suppress(InputError):
+            plan = read_plan(there)
+            if plan.key == key:
+                return plan
+        say("the files, the settings or the weights have changed since the run that is to be resumed: it begins anew")
+    for left in folder.iterdir():
+        if left.name != LOCK:
+            left.unlink()
+    return None
+
+
+def request_key(
+    source: Path,
+    edits: Edits,
+    output: Path,
+    engine: Engine,
+    detector: FaceDetector,
+    settings: EditSettings,
+    seconds: float | None,
+) -> str:
+    """A hash of all that the frames depend on. Files count by name, size and time of change."""
+    models = (settings.parsing, settings.landmarker, settings.enhancer)
+    sound = () if settings.audio in AUDIO else (Path(settings.audio),)
+    faces = [Path(edit.face) for edit in edits.each] + [Path(settings.driving_face)]
+    inputs = [source, *edits.paths, *(model for model in models if model), *sound, *(f for f in faces if f.is_file())]
+    files = [
+        (str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for i in inputs for file in files_of(i)
+    ]
+    chosen = {name: value for name, value in asdict(settings).items() if name not in ("overwrite", "seam_limit")}
+    words = [dpe_cli.__version__, files, asdict(edits), str(output.absolute()), engine.description, detector.name]
+    words += [chosen, seconds, ffmpeg_exe(), SCHEMA]
+    return hashlib.sha256(json.dumps(words, default=str).encode()).hexdigest()
+
+
+def check_folder(output: Path) -> None:
+    """Raises OutputError where no folder can be made beside the output."""
+    if not output.parent.is_dir():
+        raise OutputError(f"the folder {output.parent} does not exist", "make it or name another")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, output: Path) -> Iterator[None]:
+    """The folder, made and held by this process alone; a lock ends with its process. Raises OutputError."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: there nobody prevents two runs
+        folder.mkdir(exist_ok=True)
+        yield
+        return
+    while True:
+        try:
+            folder.mkdir(exist_ok=True)
+            file = (folder / LOCK).open("w")
+        except FileNotFoundError:
+            continue  # another run has just ended and removed it
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be made: {error.strerror}", "name another output") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(f"another run is at work on {output}", "wait for it, or name another") from None
+            if (folder / LOCK).exists() and (folder / LOCK).stat().st_ino == os.fstat(file.fileno()).st_ino:
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(OSError):  # nothing was done yet
+                        if [left.name for left in folder.iterdir()] == [LOCK]:
+                            shutil.rmtree(folder)
+                return
