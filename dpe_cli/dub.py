@@ -20,6 +20,7 @@ import numpy as np
 from dpe_cli.crop import cut, gaussian_mask
 from dpe_cli.edit import (
     NO_FACE,
+    UNIT,
     Driving,
     Edit,
     Edits,
@@ -30,6 +31,7 @@ from dpe_cli.edit import (
     Sight,
     Target,
     batched,
+    batched_in_units,
     check_output,
     describe,
     find_faces,
@@ -356,17 +358,22 @@ def speak(
     extras: Extras,
 ) -> Iterator[Job]:  # fmt: skip
     """What is to be done with each frame: its own motion code with another mouth; of a still other lids and pose."""
-    for batch in batched(timed, engine.batch_size):
-        seen = [row for row, (_, box, _) in enumerate(batch) if box is not None]
-        codes: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+    plain = (Job(frame, box, moment, None if box else NO_FACE) for frame, box, moment in timed)
+    for batch in batched_in_units(plain, engine.batch_size):
+        if batch[0].frame.index % UNIT == 0:
+            engine.forget()
+        seen = [job for job in batch if job.box is not None]
+        codes: Iterator[tuple[np.ndarray, np.ndarray | None]] = iter(())
         if seen:
             # cut as `run_jobs` will: the engine remembers what it has encoded
-            own = engine.motion_codes(np.stack([cut(batch[row][0].rgb, batch[row][1], engine.size)[0] for row in seen]))
-            times = [batch[row][2] for row in seen]
-            codes = dict(zip(seen, mouthed(own, times, factors, speech, base, scale, extras), strict=True))
-        for row, (frame, box, moment) in enumerate(batch):
-            expression, pose = codes.get(row, (None, None))
-            yield Job(frame, box, moment, None if box else NO_FACE, expression, pose)
+            own = engine.motion_codes(np.stack([cut(job.frame.rgb, job.box, engine.size)[0] for job in seen]))
+            codes = mouthed(own, [job.moment for job in seen], factors, speech, base, scale, extras)
+        for job in batch:
+            if job.box is None:
+                yield job
+            else:
+                expression, pose = next(codes)
+                yield replace(job, expression=expression, pose=pose)
 
 
 def mouthed(

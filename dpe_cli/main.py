@@ -23,8 +23,8 @@ def cli() -> None:
 
 
 for command in (
-    edit.edit, batch.batch, plan.plan, segments.join, analysis.extract, analysis.faces, analysis.report, weights.weights,
-    dub.dub, config.config,
+    edit.edit, dub.dub, batch.batch, plan.plan, segments.join, analysis.extract, analysis.faces, analysis.report,
+    weights.weights, config.config,
     analysis.doctor, training.prepare, training.train, training.evaluate_command, analysis.benchmark,
 ):  # fmt: skip
     cli.add_command(command)

@@ -33,6 +33,9 @@ class CodeEngine:
         self.description = {"weights": str(find()), "sha256": digest(find())}
         self.asked: list[tuple[np.ndarray, np.ndarray | None]] = []
 
+    def forget(self) -> None:
+        pass
+
     def motion_codes(self, crops: np.ndarray) -> np.ndarray:
         codes = np.tile(np.linspace(-1, 1, 20, dtype=np.float32), (len(crops), 1))
         codes[:, 19] = crops.mean((1, 2, 3)) / 255
