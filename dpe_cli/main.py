@@ -23,9 +23,9 @@ def cli() -> None:
 
 
 for command in (
-    edit.edit, dub.dub, batch.batch, plan.plan, segments.join, analysis.extract, analysis.faces, analysis.report,
-    weights.weights, config.config,
-    analysis.doctor, training.prepare, training.train, training.evaluate_command, analysis.benchmark,
+    edit.edit, batch.batch, plan.plan, segments.join, analysis.extract, analysis.faces, analysis.report,
+    analysis.doctor, weights.weights, config.config, training.prepare, training.train, training.evaluate_command,
+    analysis.benchmark, dub.dub,
 ):  # fmt: skip
     cli.add_command(command)
 cli.params.append(layers.config_option())

@@ -122,6 +122,14 @@ class Plan:
         """How many the output gets."""
         return self.borders[-1]
 
+    def summary(self) -> dict[str, Any]:
+        """What a scheduler needs, ready for JSON: the segments with their frames and seconds of the source."""
+        each = [
+            {"segment": number, "frames": int(frames), "start": float(self.times[begin])}
+            for number, (begin, frames) in enumerate(zip(self.borders, np.diff(self.borders), strict=False))
+        ]
+        return {"plan": str(self.path), "output": str(self.output), "frames": self.frames, "segments": each}
+
     def video_of(self, segment: int) -> Path:
         """Where a segment's pictures go."""
         return self.path.with_name(f"{self.path.stem}.{segment:04}{self.output.suffix.lower()}")

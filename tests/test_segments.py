@@ -202,7 +202,8 @@ def described(path: Path) -> list:
     with av.open(str(path)) as container:
         sound = container.streams.audio
         for stream in container.streams:
-            found.append((stream.type, stream.time_base, stream.average_rate, stream.metadata.get("language")))
+            rate = stream.average_rate if stream.type == "video" else None
+            found.append((stream.type, stream.time_base, rate, stream.metadata.get("language")))
         for packet in container.demux():
             if packet.pts is not None:
                 seconds = [None if at is None else at * packet.time_base for at in (packet.pts, packet.dts)]
@@ -522,6 +523,9 @@ def test_plan_edit_and_join_by_command(request_of, tmp_path: Path, stand_ins: No
     plan = tmp_path / "o.plan.json"
     assert (done.exit_code, done.stdout) == (0, f"{plan}\n"), done.stderr
     assert f"dpe join {plan}" in done.stderr
+    assert run("plan", *options, "--split", 3).exit_code == 7  # it is there
+    told = json.loads(run("plan", *options, "--split", 3, "--overwrite", "--json").stdout)
+    assert [one["frames"] for one in told["segments"]] == [40, 26, 34] and told["segments"][1]["start"] == 2.1
     assert run("join", plan).exit_code == 3
     for segment in (2, 0, 1):
         done = run("edit", "--segment", segment, plan)

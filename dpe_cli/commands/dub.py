@@ -6,8 +6,16 @@ from typing import Any
 
 import click
 
-from dpe_cli.commands.edit import closing_words
-from dpe_cli.commands.shared import FILE, SECONDS, Command, detector_options, progress_for, shared_options
+from dpe_cli.commands.shared import (
+    FILE,
+    SECONDS,
+    Command,
+    closing_words,
+    detector_options,
+    progress_for,
+    progress_option,
+    shared_options,
+)
 
 
 @click.command(cls=Command)
@@ -64,6 +72,7 @@ from dpe_cli.commands.shared import FILE, SECONDS, Command, detector_options, pr
 @click.option("--fps", metavar="RATE", help="Rate of image sequences like in_%06d.png.  [default: 25]")
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@progress_option
 @shared_options
 def dub(
     source: Path, audio: Path, output: Path, audio_end: str, expression_scale: float, mix: float | None, pose: str,

@@ -281,7 +281,9 @@ def edit(
 
 
 def drivers_of(params: dict[str, Any]) -> "Driving | Edits":
-    """Whose motion the options of an edit ask for. Raises click.UsageError."""
+    """Whose motion the options of an edit ask for. Raises click.UsageError, also where there is nobody to edit."""
+    if not params["source"]:
+        raise click.UsageError("Missing option '-s' / '--source'.")
     if not params["several"]:
         return choose_driving(*(params[name] for name in ("driving", "exp_driving", "pose_driving", "mode")))
     if params["driving"] or params["exp_driving"] or params["pose_driving"] or params["mode"]:
@@ -294,10 +296,7 @@ def asked_for(ctx: click.Context) -> "tuple[Driving | Edits, Path, EditSettings]
 
     Raises click.UsageError where they contradict each other, and InputError.
     """
-    params = ctx.params
-    if not params["source"]:
-        raise click.UsageError("Missing option '-s' / '--source'.")
-    drivers = drivers_of(params)
+    params, drivers = ctx.params, drivers_of(ctx.params)
     if params["end"] is not None and params["end"] <= (params["start"] or 0):
         raise click.UsageError("--end must be after --start")
     if params["neutral_frame"] is not None and params["motion"] != "relative":

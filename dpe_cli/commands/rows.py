@@ -99,6 +99,7 @@ class Planner:
             for name in ("source", "output"):
                 if str(context.params[name]) == "-":
                     raise click.UsageError(f"--{name} cannot be a pipe")
+            drivers_of(context.params)
             if not context.params["output"] and self.template:
                 context.params["output"] = Path(self.named(row, context.params))
         except click.ClickException as error:
