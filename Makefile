@@ -20,7 +20,9 @@ demo: $(READY)
 	$(BIN)/python examples/make_demo.py $(OUT)
 	$(BIN)/dpe edit --source $(OUT)/source.mp4 --driving $(OUT)/driving.mp4 --mode exp \
 		--output $(OUT)/edited.mp4 --preview $(OUT)/preview.mp4 --overwrite $(DEMO_OPTIONS)
+	$(BIN)/dpe dub --source $(OUT)/source.mp4 --audio $(OUT)/speech.wav --output $(OUT)/dubbed.mp4 --overwrite $(DEMO_OPTIONS)
 	@echo "Edited video:                        $(OUT)/edited.mp4"
+	@echo "The source saying speech.wav:        $(OUT)/dubbed.mp4"
 	@echo "Source, driving, result side by side: $(OUT)/preview.mp4"
 
 bench: $(READY)

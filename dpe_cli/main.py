@@ -12,6 +12,7 @@ from dpe_cli.commands import (
     analysis,
     batch,
     config,
+    dub,
     edit,
     export,
     inspect,
@@ -20,7 +21,7 @@ from dpe_cli.commands import (
     segments,
     training,
     weights,
-)  # fmt: skip
+)
 from dpe_cli.commands.shared import Cli
 
 
@@ -35,7 +36,7 @@ def cli() -> None:
 
 
 for command in (
-    edit.edit, batch.batch, plan.plan, segments.join, analysis.extract, inspect.inspect, analysis.faces,
+    edit.edit, dub.dub, batch.batch, plan.plan, segments.join, analysis.extract, inspect.inspect, analysis.faces,
     analysis.report, analysis.doctor, weights.weights, config.config, training.prepare, training.train,
     training.evaluate_command, analysis.benchmark, export.export,
 ):  # fmt: skip

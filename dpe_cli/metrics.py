@@ -100,3 +100,42 @@ def seam_step(result: np.ndarray, source: np.ndarray, alpha: np.ndarray) -> floa
     sigma = 0.01 * np.sqrt((alpha > 0).sum())  # a hundredth of the pasted square's side
     difference = cv2.GaussianBlur(result.astype(np.float32) - source, (0, 0), max(sigma, 0.5))
     return float(np.abs(difference[inside]).mean())
+
+
+# Of motion that speech drives: series over time, one value a motion frame
+
+
+def best_lag(found: np.ndarray, wanted: np.ndarray, reach: int = 10) -> int:
+    """Frames by which `found` (N,) comes later than `wanted` (N,) where the two correlate best; negative: earlier."""
+    lags = range(-reach, reach + 1)
+    scores = [correlation(found[max(0, lag) :][: len(found) - abs(lag)], wanted[max(0, -lag) :]
+              [: len(wanted) - abs(lag)]) for lag in lags]  # fmt: skip
+    return int(lags[int(np.nanargmax(scores))]) if np.isfinite(scores).any() else reach
+
+
+def sync_offset(heard: np.ndarray, seen: np.ndarray, reach: int = 15) -> tuple[int, float]:
+    """SyncNet's offset and confidence of unit vectors of sound and mouth, (N, K) each.
+
+    The offset, frames by which the mouth comes late, is where the mean cosine is largest; the confidence is how far
+    that lies above the median over all offsets.
+    """
+    reach = min(reach, len(heard) - 5)
+    lags = range(-reach, reach + 1)
+    scores = [float((heard[max(0, -lag) :][: len(heard) - abs(lag)] * seen[max(0, lag) :][: len(seen) - abs(lag)])
+              .sum(-1).mean()) for lag in lags]  # fmt: skip
+    return lags[int(np.argmax(scores))], float(np.max(scores) - np.median(scores))
+
+
+def beats(values: np.ndarray) -> np.ndarray:
+    """Numbers of the frames at which a series (N,), smoothed over three, has a peak above its mean."""
+    smooth = np.convolve(values, [0.25, 0.5, 0.25], "same")
+    middle = smooth[1:-1]
+    return 1 + np.flatnonzero((middle > smooth[:-2]) & (middle >= smooth[2:]) & (middle > smooth.mean()))
+
+
+def beat_alignment(moved: np.ndarray, heard: np.ndarray, sigma: float = 3.0) -> float:
+    """How near the beats of a motion are to those of the sound: mean of exp(-d^2 / (2 sigma^2)), d in frames."""
+    if not len(moved) or not len(heard):
+        return float("nan")
+    distance = np.abs(moved[:, None] - heard[None]).min(1)
+    return float(np.exp(-(distance**2) / (2 * sigma**2)).mean())

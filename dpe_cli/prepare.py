@@ -7,6 +7,8 @@ A dataset is a folder. Every clip in it is two files, read without decoding: `NA
     times (N,) float64, seconds in the source; box (4,) float64: x0, y0, x1, y1 of the crop in the source's frame
     rotation (N, 3, 3) float32 of the head; with a motion space, scale (N,) pixels and translation (N, 3) pixels too
     embedding (N, K) float32 unit vectors of the person, with a recognition network only
+    sound (M,) int16, 16000 samples a second, one channel, and sound_start, seconds in the source at which it begins: a
+    second before the clip, to a second after it; only where the video has sound, or a sound file of its name beside it
 
 `index.csv` lists the clips with identity and split, `rejected.csv` what was left out and why. `journal.jsonl` has a
 line for each finished source: a run that was interrupted goes on after the last one.
@@ -45,6 +47,7 @@ from dpe_cli.landmarks import FaceShape, Landmarker, five_points
 from dpe_cli.motion_space import MotionSpace, normalise
 from dpe_cli.people import track_faces
 from dpe_cli.shots import mark_shots
+from dpe_cli.speech import RATE, Samples
 from dpe_cli.video import Frame, decode_image, probe, read_frames
 
 MARGIN = 1.1  # side of the square over the reach of all crop boxes: room for what training shifts and zooms at random
@@ -55,6 +58,9 @@ SAME_PERSON = 0.5  # mean cosine between the clips of two groups: above it one p
 LMDB_RATE = Fraction(25)  # frames a second of VoxCeleb, which that layout does not say
 LMDB_FRAMES = 500  # of a video, at most; as the official loader
 VIDEOS = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v", ".ts", ".wmv", ".flv"}
+SOUNDS = (".wav", ".flac", ".opus", ".ogg", ".m4a", ".mp3")  # of files beside a video that has no sound
+SOUND_MARGIN = 1.0  # seconds of sound kept before and after a clip
+OFFSET_RATE = 25  # frames a second in which a listing counts how late a sound is
 JOURNAL, REJECTED = "journal.jsonl", "rejected.csv"
 T = TypeVar("T")
 
@@ -88,6 +94,7 @@ class Source:
     split: str | None = None  # "train" or "test"; None: not given
     cropped: bool = False  # a square crop of one face already, if it is square
     key: str | None = None  # of a video in an LMDB
+    sound_late: float = 0.0  # seconds by which the sound lags behind the picture
 
     @property
     def id(self) -> str:
@@ -179,9 +186,10 @@ def prepare(
 ) -> Summary:
     """Makes or continues the dataset in `output`.
 
-    inputs: videos, folders of videos, CSV files (column `clip`, a path beside the file; `identity_cluster` if known) or
-    folders with such an index.csv, LMDB folders in the layout of DPE's and LIA's training sets. With more than one
-    worker `make_tools` must be a function that can be imported. What is found and left out is told by `say`.
+    inputs: videos, folders of videos, CSV files (column `clip`, a path beside the file; if known `identity_cluster`,
+    and `av_offset_frames`, how late the sound is in frames of 1/25 s) or folders with such an index.csv, LMDB folders
+    in the layout of DPE's and LIA's training sets. With more than one worker `make_tools` must be a function that can
+    be imported. What is found and left out is told by `say`.
 
     Raises:
         InputError: an input is missing or holds nothing; the folder was prepared with other settings.
@@ -308,7 +316,9 @@ def read_listing(path: Path) -> Iterator[Source]:
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             name = flat_name(Path(row["clip"].lstrip("/")))
-            yield Source(path.parent / row["clip"], name, row.get("identity_cluster") or None, cropped=True)
+            late = float(row.get("av_offset_frames") or 0) / OFFSET_RATE
+            identity = row.get("identity_cluster") or None
+            yield Source(path.parent / row["clip"], name, identity, cropped=True, sound_late=late)
 
 
 def lmdb_sources(path: Path, root: Path) -> Iterator[Source]:
@@ -360,9 +370,11 @@ def prepare_source(source: Source, folder: Path, settings: PrepareSettings, tool
     outcome = Outcome(source.id)
     try:
         rate, step, pieces = plan(source, settings, tools, outcome)
+        sound = open_sound(source)
         for number, (piece, times, crops) in enumerate(cut_pieces(frames_of(source, step), pieces)):
             name = f"{source.name}_{number:03}"
-            made = make_clip(folder, name, piece, times, crops, settings, tools)
+            heard = cut_sound(sound, times, source.sound_late) if sound else {}
+            made = make_clip(folder, name, piece, times, crops, settings, tools, heard)
             if isinstance(made, str):
                 outcome.reject(made, piece.start, piece.end)
                 continue
@@ -460,9 +472,26 @@ def cut_pieces(frames: Iterable[Frame], pieces: list[Piece]) -> Iterator[tuple[P
         yield piece, np.array(times), np.array(crops)
 
 
+def open_sound(source: Source) -> Samples | None:
+    """The sound of a video, or of a sound file beside it with its name; None without either."""
+    if source.key is not None:
+        return None
+    beside = [source.path.with_suffix(suffix) for suffix in SOUNDS]
+    paths = [source.path] if probe(source.path).has_audio else [path for path in beside if path.is_file()]
+    return Samples.of(paths[0]) if paths else None
+
+
+def cut_sound(sound: Samples, times: np.ndarray, late: float) -> dict[str, np.ndarray]:
+    """`sound` and `sound_start` of a clip with frames at `times`, as the module's docstring has them; forwards only."""
+    start, end = float(times[0]) - SOUND_MARGIN, float(times[-1]) + SOUND_MARGIN
+    samples = sound.window(round((start + late) * RATE), round((end + late) * RATE))
+    return {"sound": np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16), "sound_start": np.float64(start)}
+
+
 def make_clip(
-    folder: Path, name: str, piece: Piece, times: np.ndarray, crops: np.ndarray, settings: PrepareSettings, tools: Tools
-) -> dict[str, Any] | str:
+    folder: Path, name: str, piece: Piece, times: np.ndarray, crops: np.ndarray, settings: PrepareSettings,
+    tools: Tools, heard: dict[str, np.ndarray],
+) -> dict[str, Any] | str:  # fmt: skip
     """Measures and writes one clip. Returns its part of the index's row, or why it is left out."""
     found = [tools.landmarker.detect(crop) for crop in crops]
     keep = [i for i, face in enumerate(found) if face is not None]
@@ -484,6 +513,7 @@ def make_clip(
         "times": times,
         "box": np.array([box.x0, box.y0, box.x1, box.y1], float),
         **head_pose(faces, points, tools.template),
+        **heard,
     }
     if tools.recogniser is not None:
         embed = tools.recogniser.embed

@@ -34,6 +34,8 @@ STAGES = {
     "flows": "the flows of both generators alone, guided",
     "expression": "the expression head and generator alone, guided",
     "cycle": "the paper's stage 1: bidirectional cycle, self-reconstruction, GAN, asymmetric back-propagation",
+    "audio": "the networks of ours that hear speech, for the mouth and for its synchrony, a run of its own",
+    "pose": "the network of ours that moves heads to speech, a run of its own",
     "landmarks": "the landmark network of ours, a run of its own",
     "factors": "no network: mouth, eyes, brows and sliders found in the motion codes of --init, a run of its own",
     "refine": "the paper's stage 2: the same losses, only the expression generator and the MLPs learn",

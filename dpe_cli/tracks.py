@@ -4,12 +4,14 @@ Everything is copied by packets where the container has a place for it, converte
 named in a note where it has none.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 from av.stream import Disposition, Stream
 
 from dpe_cli.container import clock_zero, opened, sound_streams
@@ -72,6 +74,38 @@ def audio_codecs(path: Path) -> tuple[str, ...]:
     """The codecs of the sound tracks of a file, () if it has none. Raises InputError if it cannot be read."""
     with opened(path) as container:
         return tuple(stream.codec_context.name for stream in sound_streams(container))
+
+
+def read_sound(path: Path, rate: int) -> Iterator[np.ndarray]:
+    """The first sound track as blocks (N,) of float32 samples in [-1, 1], mixed to one channel, `rate` a second.
+
+    Sample 0 is at time 0 as `video.Frame.time` counts it: a track that begins later begins with silence. Raises
+    InputError for a file that holds no sound or is damaged.
+    """
+    with opened(path) as container:
+        streams = sound_streams(container)
+        if not streams:
+            raise InputError(f"{path} holds no sound", "name a file with speech in it")
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+        skip = None  # samples before time 0
+        try:
+            for frame in container.decode(streams[0]):
+                if skip is None:
+                    first = (frame.pts or 0) * frame.time_base - clock_zero(container)
+                    skip = round(-first * rate)
+                    if skip < 0:
+                        yield np.zeros(-skip, np.float32)
+                frame.pts = None  # a hole in the times of a damaged file is not filled
+                for part in resampler.resample(frame):
+                    block = part.to_ndarray()[0]
+                    gone = min(max(skip, 0), len(block))
+                    skip -= gone
+                    if gone < len(block):
+                        yield block[gone:]
+            for part in resampler.resample(None):
+                yield part.to_ndarray()[0]
+        except av.FFmpegError as error:
+            raise InputError(f"the sound of {path} is damaged: {error.strerror}", "convert it to .wav") from error
 
 
 def sound_tracks(audio: Path, suffix: str, folder: Path, offset: Fraction, limit: Fraction | None) -> list[Track]:

@@ -553,6 +553,30 @@ def write_video(
     return WriteResult(count, output, (*info.notes, *encoding.notes, *rest.notes, *notes))
 
 
+def write_speech(
+    path: Path, speech: Path, begin: float, seconds: float, repeat: bool, own: tuple[Path, float, float] | None
+) -> None:
+    """Writes a WAV file of `seconds`: the sound of `speech` from `begin` on, silence after its end or, with `repeat`,
+    the same again; `own` is a file whose sound is mixed in, the second where that begins, its gain. Raises InputError.
+    """
+
+    def part(file: Path, begin: float, gain: float, **options: Any) -> Any:
+        heard = ffmpeg.input(f"file:{file}", **options).audio
+        heard = heard.filter("aresample", 48000, first_pts=0, **{"async": 1})
+        heard = heard.filter("atrim", start=begin, end=begin + seconds).filter("asetpts", "PTS-STARTPTS")
+        return heard.filter("volume", gain).filter("apad", whole_dur=seconds)
+
+    parts = [part(speech, begin, 1.0, **({"stream_loop": -1} if repeat else {}))]
+    if own is not None:
+        parts.append(part(*own))
+    heard = ffmpeg.filter(parts, "amix", inputs=2, normalize=0) if own is not None else parts[0]
+    written = ffmpeg.output(heard, f"file:{path}", acodec="pcm_s16le", ac=2, t=seconds).global_args("-v", "error")
+    done = subprocess.run(written.compile(cmd=ffmpeg_exe()), capture_output=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        words = (done.stderr.decode(errors="replace").splitlines() or ["it gave no reason"])[0]
+        raise InputError(f"the sound of {speech} cannot be cut or mixed: {words}", "convert it to .wav")
+
+
 def _sound(
     audio: Path | None,
     info: VideoInfo,

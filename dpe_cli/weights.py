@@ -23,10 +23,11 @@ from dpe_cli.errors import OutputError, WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dpe_cli.models import DPEConfig, LandmarkConfig
+    from dpe_cli.models import DPEConfig, LandmarkConfig, SpeechConfig
 
-FORMAT, LANDMARK_FORMAT = "dpe-weights/1", "dpe-landmarks/1"  # in the metadata of our files
-DEFAULT, LANDMARKS = "compact", "landmarks"
+# in the metadata of our files
+FORMAT, LANDMARK_FORMAT, SPEECH_FORMAT = "dpe-weights/1", "dpe-landmarks/1", "dpe-speech/1"
+DEFAULT, LANDMARKS, SPEECH = "compact", "landmarks", "speech"
 PACKS = Path("~/.insightface/models")  # where insightface looks for its packs, and its downloader puts them
 RESEARCH_ONLY = "non-commercial research only (see its page)"
 
@@ -44,9 +45,10 @@ class Checkpoint:
     purpose: str
 
 
-# After new weights: write the output of `sha256sum weights/compact.safetensors weights/landmarks.safetensors` here.
+# After new weights: write the output of `sha256sum weights/*.safetensors` here.
 COMPACT_SHA256: str | None = "90644dde26ae6ae4f5d9521b1c702e3cbd7a3686eda81a3b03297c4bbb366ef1"
 LANDMARKS_SHA256: str | None = "cf8b52f9bcee302a04e71561358e394c952584e3f983717aae19f3219f9fe972"
+SPEECH_SHA256: str | None = "c0c8f1b1048dcca827e2c5abbf7e1791c5d98155989ff38efa950e1e02c6f122"
 
 
 def known(*checkpoints: Checkpoint) -> dict[str, Checkpoint]:
@@ -71,6 +73,10 @@ CHECKPOINTS = known(
         "landmarks of faces: a small network of our own, installed with the tool; it measures, it does not edit",
     ),
     Checkpoint(
+        SPEECH, "speech.safetensors", SPEECH_SHA256, None, "weights/README.md", "see weights/README.md",
+        "speech to mouth and head motion: small networks of our own, installed with the tool; for dpe dub",
+    ),
+    Checkpoint(
         "dpe", "dpe.pt", None, None, "https://github.com/OpenTalker/DPE", "personal, research, non-commercial use",
         "the networks that the authors of the paper released",
     ),
@@ -85,12 +91,12 @@ CHECKPOINTS = known(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in memory. `state` fits `DPE(config)`, or `LandmarkNet(config)`, strictly.
+    """A checkpoint in memory. `state` fits `DPE(config)`, `LandmarkNet(config)` or `SpeechNets(config)`, strictly.
 
     Its tensors are finite float32 on the CPU.
     """
 
-    config: "DPEConfig | LandmarkConfig"
+    config: "DPEConfig | LandmarkConfig | SpeechConfig"
     state: dict[str, "Tensor"]
     metadata: dict[str, str]  # of our own files, else empty
     path: Path
@@ -139,7 +145,7 @@ def how_to_get(checkpoint: Checkpoint | None) -> str:
         return "get the file anew, or leave --weights away to use the default"
     if checkpoint.name == DEFAULT:
         return "install dpe-cli anew, or name other weights with --weights"
-    if checkpoint.name == LANDMARKS:
+    if checkpoint.name in (LANDMARKS, SPEECH):
         return "install dpe-cli anew"
     if is_pack(checkpoint):
         return f"get it with: dpe weights fetch {checkpoint.name}"
@@ -154,7 +160,7 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
     checkpoint = CHECKPOINTS.get(name)
     if checkpoint is None or not is_pack(checkpoint):
         packs = ", ".join(c.name for c in CHECKPOINTS.values() if is_pack(c))
-        ours = checkpoint is None or checkpoint.name in (DEFAULT, LANDMARKS)
+        ours = checkpoint is None or checkpoint.name in (DEFAULT, LANDMARKS, SPEECH)
         remedy = f"fetch one of {packs}" if ours else how_to_get(checkpoint)
         raise WeightsError(f"{name} cannot be fetched", remedy)
     path = place(checkpoint)
@@ -200,6 +206,8 @@ def load(name_or_path: str | Path | None = None) -> Loaded:
     if loaded.metadata.get("format") == LANDMARK_FORMAT:
         problem = f"{loaded.path} is a landmark network, which measures faces and cannot edit them"
         raise WeightsError(problem, how_to_get(None))
+    if loaded.metadata.get("format") == SPEECH_FORMAT:
+        raise WeightsError(f"{loaded.path} hears speech and cannot edit faces", how_to_get(None))
     return loaded
 
 
@@ -214,8 +222,19 @@ def load_landmarks(name_or_path: str | Path = LANDMARKS) -> Loaded:
     return loaded
 
 
+def load_speech(name_or_path: str | Path = SPEECH) -> Loaded:
+    """Weights of the speech networks, checked to the last tensor; by default those that come with the tool.
+
+    Raises WeightsError as `load` does.
+    """
+    loaded = load_any(name_or_path)
+    if loaded.metadata.get("format") != SPEECH_FORMAT:
+        raise WeightsError(f"{loaded.path} is no speech network", f"leave it away to use the {SPEECH} of the tool")
+    return loaded
+
+
 def load_any(name_or_path: str | Path | None = None) -> Loaded:
-    """Weights of either network. Raises WeightsError as `load` does, but for the other network's."""
+    """Weights of any of our networks. Raises WeightsError as `load` does, but for another network's."""
     import torch
 
     from dpe_cli.models.checkpoint import check, translate
@@ -223,7 +242,7 @@ def load_any(name_or_path: str | Path | None = None) -> Loaded:
     path, checkpoint = find(name_or_path), CHECKPOINTS.get(str(name_or_path or DEFAULT))
     content, metadata = read(path, checkpoint)
     try:
-        if metadata.get("format", "").startswith(("dpe-weights/", "dpe-landmarks/")):
+        if metadata.get("format", "").startswith(("dpe-weights/", "dpe-landmarks/", "dpe-speech/")):
             config, state = config_of(metadata), content
             check(state, config)
         else:
@@ -239,13 +258,18 @@ def load_any(name_or_path: str | Path | None = None) -> Loaded:
     return Loaded(config, state, metadata, path, check_digest(path, checkpoint))
 
 
-def config_of(metadata: Mapping[str, str]) -> "DPEConfig | LandmarkConfig":
-    """The configuration that one of our files carries. Raises ValueError."""
-    from dpe_cli.models import DPEConfig, LandmarkConfig
+def config_kinds() -> dict[str, type]:
+    """The format of each kind of file of ours -> the class of its configuration."""
+    from dpe_cli.models import DPEConfig, LandmarkConfig, SpeechConfig
 
-    kinds = {FORMAT: DPEConfig, LANDMARK_FORMAT: LandmarkConfig}
+    return {FORMAT: DPEConfig, LANDMARK_FORMAT: LandmarkConfig, SPEECH_FORMAT: SpeechConfig}
+
+
+def config_of(metadata: Mapping[str, str]) -> "DPEConfig | LandmarkConfig | SpeechConfig":
+    """The configuration that one of our files carries. Raises ValueError."""
+    kinds = config_kinds()
     if metadata["format"] not in kinds:
-        reads = " and ".join(kinds)
+        reads = ", ".join(kinds)
         raise ValueError(f"has the format {metadata['format']} of another version of dpe, this one reads {reads}")
     return kinds[metadata["format"]].from_json(metadata.get("config", "null"))
 
@@ -353,10 +377,10 @@ def read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def save(
-    path: Path, state: Mapping[str, "Tensor"], config: "DPEConfig | LandmarkConfig",
+    path: Path, state: Mapping[str, "Tensor"], config: "DPEConfig | LandmarkConfig | SpeechConfig",
     metadata: Mapping[str, Any] | None = None, half: bool = False,
 ) -> None:  # fmt: skip
-    """Writes the state of `DPE(config)` or `LandmarkNet(config)`, whole or not at all; `half` stores 16-bit numbers.
+    """Writes the state of the networks of `config`, whole or not at all; `half` stores 16-bit numbers.
 
     `metadata` goes along; values that are not text become JSON. Raises ValueError for a state that does not fit,
     OutputError if the file cannot be written.
@@ -365,7 +389,6 @@ def save(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from dpe_cli.models import DPEConfig
     from dpe_cli.models.checkpoint import check
 
     check(state, config)
@@ -377,7 +400,7 @@ def save(
     if wrong:
         raise ValueError(f"values that are not finite{' in 16 bits' if half else ''}: {', '.join(wrong[:3])}")
     extra = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
-    written = FORMAT if isinstance(config, DPEConfig) else LANDMARK_FORMAT
+    written = next(written for written, kind in config_kinds().items() if isinstance(config, kind))
     partial = path.with_name(f"{path.name}.part")
     try:
         tensors = {key: value.contiguous() for key, value in stored.items()}

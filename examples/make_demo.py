@@ -5,6 +5,8 @@
 source.mp4   640x480, 30000/1001 frames a second, 4 s: a portrait under a slowly moving camera, the head swaying a
              little, one blink, a speech-like sound track.
 driving.mp4  512x512, 25 frames a second, 4 s: the same face mirrored, broadened and tinted, talking and blinking.
+speech.wav   16 kHz, 4 s: a sentence of vowels, hisses and closures from a formant synthesiser of a few lines; nobody's
+             voice. `dpe dub` makes the source say it.
 """
 
 import sys
@@ -223,8 +225,50 @@ def write_voice(path: Path, seconds: float) -> None:
         file.writeframes((0.5 * sound / np.abs(sound).max() * 32767).astype("<i2").tobytes())
 
 
+# What the synthesiser says: formants in Hz, how much is voice and how much hiss, how many seconds.
+SOUNDS = {
+    "a": (750, 1250, 1.0, 0.0, 0.17), "o": (450, 850, 0.9, 0.0, 0.15), "u": (320, 750, 0.8, 0.0, 0.14),
+    "e": (500, 1850, 0.9, 0.0, 0.15), "i": (290, 2250, 0.8, 0.0, 0.13), "m": (250, 1000, 0.25, 0.0, 0.10),
+    "n": (280, 1500, 0.25, 0.0, 0.08), "s": (4500, 6000, 0.0, 0.12, 0.11), "f": (1500, 5500, 0.0, 0.06, 0.09),
+    "b": (300, 800, 0.06, 0.0, 0.07), "d": (300, 1700, 0.08, 0.0, 0.06), "p": (300, 800, 0.0, 0.0, 0.09),
+    "t": (300, 1700, 0.0, 0.0, 0.08), "l": (380, 1300, 0.6, 0.0, 0.08), " ": (450, 1300, 0.0, 0.0, 0.35),
+}  # fmt: skip
+SENTENCE = " mamaba seto numi pafola  badima ubelo masi nato "
+
+
+def say(sentence: str, rate: int = 16000, seed: int = 0) -> np.ndarray:
+    """A sentence of SOUNDS as samples (N,) in [-1, 1]: a buzz and a hiss through two resonances that glide."""
+    steps = [np.tile(SOUNDS[letter][:4], (round(SOUNDS[letter][4] * 200), 1)) for letter in sentence]
+    track = np.concatenate(steps)  # 200 values a second
+    smooth = np.hanning(13)[1:-1] / np.hanning(13).sum()
+    track = np.stack([np.convolve(np.pad(column, 5, "edge"), smooth, "valid") for column in track.T], 1)
+    time = np.arange(len(track) * rate // 200) / rate
+    first, second, voice, hiss = (np.interp(time, np.arange(len(track)) / 200, column) for column in track.T)
+    pitch = 115 + 12 * np.sin(2 * np.pi * 0.4 * time) - 4 * time
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    sound = np.zeros_like(time)
+    for harmonic in range(1, 45):
+        at = harmonic * pitch
+        peaks = 1 / (1 + ((at - first) / 90) ** 2) + 0.5 / (1 + ((at - second) / 130) ** 2)
+        sound += voice * (peaks + 0.08 / (1 + ((at - 2700) / 300) ** 2)) * np.sin(harmonic * phase) * (at < rate / 2)
+    noise = np.random.default_rng(seed).normal(size=len(time))
+    sound += hiss * np.diff(noise, prepend=0)  # a difference is mostly high
+    return 0.5 * sound / np.abs(sound).max()
+
+
+def write_speech(path: Path, seconds: float, rate: int = 16000) -> Path:
+    """The sentence, cut or filled with silence, as a wave file."""
+    sound = say(SENTENCE, rate)[: int(seconds * rate)]
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((np.pad(sound, (0, int(seconds * rate) - len(sound))) * 32767).astype("<i2").tobytes())
+    return path
+
+
 def make_clips(folder: Path, seconds: float = SECONDS) -> list[Path]:
-    """Writes source.mp4 and driving.mp4 into a folder, over older ones; gives their paths."""
+    """Writes source.mp4, driving.mp4 and speech.wav into a folder, over older ones; gives their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     clips = (
         ("source.mp4", (640, 480), Fraction(30000, 1001), source_frame),
@@ -236,7 +280,7 @@ def make_clips(folder: Path, seconds: float = SECONDS) -> list[Path]:
         for name, size, rate, draw in clips:
             info = VideoInfo(folder / name, *size, rate, round(seconds * rate))
             write_video(frames(rate, draw, seconds), info, folder / name, audio=voice, overwrite=True)
-    return [folder / name for name, *_ in clips]
+    return [*(folder / name for name, *_ in clips), write_speech(folder / "speech.wav", seconds)]
 
 
 if __name__ == "__main__":

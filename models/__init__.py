@@ -9,6 +9,7 @@ from .inference import InferenceDPE
 from .landmarks import LandmarkConfig, LandmarkNet, Landmarks
 from .lpips import LPIPS
 from .perceptual import PerceptualLoss
+from .speech import SpeechConfig, SpeechNets
 
 __all__ = [
     "DPE",
@@ -25,4 +26,6 @@ __all__ = [
     "MotionBasis",
     "PerceptualLoss",
     "Rendered",
+    "SpeechConfig",
+    "SpeechNets",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from .config import COMPACT_CHANNELS, FULL_CHANNELS, DPEConfig
 from .landmarks import LandmarkConfig, LandmarkNet
 from .layers import blur_kernel
+from .speech import SpeechConfig, SpeechNets
 
 # Released name -> ours.
 OFFICIAL_PREFIXES = {
@@ -179,11 +180,11 @@ def translate(checkpoint: Mapping[str, Any]) -> tuple[DPEConfig, dict[str, Tenso
     return config, state
 
 
-def check(state: Mapping[str, Tensor], config: DPEConfig | LandmarkConfig) -> None:
-    """Raises ValueError unless the state, in our names, is exactly that of `DPE(config)` or `LandmarkNet(config)`."""
+def check(state: Mapping[str, Tensor], config: DPEConfig | LandmarkConfig | SpeechConfig) -> None:
+    """Raises ValueError unless the state, in our names, is exactly that of the networks that `config` describes."""
     from .generator import DPE
 
-    network = LandmarkNet if isinstance(config, LandmarkConfig) else DPE
+    network = {LandmarkConfig: LandmarkNet, SpeechConfig: SpeechNets}.get(type(config), DPE)
     with torch.device("meta"):
         wanted = {key: value.shape for key, value in network(config).state_dict().items()}
     complain(wanted.keys() - state.keys(), state.keys() - wanted.keys())

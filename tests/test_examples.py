@@ -28,12 +28,21 @@ def portrait(demo: ModuleType) -> np.ndarray:
 def test_the_clips_have_their_odd_rates_their_sizes_and_sound(demo: ModuleType, tmp_path: Path):
     from dpe_cli.video import probe, read_frames
 
-    source, driving = demo.make_clips(tmp_path / "out", seconds=0.4)
+    source, driving, speech = demo.make_clips(tmp_path / "out", seconds=0.4)
     for path, size, rate in ((source, (640, 480), Fraction(30000, 1001)), (driving, (512, 512), Fraction(25))):
         info, times = probe(path), [frame.time for frame in read_frames(path)]
         assert ((info.width, info.height), info.fps, info.has_audio) == (size, rate, True)
         assert times == [index / rate for index in range(round(rate * Fraction(2, 5)))]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["driving.mp4", "source.mp4"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["driving.mp4", "source.mp4", "speech.wav"]
+    with demo.wave.open(str(speech)) as file:
+        assert file.getnframes() == 6400
+
+
+def test_the_synthesiser_says_vowels_hisses_and_nothing(demo: ModuleType):
+    loud = {letter: np.abs(demo.say("a" + letter * 5 + "a")[5000:7000]).mean() for letter in "asp"}
+    assert loud["a"] > 3 * loud["s"] > 30 * loud["p"]
+    high = np.abs(np.fft.rfft(demo.say("sssss")))
+    assert high[len(high) // 2 :].sum() > high[: len(high) // 4].sum()
 
 
 def test_a_resting_face_is_the_portrait_itself(demo: ModuleType, portrait: np.ndarray):

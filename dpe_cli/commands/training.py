@@ -1,5 +1,6 @@
 """Commands of training: dpe prepare, train, eval."""
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from dpe_cli.commands.shared import (
 if TYPE_CHECKING:
     from dpe_cli.recipe import Phase
 
-PROTOCOLS, CONTROL = ("same", "cross", "video"), "control"  # of eval
+PROTOCOLS = ("same", "cross", "video")  # of eval
+CONTROL, DUB = "control", "dub"  # two more, by name only
 
 
 @click.command(cls=Command)
@@ -70,7 +72,7 @@ def prepare(
 ) -> None:  # fmt: skip
     """Make a dataset to train on: shots, tracked faces, square crops of 256 pixels, landmarks, identities.
 
-    VIDEOS are videos, folders of videos, CSV files (column clip, and identity_cluster if known) of square face clips,
+    VIDEOS are videos, folders of videos, CSV files (column clip, identity_cluster if known) of square face clips,
     or folders with an LMDB in the layout of the authors' training sets. Each clip left out is told with the reason. An
     interrupted run goes on when it is started again. Prints the path of the dataset's index.csv.
 
@@ -140,6 +142,9 @@ def train(
     if any(phase.stage == "factors" for phase in phases):
         click.echo(fit_factors(phases, data, output, init, space, device, quiet))
         return
+    if any(phase.stage in ("audio", "pose") for phase in phases):
+        click.echo(train_speech_networks(phases, data, output, init, space, say))
+        return
     chosen = MotionSpace.load(space) if space else None
     features = None
     if any(phase.expression_weight for phase in phases):
@@ -157,8 +162,8 @@ def train(
 @click.option("--data", type=FOLDER, required=True, help="Folder of prepared clips; only held-out people are used.")
 @click.option("--weights", multiple=True, **{**WEIGHTS, "help": WEIGHTS["help"] + " Several: side by side."})
 @click.option(
-    "--protocol", "protocols", type=click.Choice((*PROTOCOLS, CONTROL)), multiple=True,
-    help="[default: all but control]",
+    "--protocol", "protocols", type=click.Choice((*PROTOCOLS, CONTROL, DUB)), multiple=True,
+    help="[default: the first three]",
 )  # fmt: skip
 @click.option("-m", "--mode", "modes", type=click.Choice(MODES), multiple=True, help="[default: all three]")
 @click.option("--pairs", type=click.IntRange(1), default=10, show_default=True, help="Of source and driving clip.")
@@ -182,8 +187,9 @@ def evaluate_command(
 ) -> None:  # fmt: skip
     """Measure checkpoints on people they were not trained on, beside two baselines that need no weights.
 
-    Protocols: same (one person), cross (driven by another person), video (the same, pasted back into the frames);
-    control (a run of its own, writes control.json: factors and sliders one by one, on as many people as --pairs says).
+    Protocols: same (one person), cross (driven by another person), video (the same, pasted back into the frames). Two
+    more are runs of their own: control (factors and sliders one by one, on as many people as --pairs says, written to
+    control.json) and dub (the speech networks on clips that were prepared with their sound, written to dub.json).
 
     \b
     dpe eval --data prepared -o scores
@@ -199,11 +205,12 @@ def evaluate_command(
     from dpe_cli.scoreboard import JSON_NAME, PAGE_NAME, terminal_tables, write
 
     machine = {"device": device, "precision": precision, "backend": backend, "batch_size": batch_size}
-    if CONTROL in protocols:
+    if CONTROL in protocols or DUB in protocols:
         if len(protocols) > 1 or len(weights) > 1:
-            raise click.UsageError("control is measured in a run of its own, on one checkpoint")
-        chosen = pairs, frames, seed, landmarker, identity, space, output, overwrite
-        evaluate_control_command(data, weights, machine, *chosen, quiet=quiet)
+            raise click.UsageError(f"{protocols[0]} is measured in a run of its own, on one checkpoint")
+        chosen = pairs, frames, landmarker, space, output, overwrite, quiet
+        measure = evaluate_speech if DUB in protocols else functools.partial(evaluate_factors, seed, identity)
+        measure(data, weights[0] if weights else None, machine, *chosen)
         return
     plan = Plan(protocols or PROTOCOLS, modes or MODES, pairs, frames, seed)
     plan.cases  # noqa: B018 - fails here, before anything is loaded, if nothing is left to do
@@ -242,9 +249,9 @@ def evaluate_command(
     click.echo(write(output, summary, strips))
 
 
-def evaluate_control_command(
-    data: Path, weights: tuple[str, ...], machine: dict[str, Any], people: int, frames: int, seed: int, landmarker: Path | None, identity: Path | None, space: Path | None, output: Path, overwrite: bool,
-    quiet: bool,
+def evaluate_factors(
+    seed: int, identity: Path | None, data: Path, weights: str | None, machine: dict[str, Any], people: int,
+    frames: int, landmarker: Path | None, space: Path | None, output: Path, overwrite: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """`dpe eval --protocol control`."""
     import json
@@ -266,7 +273,7 @@ def evaluate_control_command(
     path = output / "control.json"
     check_output(path, [], overwrite)
     motion = MotionSpace.load(space or folder() / "motion-space.json")
-    engine = Engine(*(weights or (None,)), **machine)
+    engine = Engine(weights, **machine)
     factors = Factors.load(engine.description)
     landmarks = Landmarker(landmarker) if landmarker else NetworkLandmarker()
     extractors = Extractors(landmarks, ArcFace(identity) if identity else None, None)
@@ -324,3 +331,56 @@ def fit_factors(
             verdict = slider.why_not_shown or ("+= only: " + slider.why_not if slider.why_not else "available")
             click.echo(f"{name:<12} R2 {slider.r2:5.2f}, shown {slider.shown:5.2f}: {verdict}", err=True)
     return path
+
+
+def train_speech_networks(
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, say: Callable[[str], None]
+) -> Path:
+    """`dpe train --set stage=audio`, or pose: a run of one phase, with the settings that it knows."""
+    if len(phases) > 1:
+        raise click.UsageError("the speech networks are trained in runs of their own, of one phase")
+
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.speech_motion import load_nets
+    from dpe_cli.train_speech import SpeechTraining, train_speech
+    from dpe_cli.weights import folder
+
+    (phase,) = phases
+    settings = {name: getattr(phase, name) for name in ("minutes", "steps", "batch", "lr", "ema", "threads", "seed")}
+    nets = load_nets(init).requires_grad_(True) if init else None
+    motion = MotionSpace.load(space or folder() / "motion-space.json")
+    return train_speech(phase.stage, data, output, motion, SpeechTraining(**settings), nets, say)
+
+
+def evaluate_speech(
+    data: Path, weights: str | None, machine: dict[str, Any], drawn: int, frames: int, landmarker: Path | None,
+    space: Path | None, output: Path, overwrite: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """`dpe eval --protocol dub`: numbers to dub.json, its tables to a terminal's stderr."""
+    import json
+
+    from dpe_cli.edit import check_output
+    from dpe_cli.engine import Engine
+    from dpe_cli.evaluate_dub import evaluate_dub
+    from dpe_cli.landmark_net import NetworkLandmarker
+    from dpe_cli.landmarks import Landmarker
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.report import write_text
+    from dpe_cli.speech_motion import load_nets
+    from dpe_cli.train_speech import load_talks
+    from dpe_cli.weights import folder
+
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "dub.json"
+    check_output(path, [], overwrite)
+    talks = load_talks(data, MotionSpace.load(space or folder() / "motion-space.json"), held_out=True)
+    engine = Engine(weights, **machine)
+    landmarks = Landmarker(landmarker) if landmarker else NetworkLandmarker()
+    summary = evaluate_dub(load_nets(), talks, engine, landmarks, drawn, frames, progress_for(quiet, "clips"))
+    write_text(path, json.dumps(summary, indent=1) + "\n")
+    if not quiet:
+        for system, numbers in summary["mouth"].items():
+            click.echo(f"{system}: " + ", ".join(f"{name} {value}" for name, value in numbers.items()), err=True)
+        for name in ("heads", "drawn"):
+            click.echo(f"{name}: {summary.get(name)}", err=True)
+    click.echo(path)

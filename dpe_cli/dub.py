@@ -1,0 +1,451 @@
+"""Speech drives the face: SadTalker's idea in DPE's motion space.
+
+In a video only the mouth's coordinates of the motion code are replaced, frame by frame, and only the lower face is
+pasted back: head, eyes and everything above the cheeks stay the source's own. A still picture becomes a talking head,
+with a generated pose and blinks. Stages are iterators as in `edit.py`; nobody keeps the video or the sound.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dpe_cli.crop import cut, gaussian_mask
+from dpe_cli.edit import (
+    NO_FACE,
+    UNIT,
+    Driving,
+    Edit,
+    Edits,
+    EditSettings,
+    Engine,
+    Job,
+    Progress,
+    Sight,
+    Target,
+    batched,
+    batched_in_units,
+    check_output,
+    describe,
+    find_faces,
+    follow_source,
+    paster_for,
+    read_driver,
+    remember_sights,
+    run_jobs,
+    silent,
+    smoothing_radius,
+    stack_jobs,
+    unheard,
+    write_clips,
+)
+from dpe_cli.errors import FaceError, InputError, WeightsError
+from dpe_cli.face import Box, FaceDetector, smooth_boxes
+from dpe_cli.factors import Factors, coordinate_projectors
+from dpe_cli.landmark_net import NetworkLandmarker
+from dpe_cli.masks import POINTS_SECONDS, Landmarks, Steady
+from dpe_cli.models import SpeechNets
+from dpe_cli.motion import MotionTrack
+from dpe_cli.motion_file import probe_driving
+from dpe_cli.motion_space import MOTION_DIM, POSE_DIM
+from dpe_cli.paste import Paster
+from dpe_cli.pipeline import ahead
+from dpe_cli.report import Report
+from dpe_cli.speech import GRID, Loudness
+from dpe_cli.speech_motion import (
+    GENERATE,
+    Person,
+    PoseMotion,
+    SpeechMotion,
+    blink_at,
+    hear,
+    load_nets,
+    read_loudness,
+)
+from dpe_cli.tracks import audio_codecs
+from dpe_cli.video import Frame, VideoInfo, check_writable, probe, write_speech
+
+AUDIO_ENDS = ("trim", "pad", "loop", "error")
+KEEP, AUTO, OFF = "keep", "auto", "off"  # of --pose and --blink, beside GENERATE and files
+REFERENCE = 100  # frames with a face, from the source's start, that tell the person's closed mouth
+LIDS = slice(POSE_DIM + 8, POSE_DIM + 10)
+LOWER_LIDS = ([144, 145, 153], [380, 374, 373])  # of MediaPipe's points; the picture's left eye first
+LIPS_MIDDLE = [13, 14]
+BEGINS, FULL = 0.25, 0.6  # of the way from the lower lids to the mouth: the mask is nothing, and everything
+
+
+@dataclass(frozen=True)
+class DubSettings:
+    """How to dub; `edit` has what dubbing shares with editing: the face, the span, encoding, paste-back."""
+
+    audio_end: str = "trim"  # one of AUDIO_ENDS
+    expression_scale: float = 1.0  # multiplies what the mouth moves
+    pose: str = ""  # keep, generate, or the path of a video or motion file; "": generate for stills, keep for videos
+    pose_style: int = 0
+    blink: str = ""  # auto, off, or the path of a video or motion file; "": auto for stills, off for videos
+    still: bool = False  # a still's head does not move, and the face goes back into the full picture
+    mix: float | None = None  # gain of the source's own sound; None: it is not heard
+    seed: int = 0
+    edit: EditSettings = EditSettings()  # noqa: RUF009 - frozen
+
+
+def dub_video(
+    source: Path,
+    audio: Path,
+    output: Path,
+    engine: Engine,
+    detector: FaceDetector,
+    settings: DubSettings | None = None,
+    *,
+    progress: Progress = silent,
+    say: Callable[[str], None] = unheard,
+) -> Report:
+    """Makes the face in `source`, a video or a still, say what is in `audio`, and writes `output` with that sound.
+
+    Raises InputError, FaceError, OutputError, and WeightsError for weights whose motion codes speech does not know;
+    what `engine` raises passes through. `output` appears when it is whole.
+    """
+    settings, started = settings or DubSettings(), time.monotonic()
+    info = check_dub(source, audio, output, settings)
+    settings = settled(settings, info)
+    nets, factors = load_nets(), mouth_factors(engine)
+    if not 0 <= settings.pose_style < nets.config.styles:
+        raise InputError(
+            f"there is no pose style {settings.pose_style}", f"give one from 0 to {nets.config.styles - 1}"
+        )
+    loudness = read_loudness(audio)
+    plan = plan_length(info, loudness, settings)
+    report = Report(
+        settings={"mode": "dub", **asdict(settings)},
+        inputs={"source": describe(info), "driving": [], "speech": {"path": str(audio), **asdict(loudness)}},
+        detector=detector.name,
+    )
+
+    def remark(message: str) -> None:
+        report.notes.append(message)
+        say(message)
+
+    crop_only = info.is_image and settings.pose != KEEP and settings.edit.paste is not True
+    if crop_only:
+        remark("a moved head does not fit into its picture: only the crop is written; --still or --paste keep it whole")
+    edits = Edits((Edit(Driving(source), settings.edit.face),))
+    find_faces(source, detector, settings.edit, edits)  # fails early
+    person = Person.of(reference_codes(source, info, engine, detector, settings, edits), nets)
+    paster = None if crop_only else make_paster(info, engine, detector, settings)
+    sights: dict[int, Sight] = {}
+    followed = ahead(follow_source(source, detector, settings.edit, edits, remark))
+
+    def boxed_source(again: bool = False) -> Iterator[tuple[Frame, Box | None]]:
+        picked = follow_source(source, detector, settings.edit, edits) if again else followed
+        radius = smoothing_radius(info, settings.edit.smooth)
+        return iter(smooth_boxes(remember_sights(picked, 0, {} if again else sights), radius))
+
+    timed = still_frames(boxed_source(), plan, sights) if info.is_image else video_frames(boxed_source, info, plan)
+    extras = extra_motions(info, audio, nets, loudness, engine, detector, settings, progress)
+    speech = SpeechMotion(audio, nets, loudness, person, plan.loop_speech)
+    jobs = speak(timed, engine, factors, speech, person.closed, settings.expression_scale, extras)
+    jobs = stack_jobs(jobs, 0, sights, None, report)
+    edited = run_jobs(jobs, engine, paster, report)
+    edited = progress(ahead(edited), plan.frames(info), f"dubbing {source.name}")
+    with tempfile.TemporaryDirectory(prefix="dpe-") as folder:
+        sound = plan_sound(audio, info, plan, settings, Path(folder))
+        target = Target(plan.target(info), sound, None if info.is_image else plan.begin, plan.end, info.is_image)
+        written = write_clips(edited, target, output, None, [], settings.edit, remark)
+    report.sort_frames(written)
+    report.output = {"path": str(output), "preview": None, "frames": written}
+    report.engine = dict(engine.description)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+# What is asked for, and whether it can be done
+
+
+def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings) -> VideoInfo:
+    """Finds out early what would fail late; gives the probed source. Raises InputError, OutputError."""
+    files = [Path(one) for one in (settings.pose, settings.blink) if one not in ("", KEEP, GENERATE, AUTO, OFF)]
+    check_output(output, [source, audio, *files], settings.edit.overwrite)
+    info = probe(source, settings.edit.rate)
+    if not audio_codecs(audio):
+        raise InputError(f"{audio} holds no sound", "name a file with speech in it")
+    for path in files:
+        probe_driving(path)
+    if settings.mix is not None and not info.has_audio:
+        raise InputError(f"{source} has no sound to mix in", "leave --mix out")
+    if not info.is_image and (settings.still or settings.pose not in ("", KEEP) or settings.blink not in ("", OFF)):
+        raise InputError(
+            f"{source} is a video, whose own head and eyes stay", "leave --pose, --blink and --still to pictures"
+        )
+    check_writable(replace(info, is_image=False), output, settings.edit.wish)
+    return info
+
+
+def settled(settings: DubSettings, info: VideoInfo) -> DubSettings:
+    """The settings with what depends on the source filled in."""
+    if not info.is_image:
+        return replace(settings, pose=KEEP, blink=OFF)
+    pose = KEEP if settings.still else settings.pose or GENERATE
+    edit = replace(settings.edit, start=None, end=None)  # a picture has no time of its own
+    return replace(settings, pose=pose, blink=settings.blink or AUTO, edit=edit)
+
+
+def mouth_factors(engine: Engine) -> Factors:
+    """The factors of the engine's weights. Raises WeightsError where the mouth is not the measured coordinates."""
+    factors = Factors.load(engine.description)
+    known = coordinate_projectors()["mouth"]
+    if factors.dim != MOTION_DIM or not np.array_equal(factors.projector("mouth"), known):
+        raise WeightsError(
+            f"speech does not know the motion codes of {engine.description['weights']}",
+            "use weights whose codes were taught by motion-space.json, as the default ones",
+        )
+    return factors
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is made of two lengths. Times in seconds of the source; speech begins with the source's first frame."""
+
+    first: float  # time of the source's first frame
+    begin: float  # of the part that is written
+    end: float | None  # None: with the last frame
+    loop_speech: bool = False
+    more_frames: str = ""  # what follows the source's last frame: "", hold or loop
+
+    def target(self, info: VideoInfo) -> VideoInfo:
+        """How the output is written."""
+        if not info.is_image:
+            return info
+        rate = Fraction(GRID)
+        return replace(info, fps=rate, time_base=Fraction(1, 90000), duration=self.end - self.begin, is_image=False)
+
+    def frames(self, info: VideoInfo) -> int | None:
+        """How many frames will come, for the progress only."""
+        rate = GRID if info.is_image else float(info.fps)
+        return None if self.end is None else max(1, round((self.end - self.begin) * rate))
+
+
+def plan_length(info: VideoInfo, loudness: Loudness, settings: DubSettings) -> Plan:
+    """What happens where speech and source are not equally long. Raises InputError for audio_end `error`."""
+    if info.is_image:
+        return Plan(0.0, 0.0, loudness.seconds)
+    first, wanted = float(info.start), settings.edit.end
+    begin = first if settings.edit.start is None else max(first, settings.edit.start)
+    over, spoken = first + info.duration, first + loudness.seconds
+    way = settings.audio_end
+    if way == "error" and abs(over - spoken) > 1 / GRID + 1 / float(info.fps):
+        raise InputError(
+            f"the speech is {loudness.seconds:.2f} s long, the source {info.duration:.2f} s",
+            "cut one of them, or choose --audio-end trim, pad or loop",
+        )
+    end = min(over, spoken) if way == "trim" else max(over, spoken)
+    end = end if wanted is None else min(end, wanted)
+    if end <= begin:
+        raise InputError(f"nothing is left of the span asked for: the speech ends at {spoken:.2f} s", "check --start")
+    longer = way in ("pad", "loop") and end > over
+    return Plan(first, begin, end, way == "loop", ("hold" if way == "pad" else "loop") if longer else "")
+
+
+def plan_sound(audio: Path, info: VideoInfo, plan: Plan, settings: DubSettings, folder: Path) -> Path:
+    """The sound of the output: the speech's own packets where nothing is cut off its head, repeated or mixed in."""
+    if info.is_image or (plan.begin == plan.first and not plan.loop_speech and settings.mix is None):
+        return audio
+    own = None if settings.mix is None else (info.path, plan.begin, settings.mix)
+    path = folder / "speech.wav"
+    write_speech(path, audio, plan.begin - plan.first, plan.end - plan.begin, plan.loop_speech, own)
+    return path
+
+
+# The person
+
+
+def reference_codes(
+    source: Path, info: VideoInfo, engine: Engine, detector: FaceDetector, settings: DubSettings, edits: Edits
+) -> np.ndarray:
+    """Motion codes (N, K) of the first frames that show the face, always from the source's start: every part of a video
+    that is dubbed alone has the same closed mouth."""
+    whole = replace(settings.edit, start=None, end=None)
+    picked = islice(follow_source(source, detector, whole, edits), 4 * REFERENCE)
+    boxed = smooth_boxes(remember_sights(picked, 0, {}), smoothing_radius(info))
+    crops = (cut(frame.rgb8, box, engine.size)[0] for frame, box in boxed if box is not None)
+    codes = [engine.motion_codes(np.stack(batch)) for batch in batched(islice(crops, REFERENCE), engine.batch_size)]
+    if not codes:
+        raise FaceError(f"no face was found at the start of {source}", "cut the source so that it begins with the face")
+    return np.concatenate(codes)
+
+
+def extra_motions(
+    info: VideoInfo, audio: Path, nets: SpeechNets, loudness: Loudness, engine: Engine, detector: FaceDetector,
+    settings: DubSettings, progress: Progress,
+) -> "Extras":  # fmt: skip
+    """Pose and blinks of a still as the settings say; a video has none of its own."""
+
+    def track(path: str) -> MotionTrack:
+        return read_driver(probe_driving(Path(path)), engine, detector, settings.edit, progress).track
+
+    pose, blink = None, None
+    if settings.pose == GENERATE:
+        pose = PoseMotion(hear(audio, loudness), nets, settings.pose_style, settings.seed).at
+    elif settings.pose != KEEP:
+        followed = track(settings.pose)
+        pose = lambda t: (followed.at(t, "pingpong") - followed.codes[0])[:POSE_DIM]  # noqa: E731
+    if settings.blink == AUTO:
+        shut = nets.blink.numpy()
+        blink = lambda t: blink_at(t, settings.seed) * shut  # noqa: E731
+    elif settings.blink != OFF:
+        watched = track(settings.blink)
+        usual = np.median(watched.codes, 0)
+        blink = lambda t: (watched.at(t, "pingpong") - usual)[LIDS]  # noqa: E731
+    return Extras(pose, blink)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is added to a still's own motion at each time; None: nothing."""
+
+    pose: Callable[[float], np.ndarray] | None  # (6,)
+    blink: Callable[[float], np.ndarray] | None  # (2,) of the lids
+
+
+# Frames and their motion
+
+
+Timed = tuple[Frame, Box | None, float]  # the last: seconds since the speech began
+
+
+def still_frames(boxed: Iterator[tuple[Frame, Box | None]], plan: Plan, sights: dict[int, Sight]) -> Iterator[Timed]:
+    """The picture at every time of the motion grid, as long as the speech lasts."""
+    frame, box = next(boxed)
+    sight = sights.pop(frame.index)
+    for index in range(max(1, int(np.ceil(plan.end * GRID - 1e-6)))):
+        sights[index] = sight
+        yield replace(frame, index=index, time=Fraction(index, GRID)), box, index / GRID
+
+
+def video_frames(
+    boxed_source: Callable[[bool], Iterator[tuple[Frame, Box | None]]], info: VideoInfo, plan: Plan
+) -> Iterator[Timed]:
+    """The source's frames at their own times, and what follows them where the speech is longer."""
+    index, moved, last, again = -1, Fraction(0), None, False
+    while True:
+        for frame, box in boxed_source(again):
+            stamp = frame.time + moved
+            if float(stamp) >= plan.end - 1e-6:
+                return
+            index += 1
+            last = replace(frame, index=index, time=stamp), box
+            yield *last, float(stamp) - plan.first
+        if not plan.more_frames or last is None:
+            return
+        step = 1 / info.fps
+        if plan.more_frames == "hold":
+            while float(last[0].time + step) < plan.end - 1e-6:
+                index += 1
+                last = replace(last[0], index=index, time=last[0].time + step), last[1]
+                yield *last, float(last[0].time) - plan.first
+            return
+        again, moved = True, last[0].time + step - Fraction(plan.begin).limit_denominator(1_000_000)
+
+
+def speak(
+    timed: Iterator[Timed], engine: Engine, factors: Factors, speech: SpeechMotion, base: np.ndarray, scale: float,
+    extras: Extras,
+) -> Iterator[Job]:  # fmt: skip
+    """What is to be done with each frame: its own motion code with another mouth; of a still other lids and pose."""
+    plain = (Job(frame, box, moment, None if box else NO_FACE) for frame, box, moment in timed)
+    for batch in batched_in_units(plain, engine.batch_size):
+        if batch[0].frame.index % UNIT == 0:
+            engine.forget()
+        seen = [job for job in batch if job.box is not None]
+        codes: Iterator[tuple[np.ndarray, np.ndarray | None]] = iter(())
+        if seen:
+            # cut as `run_jobs` will: the engine remembers what it has encoded
+            own = engine.motion_codes(np.stack([cut(job.frame.rgb, job.box, engine.size)[0] for job in seen]))
+            codes = mouthed(own, [job.moment for job in seen], factors, speech, base, scale, extras)
+        for job in batch:
+            if job.box is None:
+                yield job
+            else:
+                expression, pose = next(codes)
+                yield replace(job, expression=expression, pose=pose)
+
+
+def mouthed(
+    own: np.ndarray, times: list[float], factors: Factors, speech: SpeechMotion, base: np.ndarray, scale: float,
+    extras: Extras,
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:  # fmt: skip
+    """Expression codes (K,) and, where the head moves, pose codes. own: (N, K); what is not moved stays exactly."""
+    said = np.stack([speech.at(moment) for moment in times])
+    wanted = own.copy()
+    wanted[:, POSE_DIM : POSE_DIM + len(base)] = base + scale * said[:, -1:] * said[:, :-1]
+    mixed = factors.mix(own, {"mouth": (wanted, np.ones(len(own)))})
+    for row, moment in enumerate(times):
+        pose = None
+        if extras.blink is not None:
+            mixed[row, LIDS] += extras.blink(moment)
+        if extras.pose is not None:
+            pose = own[row].copy()
+            pose[:POSE_DIM] += extras.pose(moment)
+        yield mixed[row], pose
+
+
+# Paste-back
+
+
+class LowerFace:
+    """Masks of the lower face, below the eyes, of a crop and its edit: (S, S) float32, exactly 0 above its soft border.
+
+    `landmarks` gives MediaPipe's points; where it sees none, the mask is nothing and the frame stays the source's.
+    """
+
+    def __init__(self, landmarks: Landmarks, size: int):
+        self.landmarks, self.size = landmarks, size
+        self.steady = Steady(POINTS_SECONDS)
+        self.window = gaussian_mask(size, 2 / 256, 6 / 256)
+        self.x, self.y = np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32))
+
+    def __call__(self, crop: np.ndarray, face: np.ndarray, time: float, track: Any = 0) -> np.ndarray:
+        """The mask for a source crop and its edit, both (S, S, 3) uint8; `time` in seconds."""
+        shape = np.zeros((self.size, self.size), np.uint8)
+        own = None
+        for which, picture in (("source", crop), ("edit", face)):
+            points = self.landmarks(picture)
+            if points is not None:
+                points = self.steady((which, track), time, np.asarray(points, np.float32)[:, :2])
+                own = points if which == "source" else own
+                cv2.fillConvexPoly(shape, cv2.convexHull(np.rint(points).astype(np.int32)), 1)
+        if own is None:
+            return np.zeros((self.size, self.size), np.float32)
+        soft = cv2.GaussianBlur(shape.astype(np.float32), (0, 0), 0.025 * self.size)
+        mask = soft * self.below_the_eyes(own) * self.window
+        return np.where(mask < 1 / 512, 0, mask).astype(np.float32)
+
+    def below_the_eyes(self, points: np.ndarray) -> np.ndarray:
+        """From 0, well below the lower lids, to 1 at the height of the nose; whatever way the head leans."""
+        left, right = (points[lid].mean(0) for lid in LOWER_LIDS)
+        along = (right - left) / max(float(np.linalg.norm(right - left)), 1e-6)
+        down = np.array([-along[1], along[0]])
+        lowest = max(float((points[lid] @ down).max()) for lid in LOWER_LIDS)
+        reach = max(float(points[LIPS_MIDDLE].mean(0) @ down) - lowest, 1.0)
+        share = (self.x * down[0] + self.y * down[1] - lowest) / reach
+        rise = np.clip((share - BEGINS) / (FULL - BEGINS), 0, 1)
+        return rise * rise * (3 - 2 * rise)
+
+
+def make_paster(info: VideoInfo, engine: Engine, detector: FaceDetector, settings: DubSettings) -> Paster:
+    """Pastes the lower face of a video, the whole face of a still."""
+    if info.is_image:
+        return paster_for(settings.edit, engine, detector)
+    network = NetworkLandmarker()
+
+    def dense(crop: np.ndarray) -> np.ndarray | None:
+        shape = network.detect(crop)
+        return None if shape is None else shape.points
+
+    return Paster(LowerFace(dense, engine.size), settings.edit.colour_match, settings.edit.detail)

@@ -1,0 +1,271 @@
+"""Dubbing with stand-ins for the networks that see and draw; the speech networks are real but know nothing."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from test_edit import SKIN, ColourDetector, picture
+from test_speech import babble, write_wave
+
+from dpe_cli import dub
+from dpe_cli.dub import DubSettings, Extras, LowerFace, Plan, dub_video, mouthed, plan_length
+from dpe_cli.edit import EditSettings
+from dpe_cli.errors import InputError, WeightsError
+from dpe_cli.factors import Factors, coordinate_projectors
+from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
+from dpe_cli.main import cli
+from dpe_cli.models import SpeechConfig, SpeechNets
+from dpe_cli.speech import RATE, Loudness
+from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image, write_image, write_video
+from dpe_cli.weights import digest, find
+
+SECONDS = 1.2
+
+
+class CodeEngine:
+    """Motion code: fixed numbers and the crop's brightness. An edit paints the whole crop by the mouth's code."""
+
+    def __init__(self):
+        self.size, self.batch_size = 64, 3
+        self.description = {"weights": str(find()), "sha256": digest(find())}
+        self.asked: list[tuple[np.ndarray, np.ndarray | None]] = []
+
+    def forget(self) -> None:
+        pass
+
+    def motion_codes(self, crops: np.ndarray) -> np.ndarray:
+        codes = np.tile(np.linspace(-1, 1, 20, dtype=np.float32), (len(crops), 1))
+        codes[:, 19] = crops.mean((1, 2, 3)) / 255
+        return codes
+
+    def edit(self, crops: np.ndarray, expression: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
+        self.asked += list(zip(expression, [None] * len(crops) if pose is None else pose, strict=True))
+        return np.clip(crops + 40 + 10 * np.abs(expression[:, 6:14]).sum(1)[:, None, None, None], 0, 255).astype(
+            np.uint8
+        )
+
+
+def face_points(size: int = 64) -> np.ndarray:
+    """478 points of a frontal face in a crop: all within the oval, eyes at 0.4 of its height, lips at 0.75."""
+    points = np.full((478, 3), size / 2, np.float32)
+    turn = np.linspace(0, 2 * np.pi, len(FACE_OVAL), endpoint=False)
+    points[FACE_OVAL, 0] = size * (0.5 + 0.3 * np.sin(turn))
+    points[FACE_OVAL, 1] = size * (0.5 - 0.4 * np.cos(turn))
+    for eye, x in zip(EYES, (0.38, 0.62), strict=True):
+        points[eye, :2] = size * x, size * 0.4
+    points[LIPS_INNER, 1] = size * 0.75
+    return points
+
+
+class FixedLandmarks:
+    """Sees the same face in each crop."""
+
+    def detect(self, crop: np.ndarray):
+        return type("Shape", (), {"points": face_points(len(crop))})
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch):
+    torch.manual_seed(0)
+    nets = SpeechNets(SpeechConfig(width=16, dilations=(1, 4), sync_width=16)).eval().requires_grad_(False)
+    nets.aperture.fill_(0.02)
+    nets.mean_mouth.fill_(0.5)
+    nets.blink.fill_(-2.0)
+    monkeypatch.setattr(dub, "load_nets", lambda: nets)
+    monkeypatch.setattr(dub, "NetworkLandmarker", FixedLandmarks)
+
+
+@pytest.fixture
+def clip(tmp_path) -> Path:
+    info = VideoInfo(tmp_path / "talk.mkv", 160, 120, Fraction(30), 36, time_base=Fraction(1, 30000))
+    frames = (Frame(n, Fraction(n, 30), picture(shade=60 + 10 * (n % 5))) for n in range(36))
+    write_video(frames, info, info.path, codec="ffv1")
+    return info.path
+
+
+@pytest.fixture
+def speech(tmp_path) -> Path:
+    return write_wave(tmp_path / "speech.wav", np.concatenate([babble(0.8), np.zeros(int(0.8 * RATE))]))
+
+
+def run(
+    source: Path, audio: Path, output: Path, engine: CodeEngine | None = None, edit: dict | None = None, **settings
+):
+    chosen = DubSettings(edit=EditSettings(**{"codec": "ffv1", "smooth": 0.0, **(edit or {})}), **settings)
+    return dub_video(source, audio, output, engine or CodeEngine(), ColourDetector(), chosen)
+
+
+# Codes
+
+
+class Said:
+    """Speech that says one thing: all mouth coordinates 0.7, the gate as given."""
+
+    def __init__(self, opened: float):
+        self.value = np.array([0.7] * 8 + [opened], np.float32)
+
+    def at(self, seconds: float) -> np.ndarray:
+        return self.value
+
+
+def test_only_the_mouth_of_a_code_changes_and_a_shut_gate_shuts_it():
+    own = np.random.default_rng(0).normal(size=(3, 20)).astype(np.float32)
+    base, factors = np.arange(8, dtype=np.float32), Factors(coordinate_projectors())
+    times, nothing = [0.0, 0.1, 0.2], Extras(None, None)
+    spoken = np.stack([code for code, _ in mouthed(own, times, factors, Said(1), base, 2.0, nothing)])
+    rest = [i for i in range(20) if not 6 <= i < 14]
+    assert np.array_equal(spoken[:, rest], own[:, rest])
+    assert np.allclose(spoken[:, 6:14], base + 1.4, atol=1e-6)
+    silent = np.stack([code for code, _ in mouthed(own, times, factors, Said(0), base, 2.0, nothing)])
+    assert np.allclose(silent[:, 6:14], base, atol=1e-6)
+
+
+def test_weights_with_other_codes_are_refused(tmp_path, clip, speech):
+    engine = CodeEngine()
+    engine.description = {"weights": str(tmp_path / "others.safetensors"), "sha256": "0"}
+    with pytest.raises(WeightsError):
+        run(clip, speech, tmp_path / "out.mkv", engine)
+
+
+# Masks
+
+
+def test_the_mask_is_nothing_above_the_cheeks_and_everything_at_the_mouth():
+    crop = np.zeros((64, 64, 3), np.uint8)
+    mask = LowerFace(lambda picture: face_points(), 64)(crop, crop, 0.0)
+    assert (mask[: int(64 * 0.45)] == 0).all()
+    assert mask[48, 32] > 0.95
+    assert mask[48, 2] == 0
+    assert (LowerFace(lambda picture: None, 64)(crop, crop, 0.0) == 0).all()
+
+
+def test_the_mask_leans_with_the_head():
+    points = face_points()
+    lean = np.radians(25)
+    turn = np.array([[np.cos(lean), -np.sin(lean)], [np.sin(lean), np.cos(lean)]], np.float32)
+    points[:, :2] = (points[:, :2] - 32) @ turn.T + 32
+    crop = np.zeros((64, 64, 3), np.uint8)
+    mask = LowerFace(lambda picture: points, 64)(crop, crop, 0.0)
+    eyes = points[[*EYES[0], *EYES[1]], :2].round().astype(int)
+    assert (mask[eyes[:, 1], eyes[:, 0]] == 0).all()
+    x, y = points[13, :2].round().astype(int)
+    assert mask[y, x] > 0.9
+
+
+# Lengths
+
+
+@pytest.mark.parametrize(
+    "end, spoken, expected",
+    [
+        ("trim", 3.0, Plan(0.0, 0.0, 3.0)),
+        ("trim", 9.0, Plan(0.0, 0.0, 5.0)),
+        ("pad", 3.0, Plan(0.0, 0.0, 5.0)),
+        ("pad", 9.0, Plan(0.0, 0.0, 9.0, more_frames="hold")),
+        ("loop", 3.0, Plan(0.0, 0.0, 5.0, loop_speech=True)),
+        ("loop", 9.0, Plan(0.0, 0.0, 9.0, loop_speech=True, more_frames="loop")),
+        ("error", 5.02, Plan(0.0, 0.0, 5.02)),
+    ],
+)
+def test_what_happens_where_lengths_differ(end, spoken, expected):
+    info = VideoInfo(Path("a.mp4"), 64, 64, Fraction(25), 125, duration=5.0)
+    assert plan_length(info, Loudness(spoken, -20), DubSettings(audio_end=end)) == expected
+
+
+def test_lengths_that_differ_can_be_an_error():
+    info = VideoInfo(Path("a.mp4"), 64, 64, Fraction(25), 125, duration=5.0)
+    with pytest.raises(InputError, match=r"3.00 s long, the source 5.00 s"):
+        plan_length(info, Loudness(3.0, -20), DubSettings(audio_end="error"))
+    with pytest.raises(InputError, match="--start"):
+        plan_length(info, Loudness(3.0, -20), DubSettings(edit=EditSettings(start=3.5)))
+
+
+@pytest.mark.parametrize("end, frames", [("pad", 48), ("loop", 48), ("trim", 36)])
+def test_a_speech_that_is_longer_than_the_video(tmp_path, clip, speech, end, frames):
+    report = run(clip, speech, tmp_path / "out.mkv", audio_end=end)
+    found = list(read_frames(tmp_path / "out.mkv"))
+    assert len(found) == report.output["frames"] == frames
+    assert [round(30 * float(frame.time)) for frame in found] == list(range(frames))
+    first, own = found[36 % frames].rgb, [frame.rgb for frame in read_frames(clip)]
+    assert np.array_equal(first[:20], own[0 if end != "pad" else 35][:20])
+
+
+# The whole
+
+
+def test_the_speech_becomes_the_sound_and_nothing_above_the_mouth_changes(tmp_path, clip, speech):
+    engine = CodeEngine()
+    report = run(clip, speech, tmp_path / "out.mkv", engine)
+    info = probe(tmp_path / "out.mkv")
+    assert info.has_audio
+    assert report.counts()["edited"] == 36
+    changed = []
+    for own, new in zip(read_frames(clip), read_frames(tmp_path / "out.mkv"), strict=True):
+        assert np.array_equal(own.rgb[:55], new.rgb[:55])
+        changed.append(np.abs(own.rgb[65:80, 70:90].astype(int) - new.rgb[65:80, 70:90]).mean())
+    assert min(changed) > 5
+    codes = np.stack([code for code, _ in engine.asked])
+    assert codes[:, 6:14].std(0).max() > 0.01
+    assert np.ptp(codes[-6:, 6:14], axis=0).max() == 0  # the speech is over: the mouth rests
+
+
+def test_parts_of_a_video_have_the_codes_of_the_whole(tmp_path, clip, speech):
+    whole = CodeEngine()
+    run(clip, speech, tmp_path / "whole.mkv", whole)
+    parts = CodeEngine()
+    for number in range(4):
+        span = {"start": number * 0.3, "end": number * 0.3 + 0.3}
+        run(clip, speech, tmp_path / f"part{number}.mkv", parts, span)
+    assert np.array_equal([code for code, _ in whole.asked], [code for code, _ in parts.asked])
+    assert probe(tmp_path / "part2.mkv").has_audio
+
+
+def test_the_old_sound_is_mixed_in(tmp_path, make_clip, speech):
+    from dpe_cli.tracks import read_sound
+
+    source = make_clip("own.mkv", seconds=1, size=(160, 120), colour=SKIN, tone=3000)
+    loud = []
+    for mix in (None, 0.5):
+        output = tmp_path / f"mix{mix}.mkv"
+        run(source, speech, output, mix=mix)
+        heard = np.concatenate(list(read_sound(output, RATE)))[:RATE]
+        spectrum = np.abs(np.fft.rfft(heard))
+        loud.append(spectrum[2950:3050].max())
+    assert loud[1] > 20 * loud[0]
+
+
+@pytest.mark.parametrize("still, size", [(True, (160, 120)), (False, (64, 64))])
+def test_a_picture_talks(tmp_path, speech, still, size):
+    write_image(tmp_path / "portrait.png", picture())
+    engine = CodeEngine()
+    run(tmp_path / "portrait.png", speech, tmp_path / "out.mkv", engine, still=still)
+    info = probe(tmp_path / "out.mkv")
+    assert (info.width, info.height) == size
+    assert info.fps == 25
+    assert len(list(read_frames(info.path))) == 40
+    assert all((pose is None) == still for _, pose in engine.asked)
+    lids = np.stack([code for code, _ in engine.asked])[:, 14:16]
+    assert np.isclose(np.ptp(lids[:, 0]), 2, atol=0.2)  # one blink, by the seed
+
+
+def test_a_head_follows_a_video(tmp_path, clip, speech):
+    write_image(tmp_path / "portrait.png", picture())
+    engine = CodeEngine()
+    run(tmp_path / "portrait.png", speech, tmp_path / "out.mkv", engine, pose=str(clip), blink="off")
+    own = engine.motion_codes(np.stack([read_image(tmp_path / "portrait.png")]))[0]
+    assert all(np.allclose(pose[:6], own[:6], atol=1e-5) for _, pose in engine.asked)  # its codes' pose stands still
+
+
+def test_requests_that_make_no_sense_are_refused(tmp_path, clip, speech):
+    with pytest.raises(InputError, match="whose own head"):
+        run(clip, speech, tmp_path / "out.mkv", pose="generate")
+    with pytest.raises(InputError, match="no sound to mix"):
+        run(clip, speech, tmp_path / "out.mkv", mix=0.5)
+    with pytest.raises(InputError, match="holds no sound"):
+        run(clip, clip, tmp_path / "out.mkv")
+    done = CliRunner().invoke(cli, ["dub", "-s", str(clip), "-a", str(tmp_path / "none.wav"), "-o", "x.mp4"])
+    assert done.exit_code == 3
+    assert not list(tmp_path.glob("out*"))
