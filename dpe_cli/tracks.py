@@ -76,6 +76,12 @@ def audio_codecs(path: Path) -> tuple[str, ...]:
         return tuple(stream.codec_context.name for stream in sound_streams(container))
 
 
+def sound_seconds(path: Path) -> float:
+    """How long a file with sound says that it is, 0 where it does not say. Raises InputError if it cannot be read."""
+    with opened(path) as container:
+        return (container.duration or 0) / av.time_base
+
+
 def read_sound(path: Path, rate: int) -> Iterator[np.ndarray]:
     """The first sound track as blocks (N,) of float32 samples in [-1, 1], mixed to one channel, `rate` a second.
 

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from test_edit import ColourDetector, ColourEngine, clip
+from test_speech import write_wave
 
 from dpe_cli import batch as pool_module
-from dpe_cli import ledger
+from dpe_cli import dub, ledger
 from dpe_cli.batch import Event, Item, Outcome, ProcessPool, run_batch
 from dpe_cli.commands import batch as command
 from dpe_cli.commands import worker
@@ -29,6 +30,8 @@ from dpe_cli.commands.edit import Host
 from dpe_cli.errors import ManifestError
 from dpe_cli.main import cli
 from dpe_cli.manifest import Shard, divide, parse_shard, shard_of_scheduler
+from dpe_cli.report import Report
+from dpe_cli.speech import RATE
 from dpe_cli.video import probe, read_frames
 
 GATE = "DPE_TEST_GATE"  # a file: edits stand still until it is there
@@ -105,6 +108,35 @@ def run(*arguments: str, **environment: str) -> Result:
     return CliRunner().invoke(cli, ["batch", *template, *arguments], env=environment)
 
 
+@pytest.fixture
+def dubbing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
+    """Dubs write what they were asked for in place of a video; gives the sources and speeches."""
+    write_wave(folder / "speech.wav", np.zeros(RATE, np.float32))
+    asked: list[tuple[Path, Path]] = []
+
+    def stand_in(source: Path, audio: Path, output: Path, *_: object, **__: object) -> Report:
+        asked.append((source, audio))
+        output.write_text("dubbed")
+        return Report(engine={}, detector="none")
+
+    monkeypatch.setattr(dub, "dub_video", stand_in)
+    return asked
+
+
+def test_a_row_with_speech_and_nothing_that_drives_is_dubbed(folder: Path, dubbing: list):
+    speech = json.dumps({"id": "a", "source": "talk.mp4", "audio": "speech.wav", "expression_scale": 1.5})
+    silent = json.dumps({"id": "c", "source": "talk.mp4", "audio": "smile.mp4"})
+    edited = {"id": "b", "source": "talk.mp4", "audio": "speech.wav"}
+    listed = manifest(speech, edited, silent)
+    done = run(listed, "--output-template", "out/{id}_{mode}_{driving}.mp4")
+    assert done.exit_code == 8, done.stderr
+    assert dubbing == [(Path("talk.mp4"), Path("speech.wav"))]
+    assert {path.name for path in Path("out").glob("*.mp4")} == {"a_dub_speech.mp4", "b_exp_smile.mp4"}
+    assert results()["c"]["exit_code"] == 3 and "holds no sound" in results()["c"]["reason"]
+    again = run(listed, "--skip-existing", "--output-template", "out/{id}_{mode}_{driving}.mp4")
+    assert again.exit_code == 8 and results()["a"]["status"] == "skipped" and len(dubbing) == 1
+
+
 def results(name: str = "m.results.jsonl") -> dict[str, dict[str, Any]]:
     lines = [json.loads(line) for line in Path(name).read_text().splitlines()]
     assert len({line["id"] for line in lines}) == len(lines)
@@ -162,7 +194,7 @@ def test_options_for_all_rows_and_those_of_dpe_toml(folder: Path):
     done = run(manifest(TALK, {**LONG, "strength": 0.5}), "--", "--crf", "30", "--smooth=2")
     assert done.exit_code == 0, done.stderr
     settings = {name: json.loads(Path(f"out/{name}.mp4.dpe.json").read_text())["settings"] for name in ("talk", "long")}
-    assert [settings[name]["strength"] for name in ("talk", "long")] == [0.25, 0.5]
+    assert [settings[name]["strength"] for name in ("talk", "long")] == ["0.25", "0.5"]
     assert settings["talk"]["smooth"] == 2 and settings["long"]["crf"] == 30
 
 
@@ -191,7 +223,10 @@ def test_the_mode_of_a_name_is_that_of_the_edit(folder: Path):
     ("rows", "complaints"),
     [
         (["{", "[1]"], ["line 1: no JSON", "line 2: no JSON object"]),
-        ([{**TALK, "drivng": "x"}, {**LONG, "strength": 9}], ["no option drivng; is it driving?", "line 2", "range"]),
+        (
+            [{**TALK, "drivng": "x"}, {**LONG, "strength": 9}],
+            ["no option drivng; is it driving?", "line 2", "between 0 and 3"],
+        ),
         ([TALK, TALK], ["line 2: the id talk is that of line 1"]),
         ([{"id": "a"}], ["line 1: Missing option", "--source"]),
         ([{**TALK, "mode": "both", "exp_driving": "b.mp4"}], ["--driving cannot go with"]),
@@ -342,7 +377,7 @@ def test_an_edit_whose_claim_is_lost_is_given_up(folder: Path):
         if next(calls) == 1:
             hand.host.claim.lost.set()
 
-    work = worker.Work(["--source=talk.mp4", "--driving=smile.mp4", "--output=out/a.mp4"], {}, os.getcwd(),
+    work = worker.Work("edit", ["--source=talk.mp4", "--driving=smile.mp4", "--output=out/a.mp4"], {}, os.getcwd(),
                         Path("out/a.mp4"), False, None, 60)  # fmt: skip
     assert hand(Item("a", work), tell).status == "busy"
     assert not Path("out/a.mp4").exists() and left_behind(folder) == []

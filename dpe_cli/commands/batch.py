@@ -68,7 +68,7 @@ class Stopped(BaseException):
     help="Processes of this machine, or actors of a Ray cluster (RAY_ADDRESS, else one on this machine).",
 )
 @click.option("--gpus-per-actor", type=click.FloatRange(min=0), default=0, show_default=True, help="For --engine ray.")
-@click.option("--print-commands", is_flag=True, help="Run nothing; print one `dpe edit` a line.")
+@click.option("--print-commands", is_flag=True, help="Run nothing; print one command a line.")
 @progress_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table, only errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Let the edits talk; show tracebacks of bugs.")
@@ -93,12 +93,12 @@ def batch(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Edit many clips, listed in a file, with networks that are loaded once for each process.
+    """Edit or dub many clips, listed in a file, with networks that are loaded once for each process.
 
     MANIFEST is JSON lines or CSV. A row has an id and any options of `dpe edit` by their long names (source, driving,
-    mode, output, ...); what stands after -- holds for all rows. Files are named as on the command line, from the
-    current folder. All rows are checked before the first is run. Prints the path of the results file. Exit code 8:
-    some clips failed, which are listed there.
+    mode, output, ...), or, with audio and nothing that drives, of `dpe dub`; what stands after -- holds for all rows.
+    Files are named as on the command line, from the current folder. All rows are checked before the first is run.
+    Prints the path of the results file. Exit code 8: some clips failed, which are listed there.
 
     \b
     dpe batch clips.jsonl --output-template 'out/{id}_{mode}.mp4' --skip-existing -- --codec prores

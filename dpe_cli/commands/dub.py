@@ -1,27 +1,32 @@
 """dpe dub."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from dpe_cli.commands.edit import Host
 from dpe_cli.commands.shared import (
     FILE,
     SECONDS,
     Command,
     closing_words,
     detector_options,
-    progress_for,
     progress_option,
     shared_options,
 )
+
+if TYPE_CHECKING:
+    from dpe_cli.dub import DubSettings
+    from dpe_cli.report import Report
 
 
 @click.command(cls=Command)
 @click.option("-s", "--source", type=FILE, required=True, help="Video, or still image, of the person who is to speak.")
 @click.option("-a", "--audio", type=FILE, required=True, help="The speech: any file with sound.")
-@click.option("-o", "--output", type=FILE, required=True, help="Where to write.")
+@click.option("-o", "--output", type=FILE, help="Where to write.  [default: SOURCE_dub.mp4 beside the source]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option(
     "--audio-end",
@@ -74,12 +79,12 @@ from dpe_cli.commands.shared import (
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
 @progress_option
 @shared_options
+@click.pass_context
 def dub(
-    source: Path, audio: Path, output: Path, audio_end: str, expression_scale: float, mix: float | None, pose: str,
-    pose_style: int, blink: str, still: bool, seed: int, detector: str, face_models: Path | None, report: Path | None,
-    as_json: bool, weights: str | None, device: str, precision: str, backend: str, batch_size: int | None,
-    quiet: bool, verbose: bool, **shared: Any,
-) -> None:  # fmt: skip
+    ctx: click.Context, source: Path, audio: Path, output: Path | None, detector: str, face_models: Path | None,
+    report: Path | None, as_json: bool, weights: str | None, device: str, precision: str, backend: str,
+    batch_size: int | None, quiet: bool, verbose: bool, **_: Any,
+) -> "Report":  # fmt: skip
     """Make the person in a video, or in a picture, say what is in a sound file.
 
     In a video only the mouth follows; head and upper face stay its own. A picture becomes a talking head. The speech
@@ -89,29 +94,42 @@ def dub(
     dpe dub --source talk.mp4 --audio speech.wav -o dubbed.mp4
     dpe dub --source portrait.jpg --audio speech.wav -o talking.mp4
     """
-    if shared["end"] is not None and shared["end"] <= (shared["start"] or 0):
-        raise click.UsageError("--end must be after --start")
-    if still and pose not in ("", "keep"):
-        raise click.UsageError("--still keeps the pose: leave --pose out")
+    output, settings = asked_for(ctx)
 
-    from dpe_cli.dub import DubSettings, check_dub, dub_video
-    from dpe_cli.edit import EditSettings
+    from dpe_cli.dub import check_dub, dub_video
 
-    settings = DubSettings(
-        audio_end, expression_scale, pose, pose_style, blink, still, mix, seed, EditSettings(**shared)
-    )
     check_dub(source, audio, output, settings)
-
-    from dpe_cli.engine import Engine
-    from dpe_cli.face import make_detector
-
     say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
-    engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
-    finder = make_detector(detector, face_models)
+    host = ctx.ensure_object(Host)
+    engine = host.engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
+    finder = host.detector(detector, face_models)
     if verbose:
         say(f"networks: {engine.description}; faces: {finder.name}; {settings}")
-    done = dub_video(source, audio, output, engine, finder, settings, progress=progress_for(quiet), say=say)
+    done = dub_video(source, audio, output, engine, finder, settings, progress=host.progress(quiet), say=say)
     if report:
         done.write(report)
     say(closing_words(done.summary()))
     click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
+    return done
+
+
+def asked_for(ctx: click.Context) -> "tuple[Path, DubSettings]":
+    """The output and the settings that the options mean. Raises click.UsageError where they contradict each other."""
+    params = ctx.params
+    if params["end"] is not None and params["end"] <= (params["start"] or 0):
+        raise click.UsageError("--end must be after --start")
+    if params["still"] and params["pose"] not in ("", "keep"):
+        raise click.UsageError("--still keeps the pose: leave --pose out")
+
+    from dpe_cli.dub import DubSettings
+    from dpe_cli.edit import EditSettings
+
+    shared, own = (
+        {field.name: params[field.name] for field in fields(kind) if field.name in params}
+        for kind in (EditSettings, DubSettings)
+    )
+    shared.pop("audio")  # here it is the speech
+    source = params["source"]
+    return params["output"] or source.with_name(f"{source.stem}_dub.mp4"), DubSettings(
+        **own, edit=EditSettings(**shared)
+    )

@@ -5,14 +5,16 @@ import difflib
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dpe_cli.commands import dub as dubbing
 from dpe_cli.commands import layers
+from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import asked_for, edit, read_request
 from dpe_cli.commands.shared import Failure
 from dpe_cli.commands.worker import Work, inputs_of
@@ -24,14 +26,17 @@ if TYPE_CHECKING:
     from dpe_cli.manifest import Row, Shard
 
 NOT_FOR_ROWS = ("json", "quiet", "verbose", "config", "progress", "segment", "help")
+DRIVES = ("driving", "exp-driving", "pose-driving", "edit", "set", "neutralize", "mouth-driving", "eyes-driving",
+          "emotion-driving")  # fmt: skip
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 @dataclass
 class Clip:
-    """A row as an edit: its arguments, or the problem that keeps it from being run."""
+    """A row as an edit or a dub: its arguments, or the problem that keeps it from being run."""
 
     row: "Row"
+    command: click.Command
     arguments: list[str]
     defaults: dict[str, Any]
     output: Path | None = None
@@ -44,7 +49,8 @@ class Clip:
         from dpe_cli.ledger import read_marker
 
         mark = (read_marker(self.output) or {}).get("mark")
-        work = Work([*self.arguments, *talk], self.defaults, os.getcwd(), self.output, skip, mark, timeout)
+        arguments = [*self.arguments, *talk]
+        work = Work(self.command.name, arguments, self.defaults, os.getcwd(), self.output, skip, mark, timeout)
         return Item(self.row.id, work, self.cost)
 
     def failure(self) -> "Outcome":
@@ -60,13 +66,7 @@ class Planner:
 
     def __init__(self, ctx: click.Context, manifest: Path, common: list[str], template: str | None, skip: bool):
         self.manifest, self.common, self.template, self.skip = manifest, common, template, skip
-        self.defaults = layers.values_for(ctx, edit)
-        self.options = {
-            name.lstrip("-"): option
-            for option in edit.params
-            for name in option.opts + option.secondary_opts
-            if name.startswith("--") and name.lstrip("-") not in NOT_FOR_ROWS
-        }
+        self.defaults = {command.name: layers.values_for(ctx, command) for command in (edit, dub)}
 
     def clips(self, rows: list["Row"], shard: "Shard | None") -> list[Clip]:
         """All edits of a shard, the most expensive first; those that cannot be run say why.
@@ -92,11 +92,12 @@ class Planner:
 
     def clip(self, row: "Row", problems: list[str]) -> tuple[Clip, click.Context | None]:
         """An edit and its parsed options; problems with them are added to the list."""
-        before = len(problems)
-        arguments = [*self.common, *row_arguments(row, self.options, problems)]
-        clip, context = Clip(row, arguments, self.defaults, cost=row.cost or 0.0), None
+        before, command = len(problems), command_of(row, self.common)
+        defaults = self.defaults[command.name]
+        arguments = [*self.common, *row_arguments(row, command, problems)]
+        clip, context = Clip(row, command, arguments, defaults, cost=row.cost or 0.0), None
         try:
-            context = edit.make_context("edit", list(arguments), default_map=dict(self.defaults))
+            context = command.make_context(command.name, list(arguments), default_map=dict(defaults))
             for name in ("source", "output"):
                 if str(context.params[name]) == "-":
                     raise click.UsageError(f"--{name} cannot be a pipe")
@@ -114,39 +115,58 @@ class Planner:
         """The output by the template."""
         from dpe_cli.manifest import fill
 
-        source, (drivers, _) = context.params["source"], read_request(context)
-        driving = drivers.paths[0].stem if drivers.paths else ""
+        source = context.params["source"]
+        if context.command is dub:
+            mode, driving = "dub", context.params["audio"].stem
+        else:
+            drivers, _ = read_request(context)
+            mode, driving = drivers.mode, drivers.paths[0].stem if drivers.paths else ""
         return fill(
-            self.template, id=row.id, stem=source.stem, parent=str(source.parent), driving=driving, mode=drivers.mode,
+            self.template, id=row.id, stem=source.stem, parent=str(source.parent), driving=driving, mode=mode,
             line=row.line,
         )  # fmt: skip
 
     def check(self, clip: Clip, context: click.Context, problems: list[str]) -> None:
-        """Finds out what would make the edit fail at once, what it costs, and its output.
+        """Finds out what would make the clip fail at once, what it costs, and its output.
 
         Options that contradict each other are a problem of the list, files that are not right one of the clip.
         """
         try:
             with context:
-                drivers, clip.output, chosen = asked_for(context)
+                look = look_at_dub if clip.command is dub else look_at_edit
+                clip.output, cost, early_check = look(context)
             clip.arguments.append(f"--output={clip.output}")
             if clip.row.cost is None:  # before anything that depends on what other shards have done meanwhile
-                clip.cost = cost_of(context.params["source"], drivers, chosen)
-            early_check(context, drivers, clip.output, replace(chosen, overwrite=chosen.overwrite or self.skip))
+                clip.cost = cost()
+            early_check(self.skip)
         except DPEError as error:
             clip.problem = Failure(str(error), error.exit_code)
         except click.ClickException as error:
             problems.append(f"line {clip.row.line}: {error.format_message()}")
 
 
-def row_arguments(row: "Row", options: dict[str, click.Parameter], problems: list[str]) -> list[str]:
-    """A row as arguments of `dpe edit`; what does not fit is added to the problems."""
+def command_of(row: "Row", common: Iterable[str]) -> click.Command:
+    """What a row asks for: dub where it has sound and nothing that drives, else edit."""
+    named = {*row.options, *(argument.lstrip("-").partition("=")[0] for argument in common)}
+    return dub if "audio" in named and not named.intersection(DRIVES) else edit
+
+
+def row_arguments(row: "Row", command: click.Command, problems: list[str]) -> list[str]:
+    """A row as arguments of its command; what does not fit is added to the problems."""
+    options = {
+        name.lstrip("-"): option
+        for option in command.params
+        for name in option.opts + option.secondary_opts
+        if name.startswith("--") and name.lstrip("-") not in NOT_FOR_ROWS
+    }
     arguments = []
     for name, value in row.options.items():
         option = options.get(name)
         if option is None:
             close = difflib.get_close_matches(name, options, 1)
-            problems.append(f"line {row.line}: edit has no option {name}" + (f"; is it {close[0]}?" if close else ""))
+            problems.append(
+                f"line {row.line}: {command.name} has no option {name}" + (f"; is it {close[0]}?" if close else "")
+            )
         elif option.is_flag:
             chosen = value if isinstance(value, bool) else WORDS.get(str(value).strip().lower())
             if chosen is None:
@@ -164,12 +184,45 @@ def row_arguments(row: "Row", options: dict[str, click.Parameter], problems: lis
     return arguments
 
 
-def early_check(context: click.Context, drivers: "Driving | Edits", output: Path, settings: "EditSettings") -> None:
-    """Raises what an edit would fail with before it begins."""
+Look = tuple[Path, Callable[[], float], Callable[[bool], object]]  # output, cost, check; given whether it may exist
+
+
+def look_at_edit(context: click.Context) -> Look:
+    """What a row of an edit comes to. Raises click.UsageError, InputError."""
     from dpe_cli.edit import check_request
 
-    params = context.params
-    check_request(params["source"], drivers, output, settings, params["preview"], params["report"])
+    params, (drivers, output, chosen) = context.params, asked_for(context)
+
+    def early_check(again: bool) -> None:
+        settings = replace(chosen, overwrite=chosen.overwrite or again)
+        check_request(params["source"], drivers, output, settings, params["preview"], params["report"])
+
+    return output, lambda: cost_of(params["source"], drivers, chosen), early_check
+
+
+def look_at_dub(context: click.Context) -> Look:
+    """What a row of a dub comes to. Raises click.UsageError, InputError."""
+    from dpe_cli.dub import check_dub
+
+    source, audio = context.params["source"], context.params["audio"]
+    output, settings = dubbing.asked_for(context)
+
+    def early_check(again: bool) -> None:
+        chosen = replace(settings.edit, overwrite=settings.edit.overwrite or again)
+        check_dub(source, audio, output, replace(settings, edit=chosen))
+
+    return output, lambda: dub_cost(source, audio), early_check
+
+
+def dub_cost(source: Path, audio: Path) -> float:
+    """Pixels of all frames of a dub. Raises InputError."""
+    from dpe_cli.speech import GRID
+    from dpe_cli.tracks import sound_seconds
+    from dpe_cli.video import probe
+
+    info = probe(source)
+    frames = sound_seconds(audio) * GRID if info.is_image else info.n_frames
+    return float(max(frames, 1) * info.width * info.height)
 
 
 def cost_of(source: Path, drivers: "Driving | Edits", settings: "EditSettings") -> float:
@@ -193,7 +246,7 @@ def collisions(clips: Iterable[Clip], contexts: dict[str, click.Context]) -> Ite
     writers: dict[Path, Row] = {}
     for clip in clips:
         params = contexts[clip.row.id].params
-        for path in (clip.output, params["preview"], params["report"]):
+        for path in (clip.output, params.get("preview"), params["report"]):
             if path is None:
                 continue
             other = writers.setdefault(path.resolve(), clip.row)
@@ -210,7 +263,7 @@ def print_all(ctx: click.Context, clips: list[Clip]) -> None:
     """One command a line, for OpenCue, GNU parallel, xargs."""
     named = [layer.file for layer in layers.files_read(ctx) if layer.file != layers.FOLDER_FILE]
     for clip in clips:
-        line = shlex.join(["dpe", "edit", *(f"--config={file}" for file in named), *clip.arguments])
+        line = shlex.join(["dpe", clip.command.name, *(f"--config={file}" for file in named), *clip.arguments])
         if "\n" in line or "\r" in line:
             raise click.UsageError(f"{clip.row.id}: a name with a line break cannot be printed as one command a line")
         click.echo(line)

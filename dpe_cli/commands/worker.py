@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import dpe_cli
+from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import Host, choose_edits, edit
 from dpe_cli.commands.shared import OUT_OF_MEMORY
 from dpe_cli.errors import DPEError, InputError
@@ -25,11 +26,15 @@ NOT_IN_THE_KEY = (  # what makes no other frames
 )  # fmt: skip
 
 
+COMMANDS = {command.name: command for command in (edit, dub)}
+
+
 @dataclass(frozen=True)
 class Work:
     """What a worker needs to do one clip."""
 
-    arguments: list[str]  # of `dpe edit`
+    command: str  # of COMMANDS
+    arguments: list[str]
     defaults: dict[str, Any]  # what files of settings say
     folder: str  # that file names start from
     output: Path
@@ -115,8 +120,9 @@ class EditWorker:
             return "done", self.edit(arguments, work, claim, made_of)
 
     def context(self, arguments: list[str], work: Work) -> click.Context:
-        """The parsed options of the edit."""
-        return edit.make_context("edit", list(arguments), default_map=dict(work.defaults), obj=self.host)
+        """The parsed options of the clip."""
+        command = COMMANDS[work.command]
+        return command.make_context(work.command, list(arguments), default_map=dict(work.defaults), obj=self.host)
 
     def made(self, work: Work, key: str) -> dict[str, Any] | None:
         """Facts of an output that is there already, made of the same, if that is enough."""
@@ -138,10 +144,12 @@ class EditWorker:
             if "--verbose" not in arguments:
                 stack.enter_context(contextlib.redirect_stderr(unheard))
             context = stack.enter_context(self.context(arguments, work))
-            report = edit.invoke(context)
+            report = COMMANDS[work.command].invoke(context)
         frames = report.counts()["frames"]
         facts = {"engine": report.engine, "detector": report.detector, "frames": frames, "seconds": report.seconds}
-        write_marker(work.output, {"dpe": dpe_cli.__version__, "command": ["edit", *arguments], **made_of, **facts})
+        write_marker(
+            work.output, {"dpe": dpe_cli.__version__, "command": [work.command, *arguments], **made_of, **facts}
+        )
         return {"frames": frames}
 
 
@@ -171,10 +179,11 @@ def inputs_of(context: click.Context) -> dict[str, Path]:
     """The files that an edit reads, weights left out, by what they are to it."""
     params = context.params
     inputs = {name: value for name, value in params.items() if isinstance(value, Path) and name not in NOT_IN_THE_KEY}
-    for name in ("audio", "face", "driving_face"):  # words, or files
-        if "." in params[name] and Path(params[name]).is_file():
-            inputs[name] = Path(params[name])
-    if params["several"]:
+    for name in ("audio", "face", "driving_face", "pose", "blink"):  # words, or files
+        word = params.get(name)
+        if isinstance(word, str) and "." in word and Path(word).is_file():
+            inputs[name] = Path(word)
+    if params.get("several"):
         for number, path in enumerate(choose_edits(params["several"], "largest", 1.0).paths):
             inputs[f"driving {number}"] = path
     return inputs
