@@ -16,13 +16,16 @@ import av
 import numpy as np
 import pytest
 from test_cli import astronaut, run
+from test_control import factors  # noqa: F401 - a fixture
 from test_edit import SKIN, ColourDetector, ColourEngine, clip
 
 from dpe_cli import segments, video
+from dpe_cli.control import Control
 from dpe_cli.edit import UNIT, Driving, Edit, Edits, EditSettings, edit_video
 from dpe_cli.engine import Engine
 from dpe_cli.errors import InputError, OutputError, QualityError, WeightsError
 from dpe_cli.face import make_detector
+from dpe_cli.factors import Factors
 from dpe_cli.motion import Curve
 from dpe_cli.segments import (
     borders_of,
@@ -129,6 +132,20 @@ def test_segments_give_the_frames_and_the_report_of_one_run(tmp_path: Path, case
     assert found.frames == wanted.frames and found.cuts == wanted.cuts and found.notes == wanted.notes
     assert sorted(found.self_reconstruction) == wanted.self_reconstruction
     assert found.summary()["counts"] == wanted.summary()["counts"]
+
+
+def test_a_control_goes_with_the_plan(tmp_path: Path, factors: Factors):  # noqa: F811
+    source, smile = moving(tmp_path / "s.mp4", 70), driving(tmp_path / "d.mp4")
+    curve = Curve((0.5, 3.0), (0.1, 0.9))
+    control = Control({"mouth": smile, "blink": "source"}, {}, {}, {"blink": 0.2}, {"mouth": curve})
+    drivers = Driving(smile, factors=(smile,), controlled=True)
+    settings = {**LOSSLESS, "control": control}
+    whole = tmp_path / "whole.mkv"
+    wanted = edit_video(source, drivers, whole, MoodyEngine(), ColourDetector(), EditSettings(**settings))
+    parts, found = in_segments(tmp_path, source, drivers, 3, settings)
+    assert read_plan(tmp_path / "plan.json").settings.control == control
+    assert pixels(parts) == pixels(whole)
+    assert found.notes == wanted.notes
 
 
 # Borders
