@@ -77,7 +77,7 @@ from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
 from dpe_cli.paste import MEMORY_SECONDS
 from dpe_cli.pipeline import ahead
-from dpe_cli.report import FrameFate, Report, write_text
+from dpe_cli.report import FrameFate, PixelHash, Report, write_text
 from dpe_cli.video import Frame, VideoInfo, ffmpeg_exe, join_video, probe, read_frames, workplace, write_video
 
 SCHEMA = "dpe-plan/1"
@@ -490,7 +490,8 @@ def edit_segments(
     for segment in range(first, last + 1):
         begin, end = plan.borders[segment], plan.borders[segment + 1]
         started = time.monotonic()
-        frames = (frame for _, frame in islice(edited, end - begin))
+        pixels = PixelHash()
+        frames = (frame for _, frame in pixels.passing(islice(edited, end - begin)))
         video = plan.video_of(segment)
         plan.record_of(segment).unlink(missing_ok=True)
         # `start` makes it begin at 0: a container may hold its own beginning less exactly than steps
@@ -499,7 +500,10 @@ def edit_segments(
             raise InputError(f"{plan.source} is not the file that was planned for", "plan anew")
         record = Report(
             engine=dict(engine.description),
-            output={"path": str(video), "plan": plan.key, "frames": end - begin, "bytes": video.stat().st_size},
+            output={
+                "path": str(video), "plan": plan.key, "frames": end - begin, "bytes": video.stat().st_size,
+                "pixels": pixels.digests.hex(),
+            },
             frames=[fate for fate in report.frames if begin <= fate.index < end],
             self_reconstruction=[pair for pair in report.self_reconstruction if begin <= pair[0] < end],
             notes=list(written.notes),
@@ -587,6 +591,7 @@ def read_record(plan: Plan, segment: int) -> Report | None:
     try:
         record = report_from(json.loads(plan.record_of(segment).read_text(encoding="utf-8")))
         whole = record.output["bytes"] == plan.video_of(segment).stat().st_size
+        whole = whole and len(bytes.fromhex(record.output["pixels"])) == 32 * record.output["frames"]
         return record if whole and record.output["plan"] == plan.key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -621,7 +626,8 @@ def join_plan(
     for _ in refuse_seams(iter(()), plan.settings.seam_limit, report):
         pass  # there is nothing to pass on: it only looks
     target = plan.written_as()
-    report.output = {"path": str(output), "preview": None, "frames": plan.frames}
+    pixels = PixelHash(b"".join(bytes.fromhex(record.output["pixels"]) for record in records))
+    report.output = {"path": str(output), "preview": None, "frames": plan.frames, "pixels_sha256": pixels.hexdigest()}
     report.seconds += time.monotonic() - started
     with contextlib.ExitStack() as stack:
         folder = folder or stack.enter_context(workplace(output))
