@@ -49,7 +49,9 @@ def mark_file(path: Path) -> None:
 def marked_picture(data: bytes) -> bytes:
     """The bytes of a PNG or JPEG file with the XMP in them."""
     if data[:4] == b"\x89PNG":
-        chunks = _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP) + _chunk(b"tEXt", b"Comment\0" + WORDS.encode())
+        chunks = png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP) + png_chunk(
+            b"tEXt", b"Comment\0" + WORDS.encode()
+        )
         return data[:PNG_HEAD] + chunks + data[PNG_HEAD:]
     at = 2  # after SOI; JFIF wants to be the first segment
     if data[2:4] == b"\xff\xe0":
@@ -58,6 +60,6 @@ def marked_picture(data: bytes) -> bytes:
     return data[:at] + segment + data[at:]
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    """Of a PNG file."""
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG file."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

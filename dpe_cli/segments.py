@@ -85,7 +85,7 @@ SEGMENT_SECONDS = 10.0  # of a run that can be resumed: what a kill costs at mos
 NEAR_CUT = 0.25  # of a segment's length: a cut between shots that is so near to a border becomes the border
 LEAST_FRAMES = 2  # of a segment: two key frames in a row could be taken for one picture
 CONTAINERS = (".mp4", ".mov", ".mkv")
-ASKED = ("weights", "sha256", "precision", "backend", "batch_size", "detector", "face_models")
+ASKED = ("weights", "sha256", "precision", "backend", "batch_size", "detector", "face_models", "made_of")
 WITHIN = Fraction(1, 2000)  # seconds, half of the least step between two frames
 
 
@@ -98,7 +98,7 @@ class Plan:
     output: Path
     edits: Edits
     settings: EditSettings
-    asked: dict[str, Any]  # ASKED of the networks and the detector, None where nothing was
+    asked: dict[str, Any]  # ASKED of the networks and the detector, None where nothing was; made_of: for the sidecar
     paste: bool
     first_boxes: tuple[Box, ...]  # of each edit: where its face is seen first
     target: dict[str, Any]  # audio, start, end, still, and for a still the driving's fps, time_base and duration
@@ -501,7 +501,10 @@ def edit_segments(
         record = Report(
             engine=dict(engine.description),
             output={
-                "path": str(video), "plan": plan.key, "frames": end - begin, "bytes": video.stat().st_size,
+                "path": str(video),
+                "plan": plan.key,
+                "frames": end - begin,
+                "bytes": video.stat().st_size,
                 "pixels": pixels.digests.hex(),
             },
             frames=[fate for fate in report.frames if begin <= fate.index < end],
@@ -685,6 +688,8 @@ def edit_resumable(
     *,
     report_path: Path | None = None,
     seconds: float | None = None,
+    seal: Callable[[Path], None] = lambda part: None,
+    finish: Callable[[Report], None] = lambda report: None,
     progress: Progress = silent,
     say: Callable[[str], None] = unheard,
 ) -> Report:
@@ -692,7 +697,9 @@ def edit_resumable(
 
     What a kill costs is at most a segment of `seconds`, by default SEGMENT_SECONDS, and what came before the first one.
     A run of another request (other files, settings, weights) beside the same output is given up, which `say` is told.
-    The report is written before the output appears. Raises OutputError if another run is at work on this output.
+    The report is written before the output appears. `seal` may change the whole file before that takes its name,
+    `finish` is called when it has it, also in the run after the one that was killed in between.
+    Raises OutputError if another run is at work on this output.
     """
     settings, started = settings or EditSettings(), time.monotonic()
     edits, folder = edits_of(driving, settings), work_folder(output)
@@ -701,6 +708,7 @@ def edit_resumable(
     with locked(folder, output):
         key = request_key(source, edits, output, engine, detector, settings, seconds)
         if done := finished(output, key):
+            finish(done)
             clear_away(folder)
             return done
         check_request(source, edits, output, settings)
@@ -717,6 +725,7 @@ def edit_resumable(
             edit_segments(plan, todo, plan.segments - 1, engine, detector, progress)
 
         def ready(part: Path, report: Report) -> None:
+            seal(part)
             report.seconds = time.monotonic() - started
             if report_path:
                 report.write(report_path)
@@ -724,6 +733,7 @@ def edit_resumable(
 
         (folder / ".join").mkdir()
         report = join_plan(plan, overwrite=settings.overwrite, folder=folder / ".join", ready=ready, say=say)
+        finish(report)
         clear_away(folder)
     return report
 

@@ -905,6 +905,23 @@ def workplace(output: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+@contextlib.contextmanager
+def sealed(output: Path, seal: Callable[[Path], None] | None, overwrite: bool) -> Iterator[Path]:
+    """Where to write an output that `seal` is to change before it appears; `output` itself without one.
+
+    Raises OutputError.
+    """
+    if seal is None:
+        yield output
+        return
+    with workplace(output) as folder:
+        part = folder / output.name
+        yield part
+        seal(part)
+        _check_output(output, overwrite)
+        _publish(part, output)
+
+
 # Joining parts
 
 

@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "planes": set(),
     "tracks": {"container", "errors"},
     "encoding": {"container", "planes", "errors"},
-    "video": {"container", "encoding", "planes", "tracks", "errors"},
+    "marks": set(),
+    "video": {"container", "encoding", "marks", "planes", "tracks", "errors"},
     "face": {"video", "detectors"},
     "shots": {"video"},
     "identity": {"face", "crop"},
@@ -107,6 +108,8 @@ MAY_IMPORT = {
     },
     "manifest": {"errors"},
     "ledger": {"container", "report", "weights", "errors"},
+    "provenance": {"container", "ledger", "weights", "errors"},
+    "signing": {"marks", "errors"},
     "batch": {"report", "errors"},
     "ray_pool": {"batch"},
     "segments": {
