@@ -197,7 +197,7 @@ def read_marker(output: Path, exactly: bool = False) -> dict[str, Any] | None:
 
 
 def write_marker(output: Path, facts: Mapping[str, Any], **of_output: Any) -> None:
-    """Writes the sidecar of an output that is whole; `of_output` is what else is to be said of it. Raises OutputError."""
+    """Writes the sidecar of an output that is whole; `of_output` is what else is said of that. Raises OutputError."""
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     made = {"name": output.name, "bytes": size_of(output), "sha256": digest_of(output), **of_output}
     marker = {**facts, "output": made, "finished": finished}

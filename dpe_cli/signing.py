@@ -37,7 +37,7 @@ class Signer:
                 break
             except c2pa.C2paError as error:
                 reason = reason or str(error)
-        remedy = "give a PEM chain that C2PA allows (its end not self-signed) and its key: ES256, ES384, PS256, Ed25519"
+        remedy = "give a chain of certificates that C2PA allows and its private key, both PEM"
         if self.signer is None:
             raise InputError(f"{certificate} and {key} cannot sign: {reason}", remedy)
         try:

@@ -91,7 +91,7 @@ def ingredients(context: click.Context, spooled: Path | None = None) -> dict[str
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}", "check the name") from error
     decisive = {name: value for name, value in params.items() if name not in FREE and name not in inputs}
-    hashes = [f"{role} {facts['sha256']}" for role, facts in inputs.items()]
+    hashes = [f"{role} {facts['sha256']}" for role, facts in sorted(inputs.items())]
     hashes += signed + ([f"consent {consent['sha256']}"] if consent else [])
     return {
         "schema": SCHEMA,
