@@ -1,8 +1,9 @@
 """Where an output comes from: what its sidecar says beside the ingredients, consent, and whether a run can be repeated.
 
 A sidecar (schema dpe-sidecar/1) is JSON: `command`; `settings`, all options that decide the frames, files by their full
-names; `inputs` and `weights` with their sha256; `versions`; `engine`, with the device; `seed`; `consent`; `output` with
-its sha256 and `pixels_sha256`, the hash of its frames before encoding (`report.PixelHash`); `key`, for batches.
+names; `inputs`, `weights` and `networks` with their sha256; `versions`; `engine`, with the device; `detector`; `seed`;
+`consent`; `output` with its sha256 and `pixels_sha256`, the hash of its frames before encoding (`report.PixelHash`);
+`key`, for batches.
 """
 
 import importlib.metadata
@@ -86,9 +87,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as a sidecar", f"name a file that ends in {MARKER}") from error
     if not isinstance(words, dict) or words.get("schema") != SCHEMA:
         raise InputError(f"{path} is no sidecar of this dpe", f"name a file that ends in {MARKER}")
-    kinds = {"command": str, "settings": dict, "inputs": dict, "weights": dict, "versions": dict, "output": dict}
+    kinds = {"command": str, "settings": dict, "inputs": dict, "weights": dict, "networks": dict}
+    kinds |= {"versions": dict, "output": dict}
     damaged = [name for name, kind in kinds.items() if not isinstance(words.get(name), kind)]
-    for facts in (*words["inputs"].values(), words["weights"]) if not damaged else ():
+    for facts in (*words["inputs"].values(), *words["networks"].values(), words["weights"]) if not damaged else ():
         if not (
             isinstance(facts, dict) and isinstance(facts.get("sha256"), str) and isinstance(facts.get("path"), str)
         ):
@@ -135,9 +137,9 @@ def comparison(then: Mapping[str, Any], engine: Mapping[str, Any], pixels: str |
     """What a repeated run says of its frames, against what the sidecar says of those of the first one."""
     if pixels == then["output"].get("pixels_sha256"):
         return "the frames are those of the sidecar's run, bit for bit"
-    before = then["engine"] if isinstance(then.get("engine"), dict) else {}
-    ways = [f"{name} was {before.get(name)}, is {engine.get(name)}" for name in ("device", "precision", "backend")
-            if before.get(name) != engine.get(name)]  # fmt: skip
+    before = {**(then["engine"] if isinstance(then.get("engine"), dict) else {}), "detector": then.get("detector")}
+    names = [name for name in ("device", "precision", "backend", "detector") if before.get(name) != engine.get(name)]
+    ways = [f"{name} was {before.get(name)}, is {engine.get(name)}" for name in names]
     changes = [*ways, *([others] if (others := changed_versions(then["versions"])) else [])]
     why = ": " + "; ".join(changes) if changes else ", though nothing that is recorded has changed"
     return f"the frames differ from those of the sidecar's run{why}"

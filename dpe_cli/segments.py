@@ -407,6 +407,8 @@ def plan_from(path: Path, words: dict[str, Any], tensors: dict[str, np.ndarray])
     if set(drivers) != {path for edit in edits for path in edit.driving.paths}:
         raise ValueError("its drivings are not those of its edits")
     asked = {name: words["asked"].get(name) for name in ASKED}
+    if not isinstance(asked["made_of"], dict | None):
+        raise ValueError("what it is made of is wrong")
     plan = Plan(
         path=path,
         source=Path(words["source"]),

@@ -160,6 +160,9 @@ def test_a_sidecar_can_be_left_out_and_a_pipe_has_none(folder: Path):
     edit("-s", "talk.mp4", "-d", "smile.mp4", "-o", "o.mp4", "--no-sidecar")
     edit("-s", "talk.mp4", "-d", "smile.mp4", "-o", "-", "--pipe", "y4m")
     assert not list(folder.glob("*.dpe.json")) and not list(folder.glob(".dpe*"))
+    made("p.mp4")
+    edit("-s", "talk.mp4", "-d", "smile.mp4", "-o", "p.mp4", "--no-sidecar", "--overwrite")
+    assert not list(folder.glob("*.dpe.json"))  # that of the older output is gone
 
 
 def test_a_failed_edit_has_no_sidecar(folder: Path):
@@ -218,6 +221,9 @@ def test_what_has_changed_is_named(folder: Path):
     sidecar["weights"]["sha256"] = "0" * 64
     Path("w.mp4.dpe.json").write_text(json.dumps(sidecar))
     edit("--from", "w.mp4.dpe.json", "-o", "a.mp4", code=5)
+    changed = {"landmarks": {**sidecar["weights"], "path": "landmarks.safetensors"}}
+    Path("n.mp4.dpe.json").write_text(json.dumps({**made("r.mp4"), "networks": changed}))
+    edit("--from", "n.mp4.dpe.json", "-o", "a.mp4", code=5)
     Path("smile.mp4").rename("moved.mp4")
     edit("--from", "o.mp4.dpe.json", "-o", "a.mp4", code=3)
     edit("--from", "o.mp4.dpe.json", "-o", "b.mp4", "-d", "moved.mp4")
@@ -235,7 +241,7 @@ def test_a_damaged_sidecar_is_told_in_one_line(folder: Path, damage: str | None)
 
 def test_every_damaged_value_of_a_sidecar_is_told(folder: Path):
     words = made()
-    for name in ("settings", "inputs", "weights", "versions", "output", "command"):
+    for name in ("settings", "inputs", "weights", "networks", "versions", "output", "command"):
         for value in (None, 3, [], {"source": 3}, {"strength": []}):
             Path("x.mp4.dpe.json").write_text(json.dumps({**words, name: value}))
             done = CliRunner().invoke(cli, ["edit", "--from", "x.mp4.dpe.json", "-o", "a.mp4", "--overwrite"])

@@ -69,6 +69,19 @@ def inputs_of(context: click.Context) -> dict[str, Path]:
     return inputs
 
 
+def networks_of(context: click.Context, weights: Path) -> dict[str, Path]:
+    """What else was learnt and decides the frames: the tool's own networks, and the fit of the weights' factors."""
+    from dpe_cli.factors import fit_of
+    from dpe_cli.weights import LANDMARKS, SPEECH, find
+
+    if context.command.name == "dub":
+        names = [LANDMARKS, SPEECH]
+    else:
+        names = [LANDMARKS] if context.params["region"] != "all" else []
+    fit = fit_of(weights)
+    return {**{name: find(name) for name in names}, **({"factors": fit} if fit.is_file() else {})}
+
+
 def ingredients(context: click.Context, spooled: Path | None = None) -> dict[str, Any]:
     """What an output is made of, and the key of it all. `spooled` holds the source that came by a pipe.
 
@@ -86,12 +99,16 @@ def ingredients(context: click.Context, spooled: Path | None = None) -> dict[str
         for role, path in files.items():
             there = spooled if role == "source" and spooled else path
             inputs[role] = {"path": str(path.absolute()), "sha256": digest_of(there)}
+        networks = {
+            name: {"path": str(path.absolute()), "sha256": digest_of(path)}
+            for name, path in networks_of(context, weights).items()
+        }
         weights_hash, certificate = digest_of(weights), params.get("c2pa_cert")
         signed = [f"c2pa {digest_of(certificate)}"] if certificate else []
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}", "check the name") from error
     decisive = {name: value for name, value in params.items() if name not in FREE and name not in inputs}
-    hashes = [f"{role} {facts['sha256']}" for role, facts in sorted(inputs.items())]
+    hashes = [f"{role} {facts['sha256']}" for role, facts in sorted((inputs | networks).items())]
     hashes += signed + ([f"consent {consent['sha256']}"] if consent else [])
     return {
         "schema": SCHEMA,
@@ -100,6 +117,7 @@ def ingredients(context: click.Context, spooled: Path | None = None) -> dict[str
         "key": key_of(decisive, hashes, weights_hash, dpe_cli.__version__),
         "inputs": inputs,
         "weights": {"path": str(weights.absolute()), "sha256": weights_hash},
+        "networks": networks,
         "settings": settings_of(context, set(files)),
         "seed": params.get("seed"),
         "consent": consent,
@@ -144,18 +162,21 @@ class Record:
 
     def finish(self, done: "Report", say: Callable[[str], None]) -> None:
         """For an output that is there: compares, writes the sidecar. Raises OutputError."""
-        from dpe_cli.ledger import write_marker
+        from dpe_cli.container import PIPE
+        from dpe_cli.ledger import marker_of, write_marker
         from dpe_cli.provenance import comparison
 
         pixels = done.output.get("pixels_sha256")
         facts = {"engine": done.engine, "detector": done.detector, "frames": done.counts()["frames"]}
         if self.repeated:
-            note = comparison(self.repeated, done.engine, pixels)
+            note = comparison(self.repeated, {**done.engine, "detector": done.detector}, pixels)
             done.notes.append(note)
             facts["repeats"] = {"mark": self.repeated.get("mark"), "result": note}
             say(note)
         if self.made_of:
             write_marker(self.output, {**self.made_of, **facts, "seconds": done.seconds}, pixels_sha256=pixels)
+        elif self.output != PIPE:
+            marker_of(self.output).unlink(missing_ok=True)  # of an output that was replaced
 
 
 def begin_record(ctx: click.Context, output: Path, made_of: Callable[[], dict[str, Any] | None]) -> Record:
@@ -222,7 +243,11 @@ def repeated(ctx: click.Context) -> Any:
     inputs = inputs_of(again)
     for role, facts in then["inputs"].items():
         check_input(role, inputs.get(role, Path(facts["path"])), facts["sha256"])
-    check_weights(find(again.params["weights"]), then["weights"]["sha256"])
+    weights = find(again.params["weights"])
+    check_weights(weights, then["weights"]["sha256"])
+    own = networks_of(again, weights)
+    for name, facts in then["networks"].items():
+        check_weights(own.get(name, Path(facts["path"])), facts["sha256"])
     if (changes := changed_versions(then["versions"])) and not ctx.params["quiet"]:
         click.echo(f"the frames may differ: {changes}", err=True)
     return again.invoke(command.callback, **again.params)
