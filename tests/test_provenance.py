@@ -19,7 +19,7 @@ from dpe_cli.ledger import digest_of, read_marker
 from dpe_cli.main import cli
 from dpe_cli.marks import SOURCE_TYPE, WORDS, marked_picture
 from dpe_cli.provenance import read_consent, read_sidecar
-from dpe_cli.report import PixelHash
+from dpe_cli.report import PixelHash, Report
 from dpe_cli.video import Frame, join_video, probe, read_frames, read_image, write_image, write_video
 
 XMP_READ = {"export_xmp": "1"}
@@ -194,6 +194,28 @@ def test_several_edits_and_a_curve_are_repeated_from_anywhere(folder: Path, monk
     monkeypatch.chdir("/")
     done = edit("--from", str(folder / "o.mp4.dpe.json"), "-o", str(folder / "again.mp4"))
     assert "bit for bit" in done.stderr
+
+
+def test_a_dub_is_repeated_with_its_settings(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    run_ffmpeg("-f", "lavfi", "-i", "sine=duration=0.2", "speech.wav")
+    asked = []
+
+    def stand_in(source: Path, audio: Path, output: Path, engine, detector, settings, **_: object) -> Report:
+        asked.append((source.name, audio.name, settings))
+        output.write_bytes(b"dubbed")
+        return Report(output={"pixels_sha256": str(settings.seed)})
+
+    monkeypatch.setattr("dpe_cli.dub.dub_video", stand_in)
+    wanted = ["-s", "still.png", "-a", "speech.wav", "--seed", "7", "--blink", "smile.mp4", "--audio-end", "pad"]
+    edit(*wanted, "-o", "o.mp4", command="dub")
+    told = read_sidecar(Path("o.mp4.dpe.json"))
+    assert told["seed"] == 7 and {"source", "audio", "blink"} == told["inputs"].keys()
+    assert {"speech", "landmarks"} <= told["networks"].keys()
+    assert "bit for bit" in edit("--from", "o.mp4.dpe.json", "-o", "again.mp4", command="dub").stderr
+    first, second = ({**vars(settings), "blink": Path(settings.blink).absolute()} for *_, settings in asked)
+    assert first == second and asked[0][:2] == asked[1][:2]
+    edit("--from", "o.mp4.dpe.json", "-o", "c.mp4", "--seed", "8", code=2, command="dub")
+    edit("-s", "still.png", "-o", "c.mp4", code=2, command="dub")
 
 
 def test_without_a_name_the_output_is_that_of_the_sidecar(folder: Path):
