@@ -2,8 +2,6 @@
 
 import contextlib
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, pairwise
@@ -16,6 +14,17 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from dpe_cli.errors import InputError
+from dpe_cli.limits import (
+    ANYWHERE,
+    DEVICES,
+    LOCAL,
+    REFERRING,
+    check_file,
+    check_pixels,
+    is_playlist,
+    limits,
+    scratch,
+)
 
 PIPE = Path("-")  # standard input or output
 NUMBER = re.compile(r"%0?(\d*)d")  # the frame number in the name of an image sequence
@@ -56,39 +65,57 @@ def frame_rate(text: str) -> Fraction:
 
 
 @contextlib.contextmanager
-def spooled(path: Path, standard_input: BinaryIO) -> Iterator[Path]:
-    """`path`, or for `-` a temporary file of what comes in: an edit reads its source more than once."""
+def spooled(path: Path, standard_input: BinaryIO, output: Path = PIPE) -> Iterator[Path]:
+    """`path`, or for `-` a temporary file of what comes in: an edit reads its source more than once.
+
+    Raises InputError, OutputError if there is no place for it.
+    """
     if path != PIPE:
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="dpe-") as folder:
-        file = Path(folder) / "standard-input"
+    with scratch(output) as folder:
+        file, most = folder / "standard-input", limits().size
         try:
             with file.open("wb") as target:
-                shutil.copyfileobj(standard_input, target, 1 << 20)
+                while block := standard_input.read(1 << 20):
+                    target.write(block)
+                    if most is not None and target.tell() > most:
+                        raise InputError(f"standard input has more than the {most >> 20} MB of --max-size", "raise it")
         except OSError as error:
             raise InputError(
-                f"standard input cannot be kept in {folder}: {error.strerror}", "set TMPDIR to a larger disk"
+                f"standard input cannot be kept in {folder}: {error.strerror}", "name a larger disk with --temp"
             ) from error
         yield file
 
 
+def input_options() -> dict[str, str]:
+    """What ffmpeg is told of every input: which protocols it may use, and which formats are none that name files."""
+    if limits().network:
+        return {"protocol_whitelist": ANYWHERE}
+    known = {name for names in av.formats_available for name in names.split(",")}
+    return {"protocol_whitelist": LOCAL, "format_whitelist": ",".join(sorted(known - REFERRING - DEVICES))}
+
+
 @contextlib.contextmanager
 def opened(path: Path, fps: Fraction | None = None) -> Iterator[InputContainer]:
-    """An open file, or sequence of pictures of `fps` a second. Raises InputError."""
-    name, form, options = f"file:{path}", None, {}
+    """An open file, or sequence of pictures of `fps` a second, within the limits. Raises InputError."""
+    name, form, options = f"file:{path}", None, {"pattern_type": "none"}  # an existing name stands for itself alone
     if is_sequence(path):
         options = _sequence_options(path, fps or SEQUENCE_RATE)
         name, form = f"{str(path.absolute().parent).replace('%', '%%')}/{path.name}", "image2"
-    elif not path.exists():
-        raise InputError(f"{path} does not exist", "check the name")
-    elif not path.is_file():
-        raise InputError(f"{path} is not a file", "name a video or a picture")
+    else:
+        check_file(path)
+        if not path.exists():
+            raise InputError(f"{path} does not exist", "check the name")
+    options |= {"max_pixels": str(limits().pixels), **input_options()}
     try:
         container = av.open(name, format=form, options=options, metadata_errors="replace")
     except PermissionError as error:
         raise InputError(f"{path} may not be read", "check its permissions") from error
     except (av.FFmpegError, OSError) as error:
+        if is_playlist(path):
+            remedy = "name the video itself, or trust it with --allow-network"
+            raise InputError(f"{path} is no video but names other files", remedy) from error
         raise InputError(
             f"{path} cannot be opened as a video", "check that it is whole and a player can show it"
         ) from error
@@ -115,6 +142,9 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     streams = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not streams or streams[0].codec_context is None:
         raise InputError(f"{path} holds no video that can be decoded", "name a file that a player shows as a video")
+    context = streams[0].codec_context
+    check_pixels(path, context.width, context.height)
+    context.options = {"max_pixels": str(limits().pixels)}  # a stream may say another size than its container
     return streams[0]
 
 

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dpe_cli.errors import InputError, OutputError, WeightsError
+from dpe_cli.limits import check_file
 from dpe_cli.motion import MotionTrack
 from dpe_cli.video import VideoInfo, probe
 
@@ -140,6 +141,7 @@ def read_motion(path: Path, weights: str) -> Driver:
 
 def reading(path: Path) -> Any:
     """The open file, a context. Raises InputError."""
+    check_file(path)
     try:
         return safe_open(str(path), framework="np")
     except (OSError, SafetensorError) as error:

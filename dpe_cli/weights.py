@@ -321,6 +321,8 @@ def recognise(path: Path) -> tuple[str, Reader | None]:
     """What a file is by its first bytes: a problem, or a function that reads it."""
     if path.is_dir():
         return "is a folder, not a checkpoint", None
+    if path.exists() and not path.is_file():
+        return "is a pipe or a device, not a checkpoint", None
     with path.open("rb") as file:
         head = file.read(512)
     if not head:

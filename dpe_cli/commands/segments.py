@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from dpe_cli.commands.shared import FILE, Command, closing_words, given, progress_for
+from dpe_cli.commands.shared import FILE, Command, closing_words, given, limit_options, progress_for
 from dpe_cli.errors import QualityError
 
 OF_THE_MACHINE = ("plan", "segment", "weights", "device", "backend", "detector", "face_models", "quiet", "verbose")
@@ -51,6 +51,7 @@ def edit_segment(
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@limit_options
 @click.option("-q", "--quiet", is_flag=True, help="No remarks, only errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a bug.")
 def join(
