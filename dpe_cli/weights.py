@@ -367,7 +367,8 @@ def read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     try:
         # An open file, not a path: torch would choose the reader by the name's ending.
-        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # of pickle's versions, which mean nothing to a user
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         problem = f"{path} is damaged, or holds Python objects besides tensors, which are not loaded"

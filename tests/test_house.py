@@ -184,6 +184,7 @@ MAY_IMPORT = {
         "dataset",
         "landmark_net",
         "landmarks",
+        "limits",
         "motion_space",
         "speech",
         "errors",
