@@ -96,6 +96,11 @@ def input_options() -> dict[str, str]:
     return {"protocol_whitelist": LOCAL, "format_whitelist": ",".join(sorted(known - REFERRING - DEVICES))}
 
 
+def pixel_option() -> dict[str, str]:
+    """What decoders are told: a little more than the limit, as they count whole blocks; `check_pixels` is exact."""
+    return {"max_pixels": str(limits().pixels * 5 // 4 + (1 << 16))}
+
+
 @contextlib.contextmanager
 def opened(path: Path, fps: Fraction | None = None) -> Iterator[InputContainer]:
     """An open file, or sequence of pictures of `fps` a second, within the limits. Raises InputError."""
@@ -107,7 +112,7 @@ def opened(path: Path, fps: Fraction | None = None) -> Iterator[InputContainer]:
         check_file(path)
         if not path.exists():
             raise InputError(f"{path} does not exist", "check the name")
-    options |= {"max_pixels": str(limits().pixels), **input_options()}
+    options |= {**pixel_option(), **input_options()}
     try:
         container = av.open(name, format=form, options=options, metadata_errors="replace")
     except PermissionError as error:
@@ -144,7 +149,7 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
         raise InputError(f"{path} holds no video that can be decoded", "name a file that a player shows as a video")
     context = streams[0].codec_context
     check_pixels(path, context.width, context.height)
-    context.options = {"max_pixels": str(limits().pixels)}  # a stream may say another size than its container
+    context.options = pixel_option()  # a stream may say another size than its container
     return streams[0]
 
 
@@ -155,7 +160,7 @@ def sound_streams(container: InputContainer) -> list[av.AudioStream]:
 
 def holds_image(container: InputContainer) -> bool:
     """Whether the file is a still picture."""
-    return (container.format.name == "image2" and not is_sequence(Path(container.name))) or (
+    return (container.format.name == "image2" and not is_sequence(Path(container.name.removeprefix("file:")))) or (
         container.format.name.endswith("_pipe")
     )
 

@@ -185,7 +185,7 @@ def described(path: Path, metadata: Mapping[str, str]) -> VideoInfo:
 
 def fraction(text: str) -> Fraction:
     """Of "30000/1001" or "25", and of nothing else: Fraction would spend hours on "1e999999999". Raises ValueError."""
-    numerator, _, denominator = text.partition("/")
+    numerator, _, denominator = str(text).partition("/")
     return Fraction(int(numerator), int(denominator or 1))
 
 

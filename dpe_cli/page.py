@@ -40,7 +40,11 @@ def write_page(report: Path, output: Path, overwrite: bool = False) -> None:
     """Makes the page of a report that `dpe edit --report` wrote. Raises InputError, OutputError."""
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists", "choose another output or add --overwrite")
-    text = page(read_report(report))
+    read = read_report(report)
+    try:
+        text = page(read)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, cv2.error) as error:
+        raise InputError(f"{report} is no whole report", "name a file that dpe edit --report wrote") from error
     try:
         write_text(output, text)
     except OSError as error:
@@ -207,7 +211,7 @@ def worst_frames(report: dict[str, Any]) -> str:
             for label, name in (("seam", "seam"), ("sharpness", "sharpness"), ("confidence", "score"))
             if frame.get(name) is not None
         )
-        figures.append(f"<figure>{''.join(pictures)}<figcaption>{words}</figcaption></figure>")
+        figures.append(f"<figure>{''.join(pictures)}<figcaption>{escape(words)}</figcaption></figure>")
     return "\n".join(figures)
 
 

@@ -43,8 +43,8 @@ from dpe_cli.detectors import RESEARCH_ONLY, ArcFace, quiet_stderr
 from dpe_cli.errors import DeviceError, DPEError, FaceError, InputError, OutputError
 from dpe_cli.face import Box, FaceDetector, crop_box, make_detector
 from dpe_cli.landmark_net import NetworkLandmarker
-from dpe_cli.limits import Limits, limits, set_limits
 from dpe_cli.landmarks import FaceShape, Landmarker, five_points
+from dpe_cli.limits import Limits, limits, set_limits
 from dpe_cli.motion_space import MotionSpace, normalise
 from dpe_cli.people import track_faces
 from dpe_cli.shots import mark_shots

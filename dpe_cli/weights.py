@@ -334,10 +334,20 @@ def recognise(path: Path) -> tuple[str, Reader | None]:
     if head[8:9] == b"{":
         return "", read_safetensors
     if head.startswith(b"PK\x03\x04"):
-        return ("", read_torch) if zipfile.is_zipfile(path) else ("is truncated", None)
+        return recognise_zip(path)
     if head.startswith(b"\x80"):  # a bare pickle, as torch wrote it before 1.6
         return "", read_torch
     return "is not a checkpoint", None
+
+
+def recognise_zip(path: Path) -> tuple[str, Reader | None]:
+    """What a zip file is. torch never compresses: what is compressed was made to unfold to more than the memory holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return "is truncated or damaged", None
+    return ("is compressed, which no checkpoint is", None) if packed else ("", read_torch)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

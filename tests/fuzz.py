@@ -31,7 +31,7 @@ from dpe_cli.main import cli
 from dpe_cli.manifest import read_manifest
 from dpe_cli.motion import read_curve
 from dpe_cli.motion_file import probe_driving, read_motion
-from dpe_cli.page import page, read_report
+from dpe_cli.page import write_page
 from dpe_cli.segments import read_plan
 from dpe_cli.video import probe, write_image
 from dpe_cli.weights import load_any, save
@@ -184,7 +184,11 @@ def texts(folder: Path) -> list[Path]:
 def try_text(file: Path, chance: random.Random) -> str:
     name = file.stem.lstrip("x")
     if name == "report":
-        page(read_report(file))
+        output = file.with_suffix(".html")
+        try:
+            write_page(file, output)
+        finally:
+            output.unlink(missing_ok=True)
     elif name == "curve":
         read_curve(file).at(1.0)
     elif name == "list":

@@ -145,7 +145,7 @@ MAY_IMPORT = {
     "landmark_net": {"crop", "dataset", "face", "landmarks", "models", "weights", "errors"},
     "motion_space": {"landmarks", "errors"},
     "factors": {"motion_space", "weights", "errors"},
-    "control": {"factors", "measures", "motion", "errors"},
+    "control": {"limits", "factors", "measures", "motion", "errors"},
     "inspection": {
         "crop",
         "edit",

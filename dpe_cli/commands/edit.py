@@ -247,7 +247,7 @@ def edit(
     from dpe_cli.container import PIPE, spooled
     from dpe_cli.edit import check_request, edit_video
 
-    source = ctx.with_resource(spooled(source, sys.stdin.buffer))
+    source = ctx.with_resource(spooled(source, sys.stdin.buffer, output))
     if resume:
         from dpe_cli.segments import edit_resumable, finished
 
