@@ -341,7 +341,7 @@ def recognise(path: Path) -> tuple[str, Reader | None]:
 
 
 def recognise_zip(path: Path) -> tuple[str, Reader | None]:
-    """What a zip file is. torch never compresses: what is compressed was made to unfold to more than the memory holds."""
+    """What a zip file is. torch never compresses; what is compressed may unfold to more than the memory holds."""
     try:
         with zipfile.ZipFile(path) as archive:
             packed = any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
