@@ -1,6 +1,7 @@
 """Media files as containers: opening them, image sequences and pipes too, their clock and their display matrix."""
 
 import contextlib
+import errno
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -118,6 +119,7 @@ def opened(path: Path, fps: Fraction | None = None) -> Iterator[InputContainer]:
     except PermissionError as error:
         raise InputError(f"{path} may not be read", "check its permissions") from error
     except (av.FFmpegError, OSError) as error:
+        check_memory(error)
         if is_playlist(path):
             remedy = "name the video itself, or trust it with --allow-network"
             raise InputError(f"{path} is no video but names other files", remedy) from error
@@ -173,6 +175,12 @@ def clock_zero(container: InputContainer) -> Fraction:
     return min(starts, default=Fraction(0))
 
 
+def check_memory(error: OSError) -> None:
+    """Raises MemoryError if that is what ffmpeg's error means: the file is not to blame."""
+    if error.errno == errno.ENOMEM:
+        raise MemoryError from error
+
+
 def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[av.VideoFrame]:
     """Decoded pictures. Rubbish before the first is passed over (recordings begin so); after it, InputError."""
     seen = 0
@@ -180,7 +188,8 @@ def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Itera
         for packet in container.demux(stream):
             try:
                 pictures = packet.decode()
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                check_memory(error)
                 if seen:
                     raise
                 continue
@@ -188,6 +197,7 @@ def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Itera
                 seen += 1
                 yield picture
     except av.FFmpegError as error:
+        check_memory(error)
         raise InputError(f"{path} is damaged after its frame {seen}", "repair it or give --end before that") from error
 
 

@@ -473,6 +473,8 @@ def _decoded(data: np.ndarray, name: str, way: int) -> np.ndarray:
     try:
         bgr = cv2.imdecode(data, way)
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
         raise InputError(f"{name} cannot be read as a picture", "give a PNG or JPEG file") from error
     if bgr is None:
         raise InputError(f"{name} cannot be read as a picture", "give a whole PNG or JPEG file")

@@ -28,6 +28,8 @@ STOPPED = 75  # by SIGTERM; can be resumed
 STOP_SECONDS = 8.0
 STOP_WORDS = "Stopped: nothing was left under the output's name; a run with --resume goes on where it was"
 OUT_OF_MEMORY = 6
+MEMORY_WORDS = "the memory is used up; use a smaller --batch-size"
+NO_MEMORY = ("Insufficient memory", "not enough memory", "Cannot allocate memory")  # of OpenCV, torch, the system
 TABLE_WIDTH = 120  # where there is no terminal
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 MACHINE_SECONDS = 1.0  # between two lines for a program
@@ -102,8 +104,10 @@ class Command(click.Command):
             click.echo("Interrupted: nothing was left half-written", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None
         except MemoryError as error:
-            raise Failure("the memory is used up; use a smaller --batch-size", OUT_OF_MEMORY) from error
+            raise Failure(MEMORY_WORDS, OUT_OF_MEMORY) from error
         except Exception as error:
+            if any(words in str(error) for words in NO_MEMORY):
+                raise Failure(MEMORY_WORDS, OUT_OF_MEMORY) from error
             if ctx.params.get("verbose"):
                 traceback.print_exc()
             what = f"unexpected {type(error).__name__}: {error}"
