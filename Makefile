@@ -30,8 +30,9 @@ bench: $(READY)
 		$(BENCH_OPTIONS)
 	$(BIN)/python -m pytest -q -rA -m slow
 
+# A process for each core, with one thread each: more would get in each other's way.
 test: $(READY)
-	$(BIN)/python -m pytest -q $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 $(PYTEST_OPTIONS)
 
 # The part of the tests that trains: minutes on a CPU.
 train-smoke: $(READY)

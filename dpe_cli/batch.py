@@ -191,7 +191,7 @@ class ProcessPool:
                 process, _ = self.processes.pop(slot)
                 process.join()
                 connection.close()
-                code = process.exitcode or 1
+                code = process.exitcode or -signal.SIGTERM  # which it answers by ending well
                 how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
                 died = f"its worker process was ended {how}"
                 event = Event(slot, died=died, exit_code=128 - code if code < 0 else 1)
@@ -237,7 +237,10 @@ def serve(connection: Connection, make: Make, slot: int, threads: int) -> None:
                     last = time.monotonic()
                     connection.send(Event(slot, done, total, what))  # fails, and so ends the work, if nobody listens
 
-            connection.send(Event(slot, outcome=work(item, tell)))
+            outcome = work(item, tell)
+            if outcome.status == "stopped":  # by our SIGTERM, which the edit has answered
+                return
+            connection.send(Event(slot, outcome=outcome))
 
 
 @contextlib.contextmanager

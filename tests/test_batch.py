@@ -539,11 +539,12 @@ def test_two_batches_at_once_do_every_clip_once(folder: Path, start: Callable):
         assert sorted([one[name]["status"], two[name]["status"]]) == ["done", "skipped"]
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_clip_done_again(folder: Path, start: Callable):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_is_killed_is_replaced_and_its_clip_done_again(folder: Path, start: Callable, number: int):
     manifest(LONG)
     process = start("m.jsonl")
     (claim,) = wait_for(lambda: claims(folder))
-    os.kill(claim["pid"], signal.SIGKILL)
+    os.kill(claim["pid"], number)
     (folder / "gate").touch()
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (0, "m.results.jsonl\n"), errors

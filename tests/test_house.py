@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -275,12 +274,3 @@ def test_help_imports_nothing_heavy(arguments: list[str]):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == []
-
-
-def test_help_answers_at_once():
-    def seconds() -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "dpe_cli", "--help"], capture_output=True, cwd=ROOT, check=True)
-        return time.perf_counter() - started
-
-    assert min(seconds() for _ in range(3)) < 0.5  # the best of three: the machine may be busy

@@ -88,8 +88,8 @@ class EditWorker:
             status, code, reason, facts = "failed", error.exit_code, error.format_message(), {}
             if isinstance(error.__cause__, Lost):
                 status, code = "busy", 0
-        except click.exceptions.Exit as error:  # the edit has answered a signal to this process
-            raise KeyboardInterrupt from error
+        except click.exceptions.Exit as error:  # it has answered a signal to this process
+            status, code, reason, facts = "stopped", error.exit_code, "stopped", {}
         except DPEError as error:
             status, code, reason, facts = "failed", error.exit_code, str(error), {}
         except MemoryError:
