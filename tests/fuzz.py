@@ -1,6 +1,6 @@
-"""Mutated inputs for everything that reads a file: `python tests/fuzz.py KIND COUNT [SEED]`.
+"""Mutated inputs for everything that reads a file: `python tests/fuzz.py KIND,... COUNT [SEED]`.
 
-Prints a line of JSON: the inputs tried, how they ended, and the findings. A finding is an error that is none of ours, a
+Prints a line of JSON for each kind: the inputs tried, how they ended, and the findings. A finding is an error that is none of ours, a
 memory that grows without bound, a hang (its stack is shown, and the process ends), or something left in the folder.
 The input in hand lies in the folder named at the start, so that what crashes the process can be tried again.
 """
@@ -288,7 +288,8 @@ def fuzz(kind: str, count: int, seed: int, folder: Path) -> dict:
 
 
 if __name__ == "__main__":
-    kind, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    folder = Path(tempfile.mkdtemp(prefix="dpe-fuzz-"))
-    print(f"in {folder}", file=sys.stderr)
-    print(json.dumps(fuzz(kind, count, seed, folder)))
+    kinds, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    for kind in kinds.split(","):
+        folder = Path(tempfile.mkdtemp(prefix=f"dpe-fuzz-{kind}-"))
+        print(f"in {folder}", file=sys.stderr)
+        print(json.dumps(fuzz(kind, count, seed, folder)), flush=True)
