@@ -93,7 +93,7 @@ def forecast(
         "driving_frames": read,
         "size": f"{source_info.width}x{source_info.height}",
         "face_pixels": [round(box.width) for box in boxes],
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds, 2),
         "frames_per_second": round(1 / trial["seconds"], 2),
         "memory_mib": trial["memory"],
         "output_bytes": needed,

@@ -1,8 +1,8 @@
 """Mutated inputs for everything that reads a file: `python tests/fuzz.py KIND,... COUNT [SEED]`.
 
-Prints a line of JSON for each kind: the inputs tried, how they ended, and the findings. A finding is an error that is none of ours, a
-memory that grows without bound, a hang (its stack is shown, and the process ends), or something left in the folder.
-The input in hand lies in the folder named at the start, so that what crashes the process can be tried again.
+Prints a line of JSON for each kind: the inputs tried, how they ended, and the findings. A finding is an error that is
+none of ours, a memory that grows without bound, a hang (its stack is shown, and the process ends), or something left in
+the folder. The input in hand lies in the folder named at the start, so that what crashes can be tried again.
 """
 
 import collections
