@@ -1,9 +1,8 @@
 """Media files as containers: opening them, image sequences and pipes too, their clock and their display matrix."""
 
 import contextlib
+import errno
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, pairwise
@@ -16,6 +15,17 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from dpe_cli.errors import InputError
+from dpe_cli.limits import (
+    ANYWHERE,
+    DEVICES,
+    LOCAL,
+    REFERRING,
+    check_file,
+    check_pixels,
+    is_playlist,
+    limits,
+    scratch,
+)
 
 PIPE = Path("-")  # standard input or output
 NUMBER = re.compile(r"%0?(\d*)d")  # the frame number in the name of an image sequence
@@ -56,39 +66,63 @@ def frame_rate(text: str) -> Fraction:
 
 
 @contextlib.contextmanager
-def spooled(path: Path, standard_input: BinaryIO) -> Iterator[Path]:
-    """`path`, or for `-` a temporary file of what comes in: an edit reads its source more than once."""
+def spooled(path: Path, standard_input: BinaryIO, output: Path = PIPE) -> Iterator[Path]:
+    """`path`, or for `-` a temporary file of what comes in: an edit reads its source more than once.
+
+    Raises InputError, OutputError if there is no place for it.
+    """
     if path != PIPE:
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="dpe-") as folder:
-        file = Path(folder) / "standard-input"
+    with scratch(output) as folder:
+        file, most = folder / "standard-input", limits().size
         try:
             with file.open("wb") as target:
-                shutil.copyfileobj(standard_input, target, 1 << 20)
+                while block := standard_input.read(1 << 20):
+                    target.write(block)
+                    if most is not None and target.tell() > most:
+                        raise InputError(f"standard input has more than the {most >> 20} MB of --max-size", "raise it")
         except OSError as error:
             raise InputError(
-                f"standard input cannot be kept in {folder}: {error.strerror}", "set TMPDIR to a larger disk"
+                f"standard input cannot be kept in {folder}: {error.strerror}", "name a larger disk with --temp"
             ) from error
         yield file
 
 
+def input_options() -> dict[str, str]:
+    """What ffmpeg is told of every input: which protocols it may use, and which formats are none that name files."""
+    if limits().network:
+        return {"protocol_whitelist": ANYWHERE}
+    known = {name for names in av.formats_available for name in names.split(",")}
+    return {"protocol_whitelist": LOCAL, "format_whitelist": ",".join(sorted(known - REFERRING - DEVICES))}
+
+
+def pixel_option() -> dict[str, str]:
+    """What decoders are told: a little more than the limit, as they count whole blocks; `check_pixels` is exact."""
+    return {"max_pixels": str(limits().pixels * 5 // 4 + (1 << 16))}
+
+
 @contextlib.contextmanager
 def opened(path: Path, fps: Fraction | None = None) -> Iterator[InputContainer]:
-    """An open file, or sequence of pictures of `fps` a second. Raises InputError."""
-    name, form, options = f"file:{path}", None, {}
+    """An open file, or sequence of pictures of `fps` a second, within the limits. Raises InputError."""
+    name, form, options = f"file:{path}", None, {"pattern_type": "none"}  # an existing name stands for itself alone
     if is_sequence(path):
         options = _sequence_options(path, fps or SEQUENCE_RATE)
         name, form = f"{str(path.absolute().parent).replace('%', '%%')}/{path.name}", "image2"
-    elif not path.exists():
-        raise InputError(f"{path} does not exist", "check the name")
-    elif not path.is_file():
-        raise InputError(f"{path} is not a file", "name a video or a picture")
+    else:
+        check_file(path)
+        if not path.exists():
+            raise InputError(f"{path} does not exist", "check the name")
+    options |= {**pixel_option(), **input_options()}
     try:
         container = av.open(name, format=form, options=options, metadata_errors="replace")
     except PermissionError as error:
         raise InputError(f"{path} may not be read", "check its permissions") from error
     except (av.FFmpegError, OSError) as error:
+        check_memory(error)
+        if is_playlist(path):
+            remedy = "name the video itself, or trust it with --allow-network"
+            raise InputError(f"{path} is no video but names other files", remedy) from error
         raise InputError(
             f"{path} cannot be opened as a video", "check that it is whole and a player can show it"
         ) from error
@@ -115,6 +149,9 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     streams = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not streams or streams[0].codec_context is None:
         raise InputError(f"{path} holds no video that can be decoded", "name a file that a player shows as a video")
+    context = streams[0].codec_context
+    check_pixels(path, context.width, context.height)
+    context.options = pixel_option()  # a stream may say another size than its container
     return streams[0]
 
 
@@ -125,7 +162,7 @@ def sound_streams(container: InputContainer) -> list[av.AudioStream]:
 
 def holds_image(container: InputContainer) -> bool:
     """Whether the file is a still picture."""
-    return (container.format.name == "image2" and not is_sequence(Path(container.name))) or (
+    return (container.format.name == "image2" and not is_sequence(Path(container.name.removeprefix("file:")))) or (
         container.format.name.endswith("_pipe")
     )
 
@@ -138,6 +175,12 @@ def clock_zero(container: InputContainer) -> Fraction:
     return min(starts, default=Fraction(0))
 
 
+def check_memory(error: OSError) -> None:
+    """Raises MemoryError if that is what ffmpeg's error means: the file is not to blame."""
+    if error.errno == errno.ENOMEM:
+        raise MemoryError from error
+
+
 def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[av.VideoFrame]:
     """Decoded pictures. Rubbish before the first is passed over (recordings begin so); after it, InputError."""
     seen = 0
@@ -145,7 +188,8 @@ def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Itera
         for packet in container.demux(stream):
             try:
                 pictures = packet.decode()
-            except av.FFmpegError:
+            except av.FFmpegError as error:
+                check_memory(error)
                 if seen:
                     raise
                 continue
@@ -153,6 +197,7 @@ def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Itera
                 seen += 1
                 yield picture
     except av.FFmpegError as error:
+        check_memory(error)
         raise InputError(f"{path} is damaged after its frame {seen}", "repair it or give --end before that") from error
 
 

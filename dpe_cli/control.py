@@ -14,6 +14,7 @@ import numpy as np
 
 from dpe_cli.errors import InputError
 from dpe_cli.factors import JOINT, NAMES, TRIED, Factors, parts
+from dpe_cli.limits import TEXT_BYTES, check_file
 from dpe_cli.measures import TABLE
 from dpe_cli.motion import STRONGEST, Curve, read_curve
 
@@ -258,6 +259,7 @@ def read_curves(path: Path) -> Curve | tuple[dict[str, Curve], dict[str, Curve]]
     Those come from lines "seconds,factor,value", in which gaze is gaze_x and gaze_y on lines of their own. Raises
     InputError.
     """
+    check_file(path, TEXT_BYTES)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]

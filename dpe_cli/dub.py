@@ -5,7 +5,6 @@ pasted back: head, eyes and everything above the cheeks stay the source's own. A
 with a generated pose and blinks. Stages are iterators as in `edit.py`; nobody keeps the video or the sound.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -50,6 +49,7 @@ from dpe_cli.errors import FaceError, InputError, WeightsError
 from dpe_cli.face import Box, FaceDetector, smooth_boxes
 from dpe_cli.factors import Factors, coordinate_projectors
 from dpe_cli.landmark_net import NetworkLandmarker
+from dpe_cli.limits import scratch
 from dpe_cli.masks import POINTS_SECONDS, Landmarks, Steady
 from dpe_cli.models import SpeechNets
 from dpe_cli.motion import MotionTrack
@@ -155,8 +155,8 @@ def dub_video(
     pixels = PixelHash()
     edited = pixels.passing(run_jobs(jobs, engine, paster, report))
     edited = progress(ahead(edited), plan.frames(info), f"dubbing {source.name}")
-    with tempfile.TemporaryDirectory(prefix="dpe-") as folder:
-        sound = plan_sound(audio, info, plan, settings, Path(folder))
+    with scratch(output) as folder:
+        sound = plan_sound(audio, info, plan, settings, folder)
         target = Target(plan.target(info), sound, None if info.is_image else plan.begin, plan.end, info.is_image)
         written = write_clips(edited, target, output, None, [], settings.edit, remark)
     report.sort_frames(written)

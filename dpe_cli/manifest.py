@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpe_cli.errors import InputError, ManifestError
+from dpe_cli.limits import TEXT_BYTES, check_file
 
 FIELDS = ("id", "stem", "parent", "driving", "mode", "line")  # of an output template
 SHOWN = 20  # problems told at once
@@ -45,6 +46,7 @@ class Shard:
 
 def read_manifest(path: Path) -> list[Row]:
     """All rows. Raises InputError if it cannot be read, ManifestError with everything that is wrong in it."""
+    check_file(path, TEXT_BYTES)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dpe_cli.errors import InputError
+from dpe_cli.limits import TEXT_BYTES, check_file
 
 ENDS = ("hold", "loop", "pingpong", "trim")
 SAME_TIME = 1e-6  # seconds; closer than this, two times are one: containers round, floats too
@@ -185,6 +186,7 @@ class Curve:
 
 def read_curve(path: Path) -> Curve:
     """A CSV file of lines "seconds,strength"; a first line of words is skipped. Raises InputError."""
+    check_file(path, TEXT_BYTES)
     points = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

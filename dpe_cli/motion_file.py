@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dpe_cli.errors import InputError, OutputError, WeightsError
+from dpe_cli.limits import check_file
 from dpe_cli.motion import MotionTrack
 from dpe_cli.video import VideoInfo, probe
 
@@ -140,6 +141,7 @@ def read_motion(path: Path, weights: str) -> Driver:
 
 def reading(path: Path) -> Any:
     """The open file, a context. Raises InputError."""
+    check_file(path)
     try:
         return safe_open(str(path), framework="np")
     except (OSError, SafetensorError) as error:
@@ -183,7 +185,7 @@ def described(path: Path, metadata: Mapping[str, str]) -> VideoInfo:
 
 def fraction(text: str) -> Fraction:
     """Of "30000/1001" or "25", and of nothing else: Fraction would spend hours on "1e999999999". Raises ValueError."""
-    numerator, _, denominator = text.partition("/")
+    numerator, _, denominator = str(text).partition("/")
     return Fraction(int(numerator), int(denominator or 1))
 
 

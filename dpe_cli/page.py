@@ -16,6 +16,7 @@ import numpy as np
 
 from dpe_cli.crop import levels
 from dpe_cli.errors import DPEError, InputError, OutputError
+from dpe_cli.limits import TEXT_BYTES, check_file
 from dpe_cli.report import write_text
 from dpe_cli.video import Frame, probe, read_frames
 
@@ -39,7 +40,11 @@ def write_page(report: Path, output: Path, overwrite: bool = False) -> None:
     """Makes the page of a report that `dpe edit --report` wrote. Raises InputError, OutputError."""
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists", "choose another output or add --overwrite")
-    text = page(read_report(report))
+    read = read_report(report)
+    try:
+        text = page(read)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, cv2.error) as error:
+        raise InputError(f"{report} is no whole report", "name a file that dpe edit --report wrote") from error
     try:
         write_text(output, text)
     except OSError as error:
@@ -48,12 +53,13 @@ def write_page(report: Path, output: Path, overwrite: bool = False) -> None:
 
 def read_report(path: Path) -> dict[str, Any]:
     """A report as it was written. Raises InputError if it is none."""
+    check_file(path, TEXT_BYTES)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         report["counts"], [frame["fate"] for frame in report["frames"]]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", "name a file that dpe edit --report wrote") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no report of an edit", "name a file that dpe edit --report wrote") from error
     return report
 
@@ -205,7 +211,7 @@ def worst_frames(report: dict[str, Any]) -> str:
             for label, name in (("seam", "seam"), ("sharpness", "sharpness"), ("confidence", "score"))
             if frame.get(name) is not None
         )
-        figures.append(f"<figure>{''.join(pictures)}<figcaption>{words}</figcaption></figure>")
+        figures.append(f"<figure>{''.join(pictures)}<figcaption>{escape(words)}</figcaption></figure>")
     return "\n".join(figures)
 
 

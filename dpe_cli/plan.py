@@ -5,7 +5,6 @@ come from a trial: a few frames go through every stage, into a file that is thro
 """
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -38,6 +37,7 @@ from dpe_cli.edit import (
 )
 from dpe_cli.errors import FaceError, OutputError
 from dpe_cli.face import Box, FaceDetector, crop_box
+from dpe_cli.limits import scratch
 from dpe_cli.motion import MotionTrack
 from dpe_cli.motion_file import Driver, is_motion_file, read_motion
 from dpe_cli.paste import Paster
@@ -93,7 +93,7 @@ def forecast(
         "driving_frames": read,
         "size": f"{source_info.width}x{source_info.height}",
         "face_pixels": [round(box.width) for box in boxes],
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds, 2),
         "frames_per_second": round(1 / trial["seconds"], 2),
         "memory_mib": trial["memory"],
         "output_bytes": needed,
@@ -170,8 +170,8 @@ def try_frames(
         return replace(frame, rgb=paster.paste(frame.rgb, box, crop, face, float(frame.time)).rgb)
 
     pasting, done = timed(lambda: [paste(*all_of) for all_of in zip(frames, boxes, crops, faces, strict=True)])
-    with tempfile.TemporaryDirectory() as folder:
-        trial = Path(folder) / (output.name if output.suffix.lower() in CONTAINERS else "trial_%06d.png")
+    with scratch(output) as folder:
+        trial = folder / (output.name if output.suffix.lower() in CONTAINERS else "trial_%06d.png")
         encoding, _ = timed(lambda: write_video(iter(done), info, trial, start=0.0, **asdict(settings.wish)))
         size = sum(file.stat().st_size for file in files_of(trial))
     waiting = max(0, QUEUED + 2 * smoothing_radius(info, settings.smooth) + engine.batch_size - 2 * len(seen))

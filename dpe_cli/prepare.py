@@ -44,6 +44,7 @@ from dpe_cli.errors import DeviceError, DPEError, FaceError, InputError, OutputE
 from dpe_cli.face import Box, FaceDetector, crop_box, make_detector
 from dpe_cli.landmark_net import NetworkLandmarker
 from dpe_cli.landmarks import FaceShape, Landmarker, five_points
+from dpe_cli.limits import Limits, limits, set_limits
 from dpe_cli.motion_space import MotionSpace, normalise
 from dpe_cli.people import track_faces
 from dpe_cli.shots import mark_shots
@@ -234,7 +235,7 @@ def run(
             yield prepare_source(source, folder, settings, tools)
         return
     # Started anew, not forked: the networks' threads do not survive a fork.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (make_tools, settings))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (make_tools, settings, limits()))
     try:
         waiting = [pool.submit(work, source, folder, settings) for source in sources]
         for done in as_completed(waiting):
@@ -250,11 +251,12 @@ def run(
 _tools: Tools | None = None  # of a worker process
 
 
-def start_worker(make_tools: Callable[[PrepareSettings], Tools], settings: PrepareSettings) -> None:
+def start_worker(make_tools: Callable[[PrepareSettings], Tools], settings: PrepareSettings, allowed: Limits) -> None:
     """Loads the networks once for all that a process will do. Ctrl-C ends it at once and quietly."""
     global _tools
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     cv2.setNumThreads(1)
+    set_limits(allowed)
     _tools = make_tools(settings)
 
 

@@ -73,6 +73,7 @@ from dpe_cli.edit import (
 )
 from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.face import Box, FaceDetector
+from dpe_cli.limits import TEXT_BYTES, check_file
 from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
 from dpe_cli.paste import MEMORY_SECONDS
@@ -355,6 +356,8 @@ def audio_of(settings: EditSettings) -> str:
 def read_plan(path: Path) -> Plan:
     """Raises InputError for a file that is missing, damaged or no plan."""
     path = Path(path).absolute()
+    for file in (path, path.with_suffix(".safetensors")):
+        check_file(file, TEXT_BYTES)
     try:
         words = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(words, dict) or words.get("schema") != SCHEMA:

@@ -16,6 +16,7 @@ from av.stream import Disposition, Stream
 
 from dpe_cli.container import clock_zero, opened, sound_streams
 from dpe_cli.errors import InputError
+from dpe_cli.limits import check_seconds
 
 # Sound that is copied into these containers. PCM in MP4 would be legal, but most players stay silent.
 COMPRESSED = {"aac", "mp3", "mp3float", "mp2", "mp2float", "ac3", "eac3", "alac"}
@@ -38,6 +39,8 @@ MOV_LANGUAGES = {"deu": "ger", "nld": "dut", "zho": "chi", "ces": "cze", "ell": 
 MOV_LANGUAGES |= {"ron": "rum", "slk": "slo"}
 STREAM_TAGS = ("language", "title", "handler_name")
 OWN_TAGS = {"encoder", "major_brand", "minor_version", "compatible_brands", "timecode"}  # of a file, not of its content
+TAG = 1000  # characters
+LATEST = 100 * 3600  # seconds into a file at which its sound may begin; later ones are damage
 LEAD = 10  # seconds added inside NUT, which knows no negative time, and taken off again by ffmpeg
 
 
@@ -95,9 +98,12 @@ def read_sound(path: Path, rate: int) -> Iterator[np.ndarray]:
         resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
         skip = None  # samples before time 0
         try:
+            check_seconds(path, (container.duration or 0) / av.time_base)
             for frame in container.decode(streams[0]):
                 if skip is None:
                     first = (frame.pts or 0) * frame.time_base - clock_zero(container)
+                    if abs(first) > LATEST:
+                        raise InputError(f"the sound of {path} begins at {float(first):.0f} s", "convert it to .wav")
                     skip = round(-first * rate)
                     if skip < 0:
                         yield np.zeros(-skip, np.float32)
@@ -259,7 +265,8 @@ def _chapters(chapters: list[dict[str, Any]], offset: Fraction, limit: Fraction 
 
 def _tags(stream: Stream, suffix: str) -> dict[str, str]:
     """Language, title and name of a track, as far as it has them."""
-    tags = {key.lower(): value for key, value in stream.metadata.items() if key.lower() in STREAM_TAGS}
+    # cut short: they become arguments of a program, which have a longest length
+    tags = {key.lower(): value[:TAG] for key, value in stream.metadata.items() if key.lower() in STREAM_TAGS}
     if suffix == ".mov" and tags.get("language") in MOV_LANGUAGES:
         tags["language"] = MOV_LANGUAGES[tags["language"]]
     return tags

@@ -17,7 +17,7 @@ import errno
 import math
 import os
 import subprocess
-import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -41,6 +41,7 @@ from dpe_cli.container import (
     decoded,
     files_of,
     holds_image,
+    input_options,
     is_sequence,
     opened,
     picture_numbers,
@@ -51,6 +52,7 @@ from dpe_cli.container import (
 )
 from dpe_cli.encoding import Encoding, Mastering, Wish, check_encoding, container_of, plan_encoding
 from dpe_cli.errors import InputError, OutputError
+from dpe_cli.limits import check_file, check_seconds, hidden_folder, limits, scratch
 from dpe_cli.marks import mark_file, marked_picture, marked_tags
 from dpe_cli.planes import CHROMA, Layout, Original, frame_of, layout_of, oriented, planes_of
 from dpe_cli.tracks import LEAD, Carried, Track, carried, sound_tracks
@@ -63,6 +65,7 @@ SAME_MATRIX = {6: 5, 10: 9}  # equal numbers under another name, for PyAV
 EXACT = 2 | 0x40000 | 0x2000  # bilinear, accurate rounding, full chroma: numbers, as PyAV 17 has no names for them
 LIMITED_WHITE = 65283  # what swscale makes of 235 of 255, or 940 of 1023, in 16 bits
 T = TypeVar("T")
+LOG_BYTES = 1 << 16
 
 LIMITED_RANGE, FULL_RANGE = 1, 2  # of ffmpeg: 0 unspecified, 1 limited (tv), 2 full (pc)
 
@@ -169,6 +172,7 @@ def _info(path: Path, container: InputContainer, stream: VideoStream, frame: av.
     fps = stream.average_rate or stream.guessed_rate or Fraction(25)
     span = stream.duration * stream.time_base if stream.duration else Fraction(container.duration or 0, av.time_base)
     aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)  # 0 means unknown
+    check_seconds(path, float(span))
     side = turn(frame)
     width, height = (frame.height, frame.width) if side[0] else (frame.width, frame.height)
     stamp = None if container.format.name == "avi" else frame.pts
@@ -327,6 +331,7 @@ def _timed(info: VideoInfo, start: Fraction | None, fps: Fraction | None) -> Ite
                 if numbered:
                     stamp = None if None in (frame.dts, first.dts) else frame.dts - first.dts
                 last = _after(last, None if stamp is None else stamp * stream.time_base - zero, info)
+                check_seconds(info.path, float(last - info.start))  # whatever the container claims
                 yield last, frame
             return
 
@@ -436,6 +441,9 @@ def _read_still(path: Path) -> Frame:
 
 def _decoded_image(path: Path, way: int) -> np.ndarray:
     """What OpenCV makes of a picture's file. Raises InputError."""
+    check_file(path)
+    if path.exists():
+        _check_picture(path)
     try:
         data = np.fromfile(path, np.uint8)
     except FileNotFoundError as error:
@@ -443,6 +451,17 @@ def _decoded_image(path: Path, way: int) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{path} cannot be read as a picture", "give a PNG or JPEG file") from error
     return _decoded(data, str(path), way)
+
+
+def _check_picture(path: Path) -> None:
+    """Raises InputError for a picture that is no picture, or larger than allowed: before OpenCV makes room for it."""
+    with opened(path) as container:
+        context = video_stream(container, path).codec_context
+        if not context.width * context.height:  # ffmpeg leaves it open where there are too many pixels
+            raise InputError(
+                f"{path} cannot be read as a picture of at most {limits().pixels} pixels",
+                "give a whole PNG or JPEG file, or raise --max-pixels",
+            )
 
 
 def decode_image(data: np.ndarray, name: str) -> np.ndarray:
@@ -455,6 +474,8 @@ def _decoded(data: np.ndarray, name: str, way: int) -> np.ndarray:
     try:
         bgr = cv2.imdecode(data, way)
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
         raise InputError(f"{name} cannot be read as a picture", "give a PNG or JPEG file") from error
     if bgr is None:
         raise InputError(f"{name} cannot be read as a picture", "give a whole PNG or JPEG file")
@@ -568,7 +589,7 @@ def write_speech(
     """
 
     def part(file: Path, begin: float, gain: float, **options: Any) -> Any:
-        heard = ffmpeg.input(f"file:{file}", **options).audio
+        heard = ffmpeg.input(f"file:{file}", **options, **input_options()).audio
         heard = heard.filter("aresample", 48000, first_pts=0, **{"async": 1})
         heard = heard.filter("atrim", start=begin, end=begin + seconds).filter("asetpts", "PTS-STARTPTS")
         return heard.filter("volume", gain).filter("apad", whole_dur=seconds)
@@ -731,7 +752,8 @@ def _output_command(
     streams = [picture]
     count = {"a": 0, "s": 0, "t": 0}
     for track in [*sound, *rest.tracks]:
-        source = ffmpeg.input(f"file:{track.path}", **({"itsoffset": -track.lead} if track.lead else {}))
+        early = {"itsoffset": -track.lead} if track.lead else {}
+        source = ffmpeg.input(f"file:{track.path}", **early, **input_options())
         streams.append(source[f"{track.kind}:{track.number}"])
         place = f"{track.kind}:{count[track.kind]}"
         count[track.kind] += 1
@@ -800,31 +822,41 @@ def _encode(
 def _run(command: list[str], feed: Callable[["Pipe"], T], output: Path) -> T:
     """Runs ffmpeg on what `feed` writes into its standard input; gives what `feed` returns. Raises OutputError."""
     stdout = None if output == PIPE else subprocess.DEVNULL
-    with tempfile.TemporaryFile() as log:  # a file, not a pipe: ffmpeg may say much before anybody listens
-        try:  # a session of its own: Ctrl-C is for us, who then stop it
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=stdout, stderr=log, start_new_session=True
-            )
-        except OSError as error:
-            raise OutputError(f"{command[0]} does not run: {error.strerror}", "check DPE_FFMPEG") from error
-        pipe = Pipe(process.stdin)
-        try:
-            fed = feed(pipe)
-            if pipe.interrupt:
-                raise pipe.interrupt
-            with contextlib.suppress(OSError):
-                process.stdin.close()
+    try:  # a session of its own: Ctrl-C is for us, who then stop it
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE, start_new_session=True
+        )
+    except OSError as error:
+        raise OutputError(f"{command[0]} does not run: {error.strerror}", "check DPE_FFMPEG") from error
+    log = bytearray()
+    listener = threading.Thread(target=_listen, args=(process.stderr, log), daemon=True, name="ffmpeg's words")
+    listener.start()
+    pipe = Pipe(process.stdin)
+    try:
+        fed = feed(pipe)
+        if pipe.interrupt:
+            raise pipe.interrupt
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        process.wait()
+    finally:
+        if process.poll() is None:
+            process.kill()
             process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-        if process.returncode or pipe.broken:
-            log.seek(0)
-            raise _failure(log.read().decode(errors="replace"), output)
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        listener.join()
+        process.stderr.close()
+    if process.returncode or pipe.broken:
+        raise _failure(log.decode(errors="replace"), output)
     return fed
+
+
+def _listen(stderr: BinaryIO, log: bytearray) -> None:
+    """Takes what ffmpeg says, so that it never waits, and keeps the beginning: it may say much of a hostile file."""
+    while block := stderr.read(1 << 12):
+        if len(log) < LOG_BYTES:
+            log.extend(block)
 
 
 def _feed(
@@ -892,17 +924,12 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def workplace(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output` for what is not yet whole, removed whatever happens. Raises OutputError."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=".dpe-", dir=None if output == PIPE else output.parent)
-    except FileNotFoundError as error:
-        raise OutputError(f"the folder {output.parent} does not exist", "make it or name another") from error
-    except OSError as error:
-        raise OutputError(
-            f"nothing can be written in {output.parent}: {error.strerror}", "name another folder"
-        ) from error
-    with folder as name:
-        yield Path(name)
+    """A hidden folder beside `output` for what is not yet whole, removed whatever happens. Raises OutputError.
+
+    On the disk of `output`, whatever --temp says: what is whole takes its name in one step.
+    """
+    with scratch(output) if output == PIPE else hidden_folder(output.parent) as folder:
+        yield folder
 
 
 @contextlib.contextmanager
@@ -985,7 +1012,7 @@ def _concatenate(parts: Sequence[Path], ticks: list[int], info: VideoInfo, outpu
     try:
         with av.open(f"file:{output}", "w") as target:
             for path, (ranks, _) in zip(parts, orders, strict=True):
-                with av.open(f"file:{path}") as source:
+                with av.open(f"file:{path}", options=input_options()) as source:
                     (stream,) = source.streams.video
                     if number == 0:
                         settings, copy = stream.codec_context.extradata, target.add_stream_from_template(stream)
@@ -1019,7 +1046,7 @@ def _order(path: Path) -> tuple[dict[int, int], int]:
     """For each time of showing in a part its place among them, and for how many pictures one waits at most."""
     shown, before = [], 0
     try:
-        with av.open(f"file:{path}") as source:
+        with av.open(f"file:{path}", options=input_options()) as source:
             for packet in source.demux(video=0):
                 if packet.pts is not None:
                     before += packet.dts is None or packet.dts < 0

@@ -321,6 +321,8 @@ def recognise(path: Path) -> tuple[str, Reader | None]:
     """What a file is by its first bytes: a problem, or a function that reads it."""
     if path.is_dir():
         return "is a folder, not a checkpoint", None
+    if path.exists() and not path.is_file():
+        return "is a pipe or a device, not a checkpoint", None
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -332,10 +334,20 @@ def recognise(path: Path) -> tuple[str, Reader | None]:
     if head[8:9] == b"{":
         return "", read_safetensors
     if head.startswith(b"PK\x03\x04"):
-        return ("", read_torch) if zipfile.is_zipfile(path) else ("is truncated", None)
+        return recognise_zip(path)
     if head.startswith(b"\x80"):  # a bare pickle, as torch wrote it before 1.6
         return "", read_torch
     return "is not a checkpoint", None
+
+
+def recognise_zip(path: Path) -> tuple[str, Reader | None]:
+    """What a zip file is. torch never compresses; what is compressed may unfold to more than the memory holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return "is truncated or damaged", None
+    return ("is compressed, which no checkpoint is", None) if packed else ("", read_torch)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -365,7 +377,8 @@ def read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     try:
         # An open file, not a path: torch would choose the reader by the name's ending.
-        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # of pickle's versions, which mean nothing to a user
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         problem = f"{path} is damaged, or holds Python objects besides tensors, which are not loaded"

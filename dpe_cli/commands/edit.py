@@ -258,7 +258,7 @@ def edit(
     from dpe_cli.provenance import read_consent
 
     read_consent(consent)
-    piped, source = source == PIPE, ctx.with_resource(spooled(source, sys.stdin.buffer))
+    piped, source = source == PIPE, ctx.with_resource(spooled(source, sys.stdin.buffer, output))
     if resume:
         from dpe_cli.segments import edit_resumable, finished
 

@@ -66,7 +66,7 @@ def plan(
         if path.suffix != ".json":
             raise click.UsageError("--plan must end in .json")
         check_output(path, [source, *drivers.paths], chosen.overwrite)
-    source = ctx.with_resource(spooled(source, sys.stdin.buffer))
+    source = ctx.with_resource(spooled(source, sys.stdin.buffer, output))
     check_request(source, drivers, output, chosen)
 
     from dpe_cli.engine import Engine

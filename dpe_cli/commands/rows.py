@@ -17,7 +17,7 @@ from dpe_cli.commands import layers
 from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import asked_for, edit, read_request
 from dpe_cli.commands.provenance import inputs_of
-from dpe_cli.commands.shared import Failure
+from dpe_cli.commands.shared import LIMITS, Failure
 from dpe_cli.commands.worker import Work
 from dpe_cli.errors import DPEError
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from dpe_cli.edit import Driving, Edits, EditSettings
     from dpe_cli.manifest import Row, Shard
 
-NOT_FOR_ROWS = ("json", "quiet", "verbose", "config", "progress", "segment", "from", "sidecar", "no-sidecar", "help")
+# a list does not decide what its own files may do
+NOT_FOR_ROWS = (
+    "json", "quiet", "verbose", "config", "progress", "segment", "from", "sidecar", "no-sidecar", "help", *LIMITS,
+)  # fmt: skip
 DRIVES = ("driving", "exp-driving", "pose-driving", "edit", "set", "neutralize", "mouth-driving", "eyes-driving",
           "emotion-driving")  # fmt: skip
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

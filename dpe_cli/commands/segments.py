@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands.provenance import begin_record, signing_options
-from dpe_cli.commands.shared import FILE, Command, closing_words, given, progress_for
+from dpe_cli.commands.shared import FILE, Command, closing_words, given, limit_options, progress_for
 from dpe_cli.errors import QualityError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def edit_segment(
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
 @signing_options
+@limit_options
 @click.option("-q", "--quiet", is_flag=True, help="No remarks, only errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a bug.")
 @click.pass_context

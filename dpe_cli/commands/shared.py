@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ import click
 
 from dpe_cli.commands import layers
 from dpe_cli.errors import DPEError
+from dpe_cli.limits import MAX_PIXELS, limits, set_limits
 
 MODES = ("exp", "pose", "both")
+LIMITS = ("allow-network", "max-pixels", "max-seconds", "max-size", "temp")
 INTERRUPTED = 130
 STOPPED = 75  # by SIGTERM; can be resumed
 STOP_SECONDS = 8.0
 STOP_WORDS = "Stopped: nothing was left under the output's name; a run with --resume goes on where it was"
 OUT_OF_MEMORY = 6
+MEMORY_WORDS = "the memory is used up; use a smaller --batch-size"
+NO_MEMORY = ("Insufficient memory", "not enough memory", "Cannot allocate memory")  # of OpenCV, torch, the system
 TABLE_WIDTH = 120  # where there is no terminal
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 MACHINE_SECONDS = 1.0  # between two lines for a program
@@ -99,8 +104,10 @@ class Command(click.Command):
             click.echo("Interrupted: nothing was left half-written", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None
         except MemoryError as error:
-            raise Failure("the memory is used up; use a smaller --batch-size", OUT_OF_MEMORY) from error
+            raise Failure(MEMORY_WORDS, OUT_OF_MEMORY) from error
         except Exception as error:
+            if any(words in str(error) for words in NO_MEMORY):
+                raise Failure(MEMORY_WORDS, OUT_OF_MEMORY) from error
             if ctx.params.get("verbose"):
                 traceback.print_exc()
             what = f"unexpected {type(error).__name__}: {error}"
@@ -153,10 +160,48 @@ def shared_options(function: Callable) -> Callable:
 
 
 def detector_options(function: Callable) -> Callable:
-    """Options of every command that looks for faces: --detector, --face-models."""
+    """Options of every command that looks for faces: --detector, --face-models and `limit_options`."""
+    function = limit_options(function)
     function = click.option("--face-models", type=FILE, help="Folder or file of the detector's models.")(function)
     choices = "auto, centerface, insightface, yunet or mediapipe."
     return click.option("--detector", default="auto", show_default=True, help=choices)(function)
+
+
+def limit_options(function: Callable) -> Callable:
+    """Options of every command that opens media: what files may be, for the whole process."""
+
+    def keep(field: str, unit: int = 1) -> Callable:
+        def callback(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+            value = value * unit if type(value) is int else value
+            set_limits(replace(limits(), **{field: value}))
+
+        return callback
+
+    options = [
+        click.option(
+            "--allow-network", is_flag=True, expose_value=False, callback=keep("network"), envvar="DPE_ALLOW_NETWORK",
+            help="Open playlists, and what they name, on the network too.",
+        ),
+        click.option(
+            "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, expose_value=False,
+            callback=keep("pixels"), metavar="N", help="Refuse pictures of more pixels.",
+        ),
+        click.option(
+            "--max-seconds", type=click.FloatRange(0, min_open=True), expose_value=False, callback=keep("seconds"),
+            metavar="S", help="Refuse longer video and sound.",
+        ),
+        click.option(
+            "--max-size", type=click.IntRange(1), expose_value=False, callback=keep("size", 1 << 20), metavar="MB",
+            help="Refuse larger files.",
+        ),
+        click.option(
+            "--temp", type=FOLDER, expose_value=False, callback=keep("temp"),
+            help="Folder for temporary files.  [default: beside the output]",
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def machine_options(function: Callable) -> Callable:

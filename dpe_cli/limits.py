@@ -1,0 +1,115 @@
+"""What files may be and do: every input is taken for hostile. One setting for the process, which commands make.
+
+A file is opened for itself alone: ffmpeg may read that file and nothing that it names, so playlists and addresses are
+refused. Temporary files lie in a hidden folder beside the output, or in the folder of `--temp`.
+"""
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpe_cli.errors import InputError, OutputError
+
+MAX_PIXELS = 8192 * 8192
+TEXT_BYTES = 256 << 20  # of a list, a plan, a report, a curve: hours of video have less
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path makes one slash of two
+LOCAL = "file,pipe"
+ANYWHERE = "file,pipe,crypto,data,http,https,httpproxy,tcp,tls"
+# Formats that name other files, and those that read no file at all.
+REFERRING = {"hls", "applehttp", "dash", "concat", "sdp", "rtsp", "rtp", "imf", "webm_dash_manifest", "vobsub"}
+DEVICES = {"lavfi", "fbdev", "kmsgrab", "video4linux2", "v4l2", "x11grab", "avfoundation", "dshow", "gdigrab", "alsa"}
+PLAYLIST = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0", b"[playlist]", b"# VobSub")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is allowed. None: without limit."""
+
+    network: bool = False  # playlists, and the network for what they name
+    pixels: int = MAX_PIXELS  # of one picture
+    seconds: float | None = None  # of video or sound
+    size: int | None = None  # bytes of an input
+    temp: Path | None = None  # folder for temporary files; None: beside the output
+
+
+_current = Limits()
+
+
+def limits() -> Limits:
+    """Those of this process."""
+    return _current
+
+
+def set_limits(new: Limits) -> None:
+    """Makes them those of this process."""
+    global _current
+    _current = new
+
+
+def check_file(path: Path, most: int | None = None) -> None:
+    """Raises InputError unless `path` is a plain file within the limits: a pipe, or a device, may never end.
+
+    most: bytes that a file of its kind never has. A file that is missing is left to who opens it.
+    """
+    if not path.exists():
+        if ADDRESS.match(str(path)):
+            raise InputError(f"{path} is an address, and dpe reads files alone", "download it first")
+        return
+    if not path.is_file():
+        raise InputError(f"{path} is not a file", "name a file")
+    size, allowed = path.stat().st_size, limits().size
+    if allowed is not None and size > allowed:
+        raise InputError(f"{path} has {size >> 20} MB, more than the {allowed >> 20} of --max-size", "raise the limit")
+    if most is not None and size > most:
+        raise InputError(f"{path} has {size >> 20} MB, too many for what it should be", "check the name")
+
+
+def check_pixels(path: Path, width: int, height: int) -> None:
+    """Raises InputError for a picture that is larger than allowed."""
+    if width * height > limits().pixels:
+        raise InputError(
+            f"{path} has pictures of {width} x {height}, more than {limits().pixels} pixels", "raise --max-pixels"
+        )
+
+
+def check_seconds(path: Path, seconds: float) -> None:
+    """Raises InputError for a file that lasts longer than allowed."""
+    most = limits().seconds
+    if most is not None and seconds > most:
+        raise InputError(
+            f"{path} lasts longer than the {most:g} s of --max-seconds", "raise the limit, or cut the file"
+        )
+
+
+def is_playlist(path: Path) -> bool:
+    """Whether a file looks like one that names others; for the words of a refusal alone."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(PLAYLIST)
+    return False
+
+
+@contextlib.contextmanager
+def scratch(output: Path) -> Iterator[Path]:
+    """A hidden folder for temporary files of the making of `output`, removed whatever happens. Raises OutputError.
+
+    In --temp, else beside the output; that of a pipe is the system's.
+    """
+    where = limits().temp or (None if str(output) == "-" else output.parent)
+    with hidden_folder(where) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def hidden_folder(where: Path | None) -> Iterator[Path]:
+    """A hidden folder in `where`, removed whatever happens; None: the system's place for such. Raises OutputError."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".dpe-", dir=where, ignore_cleanup_errors=True)
+    except FileNotFoundError as error:
+        raise OutputError(f"the folder {where} does not exist", "make it or name another") from error
+    except OSError as error:
+        raise OutputError(f"nothing can be written in {where}: {error.strerror}", "name another folder") from error
+    with folder as name:
+        yield Path(name)
