@@ -57,7 +57,7 @@ from dpe_cli.motion_file import probe_driving
 from dpe_cli.motion_space import MOTION_DIM, POSE_DIM
 from dpe_cli.paste import Paster
 from dpe_cli.pipeline import ahead
-from dpe_cli.report import Report
+from dpe_cli.report import PixelHash, Report
 from dpe_cli.speech import GRID, Loudness
 from dpe_cli.speech_motion import (
     GENERATE,
@@ -152,14 +152,15 @@ def dub_video(
     speech = SpeechMotion(audio, nets, loudness, person, plan.loop_speech)
     jobs = speak(timed, engine, factors, speech, person.closed, settings.expression_scale, extras)
     jobs = stack_jobs(jobs, 0, sights, None, report)
-    edited = run_jobs(jobs, engine, paster, report)
+    pixels = PixelHash()
+    edited = pixels.passing(run_jobs(jobs, engine, paster, report))
     edited = progress(ahead(edited), plan.frames(info), f"dubbing {source.name}")
     with scratch(output) as folder:
         sound = plan_sound(audio, info, plan, settings, folder)
         target = Target(plan.target(info), sound, None if info.is_image else plan.begin, plan.end, info.is_image)
         written = write_clips(edited, target, output, None, [], settings.edit, remark)
     report.sort_frames(written)
-    report.output = {"path": str(output), "preview": None, "frames": written}
+    report.output = {"path": str(output), "preview": None, "frames": written, "pixels_sha256": pixels.hexdigest()}
     report.engine = dict(engine.description)
     report.seconds = time.monotonic() - started
     return report

@@ -31,7 +31,7 @@ from dpe_cli.people import TRACK, Picked, follow, track_faces
 from dpe_cli.pipeline import ahead
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.regions import RegionMasks, network_landmarks
-from dpe_cli.report import PSNR_CEILING, FrameFate, Report
+from dpe_cli.report import PSNR_CEILING, FrameFate, PixelHash, Report
 from dpe_cli.video import (
     Frame,
     VideoInfo,
@@ -275,7 +275,8 @@ def edit_video(
         jobs = plan_jobs(boxed, own, edit.driving, chosen, sights, None if paste else first_boxes[number])
         jobs = stack_jobs(jobs, number, sights, edited, report)
         edited = run_jobs(jobs, engine, pasters[number], report)
-    edited = refuse_seams(edited, settings.seam_limit, report)
+    pixels = PixelHash()
+    edited = pixels.passing(refuse_seams(edited, settings.seam_limit, report))
     if is_still(source_info, driver_infos):
         written = write_stills(edited, output, preview, drivers, settings)
     else:
@@ -284,6 +285,7 @@ def edit_video(
         written = write_clips(edited, target, output, preview, drivers, settings, remark)
     report.sort_frames(written)
     report.output = {"path": str(output), "preview": preview and str(preview), "frames": written}
+    report.output["pixels_sha256"] = pixels.hexdigest()
     report.engine = dict(engine.description)  # at the end: it may have fallen back to another precision
     report.seconds = time.monotonic() - started
     if not report.counts()["edited"]:
@@ -885,9 +887,10 @@ def write_stills(
     """Writes the one picture, and its preview."""
     ((job, frame),) = edited
     original = frame.original
-    write_image(output, frame.rgb, original.planes[-1] if original and original.layout.alpha else None)
+    write_image(output, frame.rgb, original.planes[-1] if original and original.layout.alpha else None, marked=True)
     if preview:
-        write_image(preview, side_by_side(job.frame.rgb8, frame.rgb8, job.moment, views_of(drivers, settings)))
+        both = side_by_side(job.frame.rgb8, frame.rgb8, job.moment, views_of(drivers, settings))
+        write_image(preview, both, marked=True)
     return 1
 
 
@@ -902,6 +905,7 @@ def write_clips(
 ) -> int:
     """Writes the video and, in the same pass, its preview; gives the number of frames."""
     options = {"audio": target.audio, "start": target.start, "end": target.end, "overwrite": settings.overwrite}
+    options["marked"] = True
     frames = (frame for _, frame in edited)
     with contextlib.ExitStack() as stack:
         if preview:

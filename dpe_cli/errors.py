@@ -45,10 +45,16 @@ class OutputError(DPEError):
     exit_code = 7
 
 
+class ConsentError(DPEError):
+    """The site's policy asks for consent, and none was shown; or what was shown is none."""
+
+    exit_code = 9
+
+
 class QualityError(DPEError):
     """The result is worse than what was asked for; `report` (a report.Report) tells how."""
 
-    exit_code = 10  # 8 and 9 are for batches and for consent
+    exit_code = 10  # 8 is for batches
 
     def __init__(self, problem: str, remedy: str, report: Any = None):
         super().__init__(problem, remedy)

@@ -4,7 +4,7 @@ A claim is a hidden file beside the output, made exclusively and touched while i
 for `timeout` seconds is stale: whoever exclusively makes the next generation of it has the clip. Nobody ever removes a
 claim of somebody else's that might be alive, so two can never hold one clip.
 
-A done-marker, OUTPUT.dpe.json, says what the output was made of.
+The sidecar, OUTPUT.dpe.json, is the done-marker: it says that the output is whole, and what it was made of.
 """
 
 import contextlib
@@ -156,11 +156,11 @@ def now_of(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-# Done-markers
+# Sidecars
 
 
 def marker_of(output: Path) -> Path:
-    """Where the done-marker of an output lies."""
+    """Where the sidecar of an output lies."""
     return output.with_name(output.name + MARKER)
 
 
@@ -182,20 +182,25 @@ def _digest(file: Path, size: int, changed: int) -> str:
     return digest(file)
 
 
-def read_marker(output: Path) -> dict[str, Any] | None:
-    """What the done-marker says; None if there is none, it is damaged, or the output is not there whole."""
+def read_marker(output: Path, exactly: bool = False) -> dict[str, Any] | None:
+    """What the sidecar says; None if there is none, it is damaged, or the output is not there whole.
+
+    `exactly`: the output is read, and is this very file; else its size is enough.
+    """
     try:
         marker = json.loads(marker_of(output).read_text(encoding="utf-8"))
         whole = marker["output"]["bytes"] == size_of(output)
+        whole = whole and (not exactly or marker["output"]["sha256"] == digest_of(output))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return marker if whole else None
 
 
-def write_marker(output: Path, facts: Mapping[str, Any]) -> None:
-    """Marks an output as done. Raises OutputError."""
+def write_marker(output: Path, facts: Mapping[str, Any], **of_output: Any) -> None:
+    """Writes the sidecar of an output that is whole; `of_output` is what else is said of that. Raises OutputError."""
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    marker = {**facts, "output": {"name": output.name, "bytes": size_of(output)}, "finished": finished}
+    made = {"name": output.name, "bytes": size_of(output), "sha256": digest_of(output), **of_output}
+    marker = {**facts, "output": made, "finished": finished}
     marker["mark"] = uuid.uuid4().hex  # tells two makings of the same output apart
     try:
         write_text(marker_of(output), json.dumps(marker, indent=1, default=str) + "\n")

@@ -1,8 +1,8 @@
 """The command line: `dpe` and its commands.
 
 The result's path (or JSON) goes to stdout, all talk to stderr. Exit codes: 0 done, 2 usage, 3 input, 4 no usable face,
-5 weights, 6 device or memory, 7 output, 8 some clips of a batch failed, 10 quality, 75 stopped by SIGTERM, 130
-interrupted, 1 unexpected.
+5 weights, 6 device or memory, 7 output, 8 some clips of a batch failed, 9 consent, 10 quality, 75 stopped by SIGTERM,
+130 interrupted, 1 unexpected.
 """
 
 import click

@@ -1,9 +1,11 @@
 """What an edit did: each frame's fate, how good the network is on this face, time and memory; as JSON."""
 
+import hashlib
 import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,27 @@ import dpe_cli
 from dpe_cli.errors import OutputError
 
 PSNR_CEILING = 99.0  # dB; stands for "identical", for which JSON has no number
+
+
+class PixelHash:
+    """Of the frames of an edit as they were before encoding: the sha256 of the sha256 of each, in order.
+
+    So that parts can be joined: the digests of all frames are those of the parts, one after the other.
+    """
+
+    def __init__(self, digests: bytes = b""):
+        self.digests = bytearray(digests)  # 32 bytes a frame
+
+    def passing(self, edited: Iterable[Any]) -> Iterator[Any]:
+        """Passes on pairs of a job and its edited frame, whose pixels are taken down."""
+        for job, frame in edited:
+            rgb = frame.rgb if frame.rgb.flags.c_contiguous else frame.rgb.copy()
+            self.digests += hashlib.sha256(rgb).digest()
+            yield job, frame
+
+    def hexdigest(self) -> str:
+        """64 digits."""
+        return hashlib.sha256(self.digests).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
 from dpe_cli.paste import MEMORY_SECONDS
 from dpe_cli.pipeline import ahead
-from dpe_cli.report import FrameFate, Report, write_text
+from dpe_cli.report import FrameFate, PixelHash, Report, write_text
 from dpe_cli.video import Frame, VideoInfo, ffmpeg_exe, join_video, probe, read_frames, workplace, write_video
 
 SCHEMA = "dpe-plan/1"
@@ -86,7 +86,7 @@ SEGMENT_SECONDS = 10.0  # of a run that can be resumed: what a kill costs at mos
 NEAR_CUT = 0.25  # of a segment's length: a cut between shots that is so near to a border becomes the border
 LEAST_FRAMES = 2  # of a segment: two key frames in a row could be taken for one picture
 CONTAINERS = (".mp4", ".mov", ".mkv")
-ASKED = ("weights", "sha256", "precision", "backend", "batch_size", "detector", "face_models")
+ASKED = ("weights", "sha256", "precision", "backend", "batch_size", "detector", "face_models", "made_of")
 WITHIN = Fraction(1, 2000)  # seconds, half of the least step between two frames
 
 
@@ -99,7 +99,7 @@ class Plan:
     output: Path
     edits: Edits
     settings: EditSettings
-    asked: dict[str, Any]  # ASKED of the networks and the detector, None where nothing was
+    asked: dict[str, Any]  # ASKED of the networks and the detector, None where nothing was; made_of: for the sidecar
     paste: bool
     first_boxes: tuple[Box, ...]  # of each edit: where its face is seen first
     target: dict[str, Any]  # audio, start, end, still, and for a still the driving's fps, time_base and duration
@@ -410,6 +410,8 @@ def plan_from(path: Path, words: dict[str, Any], tensors: dict[str, np.ndarray])
     if set(drivers) != {path for edit in edits for path in edit.driving.paths}:
         raise ValueError("its drivings are not those of its edits")
     asked = {name: words["asked"].get(name) for name in ASKED}
+    if not isinstance(asked["made_of"], dict | None):
+        raise ValueError("what it is made of is wrong")
     plan = Plan(
         path=path,
         source=Path(words["source"]),
@@ -493,7 +495,8 @@ def edit_segments(
     for segment in range(first, last + 1):
         begin, end = plan.borders[segment], plan.borders[segment + 1]
         started = time.monotonic()
-        frames = (frame for _, frame in islice(edited, end - begin))
+        pixels = PixelHash()
+        frames = (frame for _, frame in pixels.passing(islice(edited, end - begin)))
         video = plan.video_of(segment)
         plan.record_of(segment).unlink(missing_ok=True)
         # `start` makes it begin at 0: a container may hold its own beginning less exactly than steps
@@ -502,7 +505,13 @@ def edit_segments(
             raise InputError(f"{plan.source} is not the file that was planned for", "plan anew")
         record = Report(
             engine=dict(engine.description),
-            output={"path": str(video), "plan": plan.key, "frames": end - begin, "bytes": video.stat().st_size},
+            output={
+                "path": str(video),
+                "plan": plan.key,
+                "frames": end - begin,
+                "bytes": video.stat().st_size,
+                "pixels": pixels.digests.hex(),
+            },
             frames=[fate for fate in report.frames if begin <= fate.index < end],
             self_reconstruction=[pair for pair in report.self_reconstruction if begin <= pair[0] < end],
             notes=list(written.notes),
@@ -590,6 +599,7 @@ def read_record(plan: Plan, segment: int) -> Report | None:
     try:
         record = report_from(json.loads(plan.record_of(segment).read_text(encoding="utf-8")))
         whole = record.output["bytes"] == plan.video_of(segment).stat().st_size
+        whole = whole and len(bytes.fromhex(record.output["pixels"])) == 32 * record.output["frames"]
         return record if whole and record.output["plan"] == plan.key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -624,7 +634,8 @@ def join_plan(
     for _ in refuse_seams(iter(()), plan.settings.seam_limit, report):
         pass  # there is nothing to pass on: it only looks
     target = plan.written_as()
-    report.output = {"path": str(output), "preview": None, "frames": plan.frames}
+    pixels = PixelHash(b"".join(bytes.fromhex(record.output["pixels"]) for record in records))
+    report.output = {"path": str(output), "preview": None, "frames": plan.frames, "pixels_sha256": pixels.hexdigest()}
     report.seconds += time.monotonic() - started
     with contextlib.ExitStack() as stack:
         folder = folder or stack.enter_context(workplace(output))
@@ -682,6 +693,8 @@ def edit_resumable(
     *,
     report_path: Path | None = None,
     seconds: float | None = None,
+    seal: Callable[[Path], None] = lambda part: None,
+    finish: Callable[[Report], None] = lambda report: None,
     progress: Progress = silent,
     say: Callable[[str], None] = unheard,
 ) -> Report:
@@ -689,7 +702,9 @@ def edit_resumable(
 
     What a kill costs is at most a segment of `seconds`, by default SEGMENT_SECONDS, and what came before the first one.
     A run of another request (other files, settings, weights) beside the same output is given up, which `say` is told.
-    The report is written before the output appears. Raises OutputError if another run is at work on this output.
+    The report is written before the output appears. `seal` may change the whole file before that takes its name,
+    `finish` is called when it has it, also in the run after the one that was killed in between.
+    Raises OutputError if another run is at work on this output.
     """
     settings, started = settings or EditSettings(), time.monotonic()
     edits, folder = edits_of(driving, settings), work_folder(output)
@@ -698,6 +713,7 @@ def edit_resumable(
     with locked(folder, output):
         key = request_key(source, edits, output, engine, detector, settings, seconds)
         if done := finished(output, key):
+            finish(done)
             clear_away(folder)
             return done
         check_request(source, edits, output, settings)
@@ -714,6 +730,7 @@ def edit_resumable(
             edit_segments(plan, todo, plan.segments - 1, engine, detector, progress)
 
         def ready(part: Path, report: Report) -> None:
+            seal(part)
             report.seconds = time.monotonic() - started
             if report_path:
                 report.write(report_path)
@@ -721,6 +738,7 @@ def edit_resumable(
 
         (folder / ".join").mkdir()
         report = join_plan(plan, overwrite=settings.overwrite, folder=folder / ".join", ready=ready, say=say)
+        finish(report)
         clear_away(folder)
     return report
 

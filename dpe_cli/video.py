@@ -53,6 +53,7 @@ from dpe_cli.container import (
 from dpe_cli.encoding import Encoding, Mastering, Wish, check_encoding, container_of, plan_encoding
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.limits import check_file, check_seconds, hidden_folder, limits, scratch
+from dpe_cli.marks import mark_file, marked_picture, marked_tags
 from dpe_cli.planes import CHROMA, Layout, Original, frame_of, layout_of, oriented, planes_of
 from dpe_cli.tracks import LEAD, Carried, Track, carried, sound_tracks
 from dpe_cli.tracks import audio_codecs as audio_codecs  # also from here
@@ -481,10 +482,10 @@ def _decoded(data: np.ndarray, name: str, way: int) -> np.ndarray:
     return bgr
 
 
-def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None) -> None:
+def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None, *, marked: bool = False) -> None:
     """Writes (H, W, 3) uint8 or uint16 RGB, and (H, W) alpha, as PNG or JPEG, as the name says; replaces what is there.
 
-    JPEG has 8 bits and no alpha. Raises OutputError.
+    JPEG has 8 bits and no alpha. `marked`: as an edited picture, see `dpe_cli.marks`. Raises OutputError.
     """
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
@@ -495,6 +496,7 @@ def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None) ->
     options = [] if png else [cv2.IMWRITE_JPEG_QUALITY, 95]
     planes = cv2.split(rgb[..., ::-1]) + (() if alpha is None else (alpha,))
     _, data = cv2.imencode(path.suffix, cv2.merge(planes), options)
+    data = marked_picture(data.tobytes()) if marked else data.tobytes()
     with workplace(path) as folder:
         try:
             (folder / path.name).write_bytes(data)
@@ -528,6 +530,7 @@ def write_video(
     preset: str | None = None,
     nvenc: bool | None = None,
     pipe: str = "nut",
+    marked: bool = False,
 ) -> WriteResult:
     """Writes `frames`, all of one size, each at its own time, with all sound tracks of `audio`, packets unchanged.
 
@@ -537,6 +540,7 @@ def write_video(
     with its first frame at 0, and sound of another file begins with the output and is cut to its length. Without
     `end` sound is never cut at its end. Sound that the container cannot hold is encoded as AAC, which the notes say.
     Frames with an original are written in its format where the codec has it, see `dpe_cli.encoding`.
+    `marked`: as an edited video, see `dpe_cli.marks`.
 
     `output` is an .mp4, .mov or .mkv, or pictures like out_%06d.png, numbered from 1 or as those of `info.path`, or
     `-` for standard output. Files appear under their names when all is whole. Raises OutputError, InputError and
@@ -554,6 +558,7 @@ def write_video(
         limit = None if end is None else _seconds(end) - shift
         sound, notes = _sound(audio, info, container, folder, start, shift, limit)
         rest = _carried(tracks, info, container, folder, first.time, shift, limit)
+        rest = replace(rest, tags=marked_tags(rest.tags)) if marked else rest
         layout = _layout_of_frame(first)
         size = first.rgb.shape[1], first.rgb.shape[0]
         full = info.colour.range == FULL_RANGE
@@ -569,6 +574,8 @@ def write_video(
         if container in ("sequence", "y4m") and not steady:
             notes.append("the source's frames are not equally long; numbered or raw pictures cannot say so")
         if output != PIPE:
+            if marked:
+                _mark(part)
             _check_output(output, overwrite)
             _publish(part, output)
     return WriteResult(count, output, (*info.notes, *encoding.notes, *rest.notes, *notes))
@@ -651,6 +658,15 @@ def _part(output: Path, folder: Path, info: VideoInfo, first: Frame) -> tuple[Pa
     if is_sequence(info.path):
         number = picture_numbers(info.path)[0] + round((first.time - info.start) * info.fps)
     return folder / (output.name if is_sequence(output) else f"part{output.suffix.lower()}"), number
+
+
+def _mark(part: Path) -> None:
+    """Puts the mark of an edit into what is whole. Raises OutputError."""
+    try:
+        for file in files_of(part):
+            mark_file(file)
+    except OSError as error:
+        raise OutputError(f"{part.name} cannot be written: {error.strerror}", "free some space on that disk") from error
 
 
 def _publish(part: Path, output: Path) -> None:
@@ -916,6 +932,23 @@ def workplace(output: Path) -> Iterator[Path]:
         yield folder
 
 
+@contextlib.contextmanager
+def sealed(output: Path, seal: Callable[[Path], None] | None, overwrite: bool) -> Iterator[Path]:
+    """Where to write an output that `seal` is to change before it appears; `output` itself without one.
+
+    Raises OutputError.
+    """
+    if seal is None:
+        yield output
+        return
+    with workplace(output) as folder:
+        part = folder / output.name
+        yield part
+        seal(part)
+        _check_output(output, overwrite)
+        _publish(part, output)
+
+
 # Joining parts
 
 
@@ -933,7 +966,7 @@ def join_video(
     overwrite: bool = False,
     ready: Callable[[Path], None] = lambda part: None,
 ) -> WriteResult:
-    """The video that `write_video` would have written of all frames at once, of parts that it wrote one by one.
+    """The edited video that `write_video` would have written of all frames at once, of parts that it wrote one by one.
 
     `parts` were written with `start`, so that each begins at 0; `times` are those of all frames, in order. Their
     packets are copied, not encoded again; sound and all else come from `audio` and `tracks` as in `write_video`.
@@ -948,6 +981,7 @@ def join_video(
     limit = None if end is None else _seconds(end) - shift
     sound, notes = _sound(audio, info, container, folder, start, shift, limit)
     rest = _carried(tracks, info, container, folder, times[0], shift, limit)
+    rest = replace(rest, tags=marked_tags(rest.tags))
     joined, part = folder / f"joined{container}", folder / f"part{container}"
     _concatenate(parts, [round((time - shift) / info.time_base) for time in times], info, joined, rest)
     picture = ffmpeg.input(f"file:{joined}")["v:0"]
@@ -955,6 +989,7 @@ def join_video(
     command = _output_command(picture, f"file:{joined}", options, part, container, sound, rest)
     _run(command, lambda pipe: None, output)
     joined.unlink()
+    _mark(part)
     ready(part)
     _check_output(output, overwrite)
     _publish(part, output)

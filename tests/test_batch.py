@@ -559,7 +559,7 @@ def test_75_and_130_when_it_is_stopped_and_nothing_is_left(folder: Path, start: 
     wait_for(lambda: claims(folder))
     began = time.monotonic()
     process.send_signal(number)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=90)
     assert (process.returncode, output) == (code, ""), errors
     assert time.monotonic() - began < 10 and "Traceback" not in errors and "--skip-existing" in errors
     assert left_behind(folder) == [] and not (folder / "out/long.mp4").exists()

@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "planes": set(),
     "tracks": {"container", "limits", "errors"},
     "encoding": {"container", "planes", "errors"},
-    "video": {"container", "encoding", "limits", "planes", "tracks", "errors"},
+    "marks": set(),
+    "video": {"container", "encoding", "limits", "marks", "planes", "tracks", "errors"},
     "face": {"video", "detectors"},
     "shots": {"video"},
     "identity": {"face", "crop"},
@@ -108,6 +109,8 @@ MAY_IMPORT = {
     },
     "manifest": {"limits", "errors"},
     "ledger": {"container", "report", "weights", "errors"},
+    "provenance": {"container", "ledger", "weights", "errors"},
+    "signing": {"marks", "errors"},
     "batch": {"report", "errors"},
     "ray_pool": {"batch"},
     "segments": {

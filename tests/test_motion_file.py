@@ -241,5 +241,6 @@ def test_a_wrong_motion_file_is_3_and_wrong_usage_2(tmp_path: Path):
     for more in (("-d", tmp_path / "m.safetensors"), ("-d", source, "--curve", tmp_path / "c.csv")):
         done = run("edit", "-s", source, *more)
         assert done.exit_code == 3 and len(done.stderr.splitlines()) == 1
+    (tmp_path / "c.csv").write_text("0,1\n1,0\n")
     for more in (("--curve", tmp_path / "c.csv", "--strength", "1"), ("--neutral-frame", "1"), ("--smooth", "-1")):
         assert run("edit", "-s", source, "-d", source, *more).exit_code == 2

@@ -223,8 +223,12 @@ def described(path: Path) -> list:
             found.append((stream.type, stream.time_base, rate, stream.metadata.get("language")))
         for packet in container.demux():
             if packet.pts is not None:
-                seconds = [None if at is None else at * packet.time_base for at in (packet.pts, packet.dts)]
-                found.append((packet.stream_index, *seconds, packet.stream in sound and bytes(packet)))
+                found.append(
+                    (packet.stream_index, packet.pts * packet.time_base, packet.stream in sound and bytes(packet))
+                )
+                # which packet has which is the encoder's choice of B-frames, which begins anew with a segment
+                dts = None if packet.dts is None else packet.dts * packet.time_base
+                found.append((packet.stream_index, "dts", dts))
     rest = (info.fps, info.time_base, info.n_frames, info.colour, info.sample_aspect_ratio, info.start)
     return [*rest, *sorted(found, key=str)]
 

@@ -36,7 +36,7 @@ class Stopped(BaseException):
 @click.option(
     "--skip-existing",
     is_flag=True,
-    help="Leave out clips whose output was made by a batch of the same inputs, settings and weights.",
+    help="Leave out clips whose output was made of the same inputs, settings and weights.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes, each with its own networks.  [default: 1]")
 @click.option("--gpus", metavar="N,N,...", help="One process for each of these GPUs, in place of --workers.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands.edit import Host
+from dpe_cli.commands.provenance import begin_record, ingredients, provenance_options, repeated
 from dpe_cli.commands.shared import (
     FILE,
     SECONDS,
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.option("-s", "--source", type=FILE, required=True, help="Video, or still image, of the person who is to speak.")
-@click.option("-a", "--audio", type=FILE, required=True, help="The speech: any file with sound.")
+@click.option("-s", "--source", type=FILE, help="Video, or still image, of the person who is to speak.")
+@click.option("-a", "--audio", type=FILE, help="The speech: any file with sound.")
 @click.option("-o", "--output", type=FILE, help="Where to write.  [default: SOURCE_dub.mp4 beside the source]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option(
@@ -77,13 +78,15 @@ if TYPE_CHECKING:
 @click.option("--fps", metavar="RATE", help="Rate of image sequences like in_%06d.png.  [default: 25]")
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@provenance_options
 @progress_option
 @shared_options
 @click.pass_context
 def dub(
-    ctx: click.Context, source: Path, audio: Path, output: Path | None, detector: str, face_models: Path | None,
-    report: Path | None, as_json: bool, weights: str | None, device: str, precision: str, backend: str,
-    batch_size: int | None, quiet: bool, verbose: bool, **_: Any,
+    ctx: click.Context, source: Path | None, audio: Path | None, output: Path | None, detector: str,
+    face_models: Path | None, report: Path | None, as_json: bool, from_file: Path | None, consent: Path | None,
+    weights: str | None, device: str, precision: str, backend: str, batch_size: int | None, quiet: bool, verbose: bool,
+    **_: Any,
 ) -> "Report":  # fmt: skip
     """Make the person in a video, or in a picture, say what is in a sound file.
 
@@ -94,18 +97,27 @@ def dub(
     dpe dub --source talk.mp4 --audio speech.wav -o dubbed.mp4
     dpe dub --source portrait.jpg --audio speech.wav -o talking.mp4
     """
+    if from_file:
+        return repeated(ctx)
     output, settings = asked_for(ctx)
 
     from dpe_cli.dub import check_dub, dub_video
+    from dpe_cli.provenance import read_consent
+    from dpe_cli.video import sealed
 
+    read_consent(consent)
     check_dub(source, audio, output, settings)
+    record = begin_record(ctx, output, lambda: ingredients(ctx))
     say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
     host = ctx.ensure_object(Host)
     engine = host.engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = host.detector(detector, face_models)
     if verbose:
         say(f"networks: {engine.description}; faces: {finder.name}; {settings}")
-    done = dub_video(source, audio, output, engine, finder, settings, progress=host.progress(quiet), say=say)
+    with sealed(output, record.signer and record.seal, settings.edit.overwrite) as part:
+        done = dub_video(source, audio, part, engine, finder, settings, progress=host.progress(quiet), say=say)
+    done.output["path"] = str(output)
+    record.finish(done, say)
     if report:
         done.write(report)
     say(closing_words(done.summary()))
@@ -116,6 +128,9 @@ def dub(
 def asked_for(ctx: click.Context) -> "tuple[Path, DubSettings]":
     """The output and the settings that the options mean. Raises click.UsageError where they contradict each other."""
     params = ctx.params
+    for name, flag in (("source", "-s"), ("audio", "-a")):
+        if not params[name]:
+            raise click.UsageError(f"Missing option '{flag}' / '--{name}'.")
     if params["end"] is not None and params["end"] <= (params["start"] or 0):
         raise click.UsageError("--end must be after --start")
     if params["still"] and params["pose"] not in ("", "keep"):

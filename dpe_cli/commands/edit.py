@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands.control import control_options, controlled, take_control
+from dpe_cli.commands.provenance import begin_record, ingredients, provenance_options, repeated
 from dpe_cli.commands.segments import edit_segment
 from dpe_cli.commands.shared import (
     FILE,
@@ -40,6 +41,8 @@ class Host:
 
     A batch hands its own to one edit after the other.
     """
+
+    needs_sidecar = False  # even where the options leave it out
 
     def __init__(self) -> None:
         self.kept: dict[str, tuple[Any, Any, Any]] = {}  # what -> how it was asked for, the thing, its precision
@@ -194,6 +197,7 @@ class Host:
 @click.option("--preview", type=FILE, help="Also write source | driving | result side by side.")
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@provenance_options
 @progress_option
 @shared_options
 def edit(
@@ -210,6 +214,8 @@ def edit(
     preview: Path | None,
     report: Path | None,
     as_json: bool,
+    from_file: Path | None,
+    consent: Path | None,
     weights: str | None,
     device: str,
     precision: str,
@@ -232,10 +238,13 @@ def edit(
     dpe edit -s talk.mp4 --set mouth_open=0.15 -o open.mp4
     dpe edit -s two.mp4 --edit face=left,driving=smile.mp4 --edit face=right,driving=frown.mp4,strength=0.5
     dpe edit --segment 3 talk.plan.json
+    dpe edit --from edited.mp4.dpe.json -o again.mp4
     """
     ctx = click.get_current_context()
     if plan or segment is not None:
         return edit_segment(plan, segment, weights, device, backend, detector, face_models, quiet)
+    if from_file:
+        return repeated(ctx)
     if resume and (preview or str(source) == "-"):
         raise click.UsageError("--resume cannot go with --preview or with standard input")
     if as_json and str(output) == "-":
@@ -246,8 +255,10 @@ def edit(
 
     from dpe_cli.container import PIPE, spooled
     from dpe_cli.edit import check_request, edit_video
+    from dpe_cli.provenance import read_consent
 
-    source = ctx.with_resource(spooled(source, sys.stdin.buffer, output))
+    read_consent(consent)
+    piped, source = source == PIPE, ctx.with_resource(spooled(source, sys.stdin.buffer, output))
     if resume:
         from dpe_cli.segments import edit_resumable, finished
 
@@ -256,7 +267,10 @@ def edit(
     else:
         check_request(source, drivers, output, chosen, preview, report)
 
+    record = begin_record(ctx, output, lambda: ingredients(ctx, source if piped else None))
+
     from dpe_cli.detectors import RESEARCH_ONLY
+    from dpe_cli.video import sealed
 
     say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
     host = ctx.ensure_object(Host)  # torch takes seconds to import, so what can fail has failed before
@@ -269,9 +283,15 @@ def edit(
     common = {"progress": host.progress(quiet), "say": say}
     try:
         if resume:
-            done = edit_resumable(source, drivers, output, engine, finder, chosen, report_path=report, **common)
+            done = edit_resumable(
+                source, drivers, output, engine, finder, chosen, report_path=report,
+                seal=record.seal, finish=lambda done: record.finish(done, say), **common,
+            )  # fmt: skip
         else:
-            done = edit_video(source, drivers, output, engine, finder, chosen, preview=preview, **common)
+            with sealed(output, record.signer and record.seal, chosen.overwrite) as part:
+                done = edit_video(source, drivers, part, engine, finder, chosen, preview=preview, **common)
+            done.output["path"] = str(output)
+            record.finish(done, say)
             if report:
                 done.write(report)
     except QualityError as error:
@@ -367,9 +387,24 @@ def choose_edits(several: Iterable[str], face: str, strength: float) -> "Edits":
     return Edits(tuple(parse_edit(text, face, strength) for text in several))
 
 
+def edit_pairs(text: str) -> list[tuple[str, str, str]]:
+    """KEY, =, VALUE of what `--edit` was given."""
+    return [part.partition("=") for part in re.split(rf",(?=(?:{'|'.join(EDIT_KEYS)})=)", text)]
+
+
+def with_full_names(text: str) -> str:
+    """What `--edit` was given, its drivings, and pictures of faces, by their full names."""
+
+    def full(key: str, value: str) -> str:
+        file = "driving" in key or (key == "face" and "." in value and Path(value).is_file())
+        return str(Path(value).absolute()) if file else value
+
+    return ",".join(f"{key}={full(key, value)}" for key, _, value in edit_pairs(text))
+
+
 def parse_edit(text: str, face: str, strength: float) -> "Edit":
     """One `--edit face=REF,driving=FILE,mode=exp,strength=1`; values may hold commas. Raises click.UsageError."""
-    pairs = [part.partition("=") for part in re.split(rf",(?=(?:{'|'.join(EDIT_KEYS)})=)", text)]
+    pairs = edit_pairs(text)
     given = {key: value for key, _, value in pairs}
     wrong = [key for key, _, value in pairs if key not in EDIT_KEYS or not value]
     if wrong or len(given) < len(pairs):

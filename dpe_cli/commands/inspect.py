@@ -63,7 +63,7 @@ def inspect(
     except OSError as error:
         raise OutputError(f"{output} cannot be written ({error.strerror})", "name another folder") from error
     if sheet:
-        write_image(output / NAMES[2], slider_sheet(course.crop, engine, factors))
+        write_image(output / NAMES[2], slider_sheet(course.crop, engine, factors), marked=True)
     rows = [
         {
             "slider": name, "unit": slider.unit, "from": round(slider.low, 3), "to": round(slider.high, 3),

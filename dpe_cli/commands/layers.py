@@ -22,7 +22,7 @@ else:
 
 FOLDER_FILE = Path("dpe.toml")
 META = "dpe.layers"  # the files that were read, weakest first, in the `meta` that all contexts of a run share
-NOT_IN_FILES = ("help", "version", "config", "show", "allow-network")
+NOT_IN_FILES = ("help", "version", "config", "show", "from", "allow-network")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,12 @@ from typing import Any
 import click
 
 from dpe_cli.commands.edit import asked_for, edit
+from dpe_cli.commands.provenance import ingredients
 from dpe_cli.commands.shared import FILE, Command, print_table, progress_for
 
-OF_EDIT_ALONE = ("plan", "resume", "segment", "preview", "report")
+OF_EDIT_ALONE = (
+    "plan", "resume", "segment", "preview", "report", "from_file", "sidecar", "c2pa_cert", "c2pa_key",
+)  # fmt: skip
 
 
 @click.command(cls=Command, params=[param for param in edit.params if param.name not in OF_EDIT_ALONE])
@@ -30,6 +33,7 @@ def plan(
     detector: str,
     face_models: Path | None,
     batch_size: int | None,
+    consent: Path | None,
     quiet: bool,
     verbose: bool,
     **_: Any,
@@ -50,7 +54,9 @@ def plan(
 
     from dpe_cli.container import PIPE, spooled
     from dpe_cli.edit import check_output, check_request
+    from dpe_cli.provenance import read_consent
 
+    read_consent(consent)
     ctx = click.get_current_context()
     drivers, output, chosen = asked_for(ctx)
     if split or every:
@@ -75,6 +81,9 @@ def plan(
         files = {"weights": weights, "face_models": face_models}  # by full names, where they are files
         asked = {name: str(Path(file).absolute()) if file and Path(file).exists() else file
                  for name, file in files.items()}  # fmt: skip
+        of_edit = click.Context(edit)
+        of_edit.params = {param.name: ctx.params.get(param.name) for param in edit.params if param.expose_value}
+        asked |= {"made_of": ingredients(of_edit)}
         asked |= {"precision": precision, "backend": backend, "batch_size": batch_size, "detector": detector}
         made = make_plan(
             path, source, drivers, output, engine, finder, chosen,

@@ -16,8 +16,9 @@ from dpe_cli.commands import dub as dubbing
 from dpe_cli.commands import layers
 from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import asked_for, edit, read_request
+from dpe_cli.commands.provenance import inputs_of
 from dpe_cli.commands.shared import LIMITS, Failure
-from dpe_cli.commands.worker import Work, inputs_of
+from dpe_cli.commands.worker import Work
 from dpe_cli.errors import DPEError
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from dpe_cli.manifest import Row, Shard
 
 # a list does not decide what its own files may do
-NOT_FOR_ROWS = ("json", "quiet", "verbose", "config", "progress", "segment", "help", *LIMITS)
+NOT_FOR_ROWS = ("json", "quiet", "verbose", "config", "progress", "segment", "from", "sidecar", "no-sidecar", "help",
+                *LIMITS)  # fmt: skip
 DRIVES = ("driving", "exp-driving", "pose-driving", "edit", "set", "neutralize", "mouth-driving", "eyes-driving",
           "emotion-driving")  # fmt: skip
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -132,6 +134,8 @@ class Planner:
 
         Options that contradict each other are a problem of the list, files that are not right one of the clip.
         """
+        from dpe_cli.provenance import read_consent
+
         try:
             with context:
                 look = look_at_dub if clip.command is dub else look_at_edit
@@ -140,6 +144,7 @@ class Planner:
             if clip.row.cost is None:  # before anything that depends on what other shards have done meanwhile
                 clip.cost = cost()
             early_check(self.skip)
+            read_consent(context.params["consent"])
         except DPEError as error:
             clip.problem = Failure(str(error), error.exit_code)
         except click.ClickException as error:

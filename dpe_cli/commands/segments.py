@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from dpe_cli.commands.provenance import begin_record, signing_options
 from dpe_cli.commands.shared import FILE, Command, closing_words, given, limit_options, progress_for
 from dpe_cli.errors import QualityError
+
+if TYPE_CHECKING:
+    from dpe_cli.report import Report
 
 OF_THE_MACHINE = ("plan", "segment", "weights", "device", "backend", "detector", "face_models", "quiet", "verbose")
 
@@ -23,10 +28,12 @@ def edit_segment(
     if decided:
         raise click.UsageError(f"the plan has decided --{decided[0].replace('_', '-')}: leave it out")
 
+    from dpe_cli.provenance import check_planned_consent
     from dpe_cli.segments import check_segment, edit_segments, read_plan
 
     plan = read_plan(path)
     check_segment(plan, segment)
+    check_planned_consent(plan.asked["made_of"], path)
     asked = plan.asked
 
     from dpe_cli.engine import Engine
@@ -51,35 +58,46 @@ def edit_segment(
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@signing_options
 @limit_options
 @click.option("-q", "--quiet", is_flag=True, help="No remarks, only errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of a bug.")
+@click.pass_context
 def join(
-    plan: Path, output: Path | None, overwrite: bool, report: Path | None, as_json: bool, quiet: bool, verbose: bool
-) -> None:
+    ctx: click.Context, plan: Path, output: Path | None, overwrite: bool, report: Path | None, as_json: bool,
+    quiet: bool, verbose: bool, **_: Any,
+) -> None:  # fmt: skip
     """Join the segments of a plan: their packets are copied, sound and all else comes from the source.
 
     \b
     dpe join talk.plan.json
     """
     from dpe_cli.edit import check_output
+    from dpe_cli.provenance import check_planned_consent
     from dpe_cli.segments import join_plan, read_plan
 
     read = read_plan(plan)
+    check_planned_consent(read.asked["made_of"], plan)
     output = output or read.output
     if output.suffix.lower() != read.output.suffix.lower():
         raise click.UsageError(f"the segments are {read.output.suffix}: name such an output, or plan anew")
     for path in (output, report):
         if path:
             check_output(path, [read.source, plan], overwrite)
+    record = begin_record(ctx, output, lambda: read.asked["made_of"])
+
+    def ready(part: Path, whole: "Report") -> None:
+        record.seal(part)
+        if report:
+            whole.write(report)
+
     say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
     try:
-        done = join_plan(
-            read, output, overwrite=overwrite, ready=lambda part, whole: report and whole.write(report), say=say
-        )
+        done = join_plan(read, output, overwrite=overwrite, ready=ready, say=say)
     except QualityError as error:
         if report:
             error.report.write(report)
         raise
+    record.finish(done, say)
     say(closing_words(done.summary()))
     click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)

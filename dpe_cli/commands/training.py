@@ -276,7 +276,7 @@ def evaluate_factors(
     engine = Engine(weights, **machine)
     factors = Factors.load(engine.description)
     landmarks = Landmarker(landmarker) if landmarker else NetworkLandmarker()
-    extractors = Extractors(landmarks, ArcFace(identity) if identity else None, None)
+    extractors = Extractors(landmarks, ArcFace.load(identity) if identity else None, None)
     clips, _ = load_clips(data, motion, held_out=True, size=CROP)
     try:
         progress = progress_for(quiet, "steps")

@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import dpe_cli
 from dpe_cli.commands.dub import dub
-from dpe_cli.commands.edit import Host, choose_edits, edit
+from dpe_cli.commands.edit import Host, edit
+from dpe_cli.commands.provenance import ingredients
 from dpe_cli.commands.shared import OUT_OF_MEMORY
-from dpe_cli.errors import DPEError, InputError
+from dpe_cli.errors import DPEError
 
 if TYPE_CHECKING:
     from dpe_cli.batch import Item, Outcome, Tell
-
-NOT_IN_THE_KEY = (  # what makes no other frames
-    "output", "overwrite", "preview", "report", "as_json", "quiet", "verbose", "batch_size", "device", "weights",
-)  # fmt: skip
-
 
 COMMANDS = {command.name: command for command in (edit, dub)}
 
@@ -38,8 +33,8 @@ class Work:
     defaults: dict[str, Any]  # what files of settings say
     folder: str  # that file names start from
     output: Path
-    skip: bool  # a matching done-marker is enough
-    mark: str | None  # of the done-marker when the batch began: another one means that another machine did it since
+    skip: bool  # a matching sidecar is enough
+    mark: str | None  # of the sidecar when the batch began: another one means that another machine did it since
     timeout: float  # of claims
 
 
@@ -49,6 +44,8 @@ class Lost(Exception):
 
 class WorkerHost(Host):
     """Keeps the networks, and passes the progress of the edit in hand on."""
+
+    needs_sidecar = True  # it says that a clip is done
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +114,7 @@ class EditWorker:
                 return "skipped", done
             if claim.taken_over:  # whose owner may have died after writing the output
                 arguments.append("--overwrite")
-            return "done", self.edit(arguments, work, claim, made_of)
+            return "done", self.edit(arguments, work, claim)
 
     def context(self, arguments: list[str], work: Work) -> click.Context:
         """The parsed options of the clip."""
@@ -128,15 +125,13 @@ class EditWorker:
         """Facts of an output that is there already, made of the same, if that is enough."""
         from dpe_cli.ledger import read_marker
 
-        marker = read_marker(work.output)
+        marker = read_marker(work.output, exactly=True)
         if not marker or marker.get("key") != key or not (work.skip or marker.get("mark") != work.mark):
             return None
         return {"frames": marker.get("frames"), "reason": "it is there, made of the same inputs, settings and weights"}
 
-    def edit(self, arguments: list[str], work: Work, claim: Any, made_of: dict[str, Any]) -> dict[str, Any]:
-        """Runs the edit and marks its output as done."""
-        from dpe_cli.ledger import write_marker
-
+    def edit(self, arguments: list[str], work: Work, claim: Any) -> dict[str, Any]:
+        """Runs the edit, whose sidecar marks its output as done."""
         self.host.claim = claim
         unheard = io.StringIO()  # what an edit says has its place in the results
         with contextlib.ExitStack() as stack:
@@ -145,48 +140,7 @@ class EditWorker:
                 stack.enter_context(contextlib.redirect_stderr(unheard))
             context = stack.enter_context(self.context(arguments, work))
             report = COMMANDS[work.command].invoke(context)
-        frames = report.counts()["frames"]
-        facts = {"engine": report.engine, "detector": report.detector, "frames": frames, "seconds": report.seconds}
-        write_marker(
-            work.output, {"dpe": dpe_cli.__version__, "command": [work.command, *arguments], **made_of, **facts}
-        )
-        return {"frames": frames}
-
-
-def ingredients(context: click.Context) -> dict[str, Any]:
-    """What an output is made of, and the key of it all. Raises DPEError for a file that is not there."""
-    from dpe_cli.ledger import digest_of, key_of
-    from dpe_cli.weights import find
-
-    weights = find(context.params["weights"])
-    try:
-        inputs = {role: {"path": str(path), "sha256": digest_of(path)} for role, path in inputs_of(context).items()}
-    except OSError as error:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}", "check the name") from error
-    left_out = {*NOT_IN_THE_KEY, *inputs}
-    settings = {name: value for name, value in context.params.items() if name not in left_out}
-    hashes = [f"{role} {facts['sha256']}" for role, facts in inputs.items()]
-    weights_hash = digest_of(weights)
-    return {
-        "key": key_of(settings, hashes, weights_hash, dpe_cli.__version__),
-        "inputs": inputs,
-        "weights": {"path": str(weights), "sha256": weights_hash},
-        "settings": settings,
-    }
-
-
-def inputs_of(context: click.Context) -> dict[str, Path]:
-    """The files that an edit reads, weights left out, by what they are to it."""
-    params = context.params
-    inputs = {name: value for name, value in params.items() if isinstance(value, Path) and name not in NOT_IN_THE_KEY}
-    for name in ("audio", "face", "driving_face", "pose", "blink"):  # words, or files
-        word = params.get(name)
-        if isinstance(word, str) and "." in word and Path(word).is_file():
-            inputs[name] = Path(word)
-    if params.get("several"):
-        for number, path in enumerate(choose_edits(params["several"], "largest", 1.0).paths):
-            inputs[f"driving {number}"] = path
-    return inputs
+        return {"frames": report.counts()["frames"]}
 
 
 def make_worker(devices: list[str], slot: int) -> EditWorker:
