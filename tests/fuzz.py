@@ -112,7 +112,7 @@ def try_container(file: Path, chance: random.Random) -> str:
     what = ["-s", good, "-d", file] if chance.random() < 0.3 else ["-s", file, "-d", good]
     what += ["--audio", file] if chance.random() < 0.2 else []
     what += ["--start", "0.04", "--end", "0.1"] if chance.random() < 0.3 else []
-    ended = run("edit", *what, "-o", output, "-q")
+    ended = run("edit", *what, "-o", output, "-q", "--no-sidecar")
     assert output.exists() == (ended == "exit 0"), "an output that should not be, or none"
     if output.exists():
         probe(output)  # raises where it is not whole

@@ -242,7 +242,8 @@ def test_temporary_files_lie_in_temp_or_beside_the_output(clips: Path, temp: boo
     done = CliRunner().invoke(cli, arguments, input=(clips / "talk.mp4").read_bytes())
     assert done.exit_code == 0, done.stderr
     assert {folder.parent.name for folder in made} == ({"temp", "out"} if temp else {"out"})
-    assert [file.name for file in (clips / "out").iterdir()] == ["a.mp4"] and not list((clips / "temp").iterdir())
+    assert {file.name for file in (clips / "out").iterdir()} == {"a.mp4", "a.mp4.dpe.json"}
+    assert not list((clips / "temp").iterdir())
 
 
 def test_a_folder_for_temporary_files_has_to_be_there(clips: Path):
