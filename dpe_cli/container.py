@@ -2,7 +2,10 @@
 
 import contextlib
 import errno
+import http.client
 import re
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, pairwise
@@ -65,6 +68,9 @@ def frame_rate(text: str) -> Fraction:
     return ntsc if rate.denominator > 1 and abs(rate - ntsc) < Fraction(1, 200) else rate
 
 
+FETCH_SECONDS = 30.0  # of silence on the network
+
+
 @contextlib.contextmanager
 def spooled(path: Path, standard_input: BinaryIO, output: Path = PIPE) -> Iterator[Path]:
     """`path`, or for `-` a temporary file of what comes in: an edit reads its source more than once.
@@ -86,6 +92,23 @@ def spooled(path: Path, standard_input: BinaryIO, output: Path = PIPE) -> Iterat
             raise InputError(
                 f"standard input cannot be kept in {folder}: {error.strerror}", "name a larger disk with --temp"
             ) from error
+        yield file
+
+
+@contextlib.contextmanager
+def fetched(address: str) -> Iterator[Path]:
+    """A temporary file, in --temp or the current folder, with what an http address gives. Raises InputError."""
+    most, name = limits().size, Path(urllib.parse.urlsplit(address).path).name or "fetched"
+    with scratch(Path(name)) as folder:
+        file = folder / name
+        try:
+            with urllib.request.urlopen(address, timeout=FETCH_SECONDS) as answer, file.open("wb") as target:
+                while block := answer.read(1 << 20):
+                    target.write(block)
+                    if most is not None and target.tell() > most:
+                        raise InputError(f"{address} has more than the {most >> 20} MB of --max-size", "raise it")
+        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
+            raise InputError(f"{address} cannot be fetched: {error}", "check the address, or download it") from error
         yield file
 
 

@@ -56,7 +56,7 @@ def check_file(path: Path, most: int | None = None) -> None:
     """
     if not path.exists():
         if ADDRESS.match(str(path)):
-            raise InputError(f"{path} is an address, and dpe reads files alone", "download it first")
+            raise InputError(f"{path} is an address, and dpe reads files", "download it, or add --allow-network")
         return
     if not path.is_file():
         raise InputError(f"{path} is not a file", "name a file")

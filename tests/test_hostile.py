@@ -1,12 +1,15 @@
 """Files that mean harm: what they may name, how large they may be, what they may run, and how every failure ends."""
 
 import contextlib
+import functools
+import http.server
 import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import zlib
 from dataclasses import replace
 from fractions import Fraction
@@ -523,3 +526,30 @@ def test_limits_are_those_of_the_process():
     assert limits() == Limits(seconds=3)
     with pytest.raises(OutputError), scratch(Path("/no/such/folder/out.mp4")):
         pass
+
+
+@pytest.fixture
+def served(clips: Path):
+    """An http server of the folder with the clips; its address."""
+
+    class Silent(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Silent, directory=str(clips))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_address_is_fetched_where_that_is_allowed(clips: Path, served: str):
+    source = f"{served}/talk.mp4"
+    assert edit(source=source).exit_code == 3
+    done = edit("--allow-network", source=source, driving=f"{served}/smile.mp4")
+    assert done.exit_code == 0, done.stderr
+    assert (clips / "out.mp4").exists() and not list(clips.glob(".dpe-*"))
+    missing = edit("--allow-network", "--overwrite", source=f"{served}/none.mp4")
+    assert missing.exit_code == 3 and "404" in missing.stderr and len(missing.stderr.splitlines()) == 1
+    unnamed = CliRunner().invoke(cli, ["edit", "--allow-network", "-s", source, "-d", "smile.mp4"])
+    assert unnamed.exit_code == 2 and "--output" in unnamed.stderr

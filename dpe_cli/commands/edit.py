@@ -19,6 +19,7 @@ from dpe_cli.commands.shared import (
     PROGRESS_META,
     SECONDS,
     Command,
+    check_named,
     closing_words,
     detector_options,
     progress_for,
@@ -345,6 +346,8 @@ def asked_for(ctx: click.Context) -> "tuple[Driving | Edits, Path, EditSettings]
     from dpe_cli.edit import default_output
 
     drivers, settings = read_request(ctx)
+    if not ctx.params["output"]:
+        check_named(ctx, ctx.params["source"])
     return drivers, ctx.params["output"] or default_output(ctx.params["source"], drivers), settings
 
 

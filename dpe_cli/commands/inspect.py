@@ -5,7 +5,16 @@ from pathlib import Path
 
 import click
 
-from dpe_cli.commands.shared import FILE, FOLDER, Command, detector_options, print_table, progress_for, shared_options
+from dpe_cli.commands.shared import (
+    FILE,
+    FOLDER,
+    Command,
+    check_named,
+    detector_options,
+    print_table,
+    progress_for,
+    shared_options,
+)
 
 NAMES = ("factors.csv", "factors.svg", "sliders.png")
 
@@ -41,6 +50,8 @@ def inspect(
     from dpe_cli.weights import folder
 
     info = probe(video)
+    if not output:
+        check_named(click.get_current_context(), video)
     output = output or video.with_name(f"{video.stem}_factors")
     for name in NAMES if sheet else NAMES[:2]:
         if output.is_dir():

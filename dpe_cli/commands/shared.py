@@ -35,10 +35,43 @@ LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 MACHINE_SECONDS = 1.0  # between two lines for a program
 PROGRESS = ("auto", "bar", "plain", "json", "openjd", "none")
 PROGRESS_META = "dpe.progress"  # the choice, in the `meta` that all contexts of a run share
-FILE = click.Path(path_type=Path)  # a missing input is our error 3, not click's 2
+FETCHED = "dpe.fetched"  # files that came from the network, in the `meta` that all contexts of a run share
+WRITTEN = ("output", "report", "preview", "results", "path")  # parameters that are no inputs
 FOLDER = click.Path(path_type=Path, file_okay=False)
 SECONDS = {"type": click.FloatRange(min=0), "metavar": "SECONDS"}
 WEIGHTS = {"metavar": "PATH|NAME", "help": "Checkpoint: our .safetensors, an official .pt, or a name."}
+
+
+class File(click.Path):
+    """A file's name. A missing input is our error 3, not click's 2.
+
+    With --allow-network an http address is fetched, once, into a temporary file that goes when the command ends.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        wanted = isinstance(value, str) and value.startswith(("http://", "https://")) and limits().network
+        if not wanted or ctx is None or param is None or param.name in WRITTEN:
+            return super().convert(value, param, ctx)
+        from dpe_cli.container import fetched
+
+        try:
+            file = ctx.with_resource(fetched(value))
+        except DPEError as error:
+            raise Failure(str(error), error.exit_code) from error
+        ctx.meta.setdefault(FETCHED, set()).add(file)
+        return file
+
+
+FILE = File()
+
+
+def check_named(ctx: click.Context, source: Path) -> None:
+    """Raises click.UsageError for a source from the network: what is made of it has no place beside it."""
+    if source in ctx.meta.get(FETCHED, ()):
+        raise click.UsageError("an address gives the output no name: give --output")
 
 
 class Failure(click.ClickException):
@@ -180,7 +213,7 @@ def limit_options(function: Callable) -> Callable:
     options = [
         click.option(
             "--allow-network", is_flag=True, expose_value=False, callback=keep("network"), envvar="DPE_ALLOW_NETWORK",
-            help="Open playlists, and what they name, on the network too.",
+            is_eager=True, help="Fetch http addresses; open playlists, and what they name, on the network too.",
         ),
         click.option(
             "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, expose_value=False,
@@ -192,10 +225,11 @@ def limit_options(function: Callable) -> Callable:
         ),
         click.option(
             "--max-size", type=click.IntRange(1), expose_value=False, callback=keep("size", 1 << 20), metavar="MB",
+            is_eager=True,
             help="Refuse larger files.",
         ),
         click.option(
-            "--temp", type=FOLDER, expose_value=False, callback=keep("temp"),
+            "--temp", type=FOLDER, expose_value=False, callback=keep("temp"), is_eager=True,
             help="Folder for temporary files.  [default: beside the output]",
         ),
     ]  # fmt: skip
