@@ -247,8 +247,9 @@ def test_the_command_edits_without_a_driving(talk: Path):
     assert "3 frames edited" in done.stderr
 
 
-def test_a_control_that_is_not_available_ends_with_one_line(talk: Path):
-    done = run("edit", "-s", talk, "--set", "smile=0.5")
+@pytest.mark.parametrize("command", ["edit", "plan"])
+def test_a_control_that_is_not_available_ends_with_one_line(talk: Path, command: str):
+    done = run(command, "-s", talk, "--set", "smile=0.5")
     assert done.exit_code == 3 and "smile is not available" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not talk.with_name("talk_exp.mp4").exists()
 
