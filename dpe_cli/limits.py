@@ -7,6 +7,7 @@ refused. Temporary files lie in a hidden folder beside the output, or in the fol
 import contextlib
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from dpe_cli.errors import InputError, OutputError
 
 MAX_PIXELS = 8192 * 8192
+REMOVALS = 20  # tries, a tenth of a second apart
 TEXT_BYTES = 256 << 20  # of a list, a plan, a report, a curve: hours of video have less
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path makes one slash of two
 LOCAL = "file,pipe"
@@ -111,5 +113,12 @@ def hidden_folder(where: Path | None) -> Iterator[Path]:
         raise OutputError(f"the folder {where} does not exist", "make it or name another") from error
     except OSError as error:
         raise OutputError(f"nothing can be written in {where}: {error.strerror}", "name another folder") from error
-    with folder as name:
-        yield Path(name)
+    try:
+        yield Path(folder.name)
+    finally:
+        # A program that was just started may still put a file there: emptied once is not always gone.
+        for _ in range(REMOVALS):
+            folder.cleanup()
+            if not Path(folder.name).exists():
+                break
+            time.sleep(0.1)

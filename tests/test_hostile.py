@@ -553,3 +553,13 @@ def test_an_address_is_fetched_where_that_is_allowed(clips: Path, served: str):
     assert missing.exit_code == 3 and "404" in missing.stderr and len(missing.stderr.splitlines()) == 1
     unnamed = CliRunner().invoke(cli, ["edit", "--allow-network", "-s", source, "-d", "smile.mp4"])
     assert unnamed.exit_code == 2 and "--output" in unnamed.stderr
+
+
+def test_a_folder_goes_though_a_program_still_writes_into_it(tmp_path: Path):
+    with scratch(tmp_path / "out.mp4") as folder:
+        command = f"import pathlib; p = pathlib.Path({str(folder)!r})\nfor n in range(2000): (p / str(n)).touch()"
+        writer = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
+        while len(list(folder.iterdir())) < 100:
+            pass
+    writer.wait()
+    assert not list(tmp_path.iterdir())
