@@ -22,11 +22,20 @@ from scipy.spatial import Delaunay
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box, Detection, crop_box
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER, LIPS_OUTER, five_points
-from dpe_cli.motion_space import MotionSpace, mean_face, mirror_blendshapes, mirror_permutation, normalise
+from dpe_cli.motion_space import (
+    COORDINATES,
+    POSE_DIM,
+    MotionSpace,
+    mean_face,
+    mirror_blendshapes,
+    mirror_permutation,
+    normalise,
+)
 
 FLOW_SIZE = 128  # resolution of the dense flows: at half of it, closing lids are gone
 HELD_OUT = 0.1  # share of the identities that training never sees
-LIDS_AND_GAZE = slice(8, 12)  # of the 14 expression coordinates
+# of the 14 expression coordinates
+LIDS_AND_GAZE = slice(COORDINATES["lids"].start - POSE_DIM, COORDINATES["gaze"].stop - POSE_DIM)
 CROP = 256  # side of the prepared crops, pixels
 INDEX = "index.csv"
 # split: train or test; fps: frames kept a second; start, end: seconds in the source; side: of the crop there, pixels

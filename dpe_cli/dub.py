@@ -54,7 +54,7 @@ from dpe_cli.masks import POINTS_SECONDS, Landmarks, Steady
 from dpe_cli.models import SpeechNets
 from dpe_cli.motion import MotionTrack
 from dpe_cli.motion_file import probe_driving
-from dpe_cli.motion_space import MOTION_DIM, POSE_DIM
+from dpe_cli.motion_space import COORDINATES, MOTION_DIM, POSE_DIM
 from dpe_cli.paste import Paster
 from dpe_cli.pipeline import ahead
 from dpe_cli.report import PixelHash, Report
@@ -75,7 +75,7 @@ from dpe_cli.video import Frame, VideoInfo, check_writable, probe, write_speech
 AUDIO_ENDS = ("trim", "pad", "loop", "error")
 KEEP, AUTO, OFF = "keep", "auto", "off"  # of --pose and --blink, beside GENERATE and files
 REFERENCE = 100  # frames with a face, from the source's start, that tell the person's closed mouth
-LIDS = slice(POSE_DIM + 8, POSE_DIM + 10)
+LIDS = COORDINATES["lids"]
 LOWER_LIDS = ([144, 145, 153], [380, 374, 373])  # of MediaPipe's points; the picture's left eye first
 LIPS_MIDDLE = [13, 14]
 BEGINS, FULL = 0.25, 0.6  # of the way from the lower lids to the mouth: the mask is nothing, and everything

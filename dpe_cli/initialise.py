@@ -85,6 +85,12 @@ def colours_kept(model: DPE, keep: bool = True) -> Iterator[None]:
             part[:6] = fixed
 
 
+def reading(model: DPE) -> tuple[Tensor, Tensor]:
+    """The affine motion path: a latent's own code is M latent + c. -> M (20, L), c (20,)"""
+    own = model.motion_mlp(torch.zeros(1, model.config.latent_dim))
+    return (model.motion_mlp(torch.eye(model.config.latent_dim)) - own).T, own[0]
+
+
 def subtract_own(model: DPE, part: str = "expression") -> None:
     """Sets a head so that its shift lowers the latent's own reading by the driving's. part: expression or pose.
 
@@ -99,8 +105,7 @@ def subtract_own(model: DPE, part: str = "expression") -> None:
     coordinates = coordinates[:POSE_DIM] if part == "pose" else coordinates[POSE_DIM:]
     with torch.no_grad():
         dim = model.config.latent_dim
-        zero = torch.zeros(1, dim)
-        read = (model.motion_mlp(torch.eye(dim)) - model.motion_mlp(zero)).T  # M: (20, L)
+        read, own = reading(model)
         back = torch.zeros(dim, model.config.motion_dim)
         back[:, coordinates] = -torch.linalg.pinv(read)[:, coordinates]
         whole = back @ model.motion_basis.basis().T  # (L, L), acts on the direction that the basis gives
@@ -108,7 +113,6 @@ def subtract_own(model: DPE, part: str = "expression") -> None:
         for layer, matrix in zip(head, (*turns, whole @ turns[0].T @ turns[1].T), strict=True):
             layer.weight.copy_(matrix / layer.scale)
             layer.bias.zero_()
-        own = model.motion_mlp(zero)[0]
         for to_flow in generator.to_flows:
             style = to_flow.conv.modulation
             number = coordinates[torch.arange(len(style.bias)) % len(coordinates)]
@@ -130,8 +134,7 @@ def amplify(model: DPE, part: str, gains: Tensor) -> None:
     with torch.no_grad():
         dim = model.config.latent_dim
         zero, unit = torch.zeros(1, dim), torch.eye(dim)
-        own = model.motion_mlp(zero)
-        read = (model.motion_mlp(unit) - own).T.double()  # M: own code = M latent + own
+        read, own = (part.double() for part in reading(model))  # own code = M latent + own
         basis = model.motion_basis.basis().double()
         back = (head(unit) - head(zero)).T.double() @ basis  # H: shift = H code + h
         change = torch.diag(gains.double() - 1)
@@ -139,7 +142,7 @@ def amplify(model: DPE, part: str, gains: Tensor) -> None:
         lead = torch.eye(dim, dtype=torch.float64) - back @ change @ read
         first, last = head[0], head[-1]
         first.weight.copy_((first.weight.double() + first.weight.double() @ basis @ change @ basis.T).float())
-        bias = last.bias.double() - back @ change @ own[0].double()
+        bias = last.bias.double() - back @ change @ own
         last.weight.copy_(torch.linalg.solve(lead, last.weight.double()).float())
         last.bias.copy_(torch.linalg.solve(lead, bias).float())
         for name, layer in generator.named_modules():

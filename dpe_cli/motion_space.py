@@ -16,6 +16,11 @@ from dpe_cli.landmarks import BLENDSHAPES, align, eye_openings, gaze, head_angle
 GROUPS = {"mouth": 8, "lids": 2, "gaze": 2, "brows": 2}  # expression coordinates, in this order after the pose
 POSE_DIM = 6  # yaw, pitch, roll (degrees), log2 of the face's size over the crop's, centre x and y (crop sides)
 MOTION_DIM = POSE_DIM + sum(GROUPS.values())
+# Where each part of the pose and each group lies among the 20 coordinates.
+COORDINATES = {"turn": slice(0, 3), "size": slice(3, 4), "place": slice(4, POSE_DIM)}
+for _group, _count in GROUPS.items():
+    _first = max(part.stop for part in COORDINATES.values())
+    COORDINATES[_group] = slice(_first, _first + _count)
 POSE_SCALE = np.array([15.0, 12.0, 10.0, 0.25, 0.06, 0.06])  # divisors that bring each to about unit spread
 LIMIT = 4.0  # standardised coordinates are clipped here: landmark failures give wild values
 

@@ -18,6 +18,7 @@ import numpy as np
 from dpe_cli.container import PIPE, files_of
 from dpe_cli.crop import cut
 from dpe_cli.edit import (
+    VIDEO_SUFFIXES,
     Driving,
     Edits,
     EditSettings,
@@ -49,7 +50,6 @@ from dpe_cli.video import Frame, VideoInfo, frame_times, read_frames, write_vide
 TRIAL = 24  # frames
 QUEUED = 20  # full frames that wait between the stages of an edit, beside the smoothing window and a batch
 COPIES = 3  # of the output: beside it, while it is made in segments and joined
-CONTAINERS = (".mp4", ".mov", ".mkv")
 
 T = TypeVar("T")
 
@@ -173,7 +173,7 @@ def try_frames(
 
     pasting, done = timed(lambda: [paste(*all_of) for all_of in zip(frames, boxes, crops, faces, strict=True)])
     with scratch(output) as folder:
-        trial = folder / (output.name if output.suffix.lower() in CONTAINERS else "trial_%06d.png")
+        trial = folder / (output.name if output.suffix.lower() in VIDEO_SUFFIXES else "trial_%06d.png")
         encoding, _ = timed(lambda: write_video(iter(done), info, trial, start=0.0, **asdict(settings.wish)))
         size = sum(file.stat().st_size for file in files_of(trial))
     waiting = max(0, QUEUED + 2 * smoothing_radius(info, settings.smooth) + engine.batch_size - 2 * len(seen))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dpe_cli.errors import InputError
+from dpe_cli.motion_space import COORDINATES, MOTION_DIM
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,17 +40,6 @@ STAGES = {
     "landmarks": "the landmark network of ours, a run of its own",
     "factors": "no network: mouth, eyes, brows and sliders found in the motion codes of --init, a run of its own",
     "refine": "the paper's stage 2: the same losses, only the expression generator and the MLPs learn",
-}
-
-
-GAINS = {  # coordinates of the motion code: those of motion_space.GROUPS, and of the pose
-    "turn": slice(0, 3),
-    "size": slice(3, 4),
-    "place": slice(4, 6),
-    "mouth": slice(6, 14),
-    "lids": slice(14, 16),
-    "gaze": slice(16, 18),
-    "brows": slice(18, 20),
 }
 
 
@@ -92,7 +82,7 @@ class Phase:
     copy_start: bool = False  # pictures pass through unchanged until flows are learnt: see initialise.see_through
     subtract_own: bool = False  # of the expression: see initialise.subtract_own
     subtract_own_pose: bool = False  # the same of the pose
-    gains: str = ""  # mouth=1.4,lids=2: edits go further in these coordinates, see GAINS and initialise.amplify
+    gains: str = ""  # mouth=1.4,lids=2: edits go further in these coordinates, see initialise.amplify
     warm_up: int = 130  # steps for the new bottom of a grown encoder
     # how it runs
     seed: int = 0
@@ -111,15 +101,15 @@ class Phase:
 
     def gain_values(self) -> list[float]:
         """`gains` for each of the 20 coordinates. Raises InputError."""
-        values = [1.0] * 20
+        values = [1.0] * MOTION_DIM
         for name, _, number in (part.partition("=") for part in self.gains.split(",") if part):
             try:
-                place, gain = GAINS[name.strip()], float(number)
+                place, gain = COORDINATES[name.strip()], float(number)
                 if not gain > 0:
                     raise ValueError
             except (KeyError, ValueError) as error:
                 what = f"gains = {self.gains} is not NAME=FACTOR,... with factors above 0"
-                raise InputError(what, f"the names are {', '.join(GAINS)}") from error
+                raise InputError(what, f"the names are {', '.join(COORDINATES)}") from error
             values[place] = [gain] * (place.stop - place.start)
         return values
 

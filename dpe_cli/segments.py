@@ -40,6 +40,7 @@ from dpe_cli.control import Control
 from dpe_cli.edit import (
     AUDIO,
     UNIT,
+    VIDEO_SUFFIXES,
     Driving,
     Edit,
     Edits,
@@ -85,7 +86,6 @@ SCHEMA = "dpe-plan/1"
 SEGMENT_SECONDS = 10.0  # of a run that can be resumed: what a kill costs at most
 NEAR_CUT = 0.25  # of a segment's length: a cut between shots that is so near to a border becomes the border
 LEAST_FRAMES = 2  # of a segment: two key frames in a row could be taken for one picture
-CONTAINERS = (".mp4", ".mov", ".mkv")
 ASKED = ("weights", "sha256", "precision", "backend", "batch_size", "detector", "face_models", "made_of")
 WITHIN = Fraction(1, 2000)  # seconds, half of the least step between two frames
 
@@ -248,8 +248,10 @@ def make_plan(
 
 def check_container(output: Path) -> None:
     """Raises OutputError for an output that cannot be joined of segments."""
-    if output == PIPE or output.suffix.lower() not in CONTAINERS:
-        raise OutputError(f"{output} cannot be made in segments", f"name a file that ends in {' or '.join(CONTAINERS)}")
+    if output == PIPE or output.suffix.lower() not in VIDEO_SUFFIXES:
+        raise OutputError(
+            f"{output} cannot be made in segments", f"name a file that ends in {' or '.join(VIDEO_SUFFIXES)}"
+        )
 
 
 def read_table(

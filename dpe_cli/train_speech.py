@@ -20,12 +20,12 @@ from dpe_cli.dataset import split_of
 from dpe_cli.errors import InputError
 from dpe_cli.landmarks import LIPS_INNER, LIPS_OUTER, mouth_opening
 from dpe_cli.models import SpeechConfig, SpeechNets
-from dpe_cli.motion_space import POSE_DIM, MotionSpace, normalise
+from dpe_cli.motion_space import COORDINATES, POSE_DIM, MotionSpace, normalise
 from dpe_cli.speech import FLOOR, GRID, HOP, RATE, REACH, WINDOW, measure, mel_columns
 from dpe_cli.trainer import follow
 from dpe_cli.weights import save
 
-MOUTH, LIDS = slice(POSE_DIM, POSE_DIM + 8), slice(POSE_DIM + 8, POSE_DIM + 10)  # of the 20 motion coordinates
+MOUTH, LIDS = COORDINATES["mouth"], COORDINATES["lids"]
 CLOSED = 0.1  # share of a clip's frames, those with the smallest opening, that tell its closed mouth
 PAD = 80  # mel columns of a clip before its first frame and after its last
 SHORTEST = 40  # motion frames of a clip

@@ -192,7 +192,7 @@ MAY_IMPORT = {
         "errors",
     },
     "initialise": {"models", "motion_space"},
-    "recipe": {"errors"},
+    "recipe": {"motion_space", "errors"},
     "trainer": {"dataset", "initialise", "models", "motion_space", "recipe", "errors"},
     "train": {"dataset", "initialise", "models", "weights", "motion_space", "recipe", "trainer", "errors"},
     "metrics": {"landmarks"},

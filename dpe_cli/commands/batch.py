@@ -10,7 +10,7 @@ import click
 
 from dpe_cli.commands.display import display, show_outcomes
 from dpe_cli.commands.rows import Planner, print_all
-from dpe_cli.commands.shared import FILE, INTERRUPTED, STOPPED, Command, progress_kind, progress_option
+from dpe_cli.commands.shared import FILE, INTERRUPTED, STOPPED, Command, progress_kind, progress_option, speaker
 from dpe_cli.commands.worker import make_worker
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def batch(
     from dpe_cli.batch import ProcessPool, counted, raised_by_sigterm, run_batch, write_results
     from dpe_cli.manifest import check_template, parse_shard, read_manifest, shard_of_scheduler
 
-    say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
+    say = speaker(quiet)
     if workers and gpus:
         raise click.UsageError("--gpus starts one worker for each: leave --workers out")
     if any(option.startswith("--config") for option in edit_options):

@@ -17,6 +17,7 @@ from dpe_cli.commands.shared import (
     detector_options,
     progress_option,
     shared_options,
+    speaker,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def dub(
     read_consent(consent)
     check_dub(source, audio, output, settings)
     record = begin_record(ctx, output, lambda: ingredients(ctx))
-    say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
+    say = speaker(quiet)
     host = ctx.ensure_object(Host)
     engine = host.engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = host.detector(detector, face_models)

@@ -25,6 +25,7 @@ from dpe_cli.commands.shared import (
     progress_for,
     progress_option,
     shared_options,
+    speaker,
 )
 from dpe_cli.errors import QualityError
 
@@ -273,7 +274,7 @@ def edit(
     from dpe_cli.detectors import RESEARCH_ONLY
     from dpe_cli.video import sealed
 
-    say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
+    say = speaker(quiet)
     host = ctx.ensure_object(Host)  # torch takes seconds to import, so what can fail has failed before
     engine = host.engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = host.detector(detector, face_models)

@@ -9,7 +9,7 @@ import click
 
 from dpe_cli.commands.edit import asked_for, edit
 from dpe_cli.commands.provenance import ingredients
-from dpe_cli.commands.shared import FILE, Command, print_table, progress_for
+from dpe_cli.commands.shared import FILE, Command, print_table, progress_for, speaker
 
 OF_EDIT_ALONE = (
     "plan", "resume", "segment", "preview", "report", "from_file", "sidecar", "c2pa_cert", "c2pa_key",
@@ -72,7 +72,7 @@ def plan(
     from dpe_cli.engine import Engine
     from dpe_cli.face import make_detector
 
-    say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
+    say = speaker(quiet)
     engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = make_detector(detector, face_models)
     if split or every:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands.provenance import begin_record, signing_options
-from dpe_cli.commands.shared import FILE, Command, closing_words, given, limit_options, progress_for
+from dpe_cli.commands.shared import FILE, Command, closing_words, given, limit_options, progress_for, speaker
 from dpe_cli.errors import QualityError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def join(
         if report:
             whole.write(report)
 
-    say = (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
+    say = speaker(quiet)
     try:
         done = join_plan(read, output, overwrite=overwrite, ready=ready, say=say)
     except QualityError as error:

@@ -283,6 +283,11 @@ def given(ctx: click.Context, option: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
+def speaker(quiet: bool) -> Callable[[str], None]:
+    """What remarks are said with: lines on stderr, or nothing."""
+    return (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
+
+
 def print_table(title: str, rows: list[dict[str, Any]], stderr: bool = False) -> None:
     """Rows of the same keys, on stdout or stderr."""
     from rich.box import SIMPLE

@@ -20,6 +20,7 @@ from dpe_cli.commands.shared import (
     machine_options,
     print_table,
     progress_for,
+    speaker,
 )
 
 if TYPE_CHECKING:
@@ -82,9 +83,7 @@ def prepare(
     from dpe_cli.prepare import PrepareSettings
     from dpe_cli.prepare import prepare as run
 
-    def say(message: str) -> None:
-        if not quiet:
-            click.echo(message, err=True)
+    say = speaker(quiet)
 
     started = time.monotonic()
     # Half: the networks in each use two threads.
@@ -131,9 +130,7 @@ def train(
     from dpe_cli.train import Inputs
     from dpe_cli.train import train as run
 
-    def say(message: str) -> None:
-        if not quiet:
-            click.echo(message, err=True)
+    say = speaker(quiet)
 
     phases = read_recipe(recipe, changes, budget)
     if any(phase.stage == "landmarks" for phase in phases):
