@@ -176,7 +176,7 @@ def _info(path: Path, container: InputContainer, stream: VideoStream, frame: av.
     side = turn(frame)
     width, height = (frame.height, frame.width) if side[0] else (frame.width, frame.height)
     stamp = None if container.format.name == "avi" else frame.pts
-    mastering, notes = _mastering(frame)
+    mastering, dynamic = _mastering(frame)
     return VideoInfo(
         path=path,
         width=width,
@@ -194,7 +194,7 @@ def _info(path: Path, container: InputContainer, stream: VideoStream, frame: av.
         start=Fraction(0) if stamp is None else stamp * stream.time_base - clock_zero(container),
         layout=_upright_layout(frame, side),
         mastering=mastering,
-        notes=notes,
+        notes=dynamic + _left_out(frame),
     )
 
 
@@ -258,6 +258,16 @@ def _mastering(frame: av.VideoFrame) -> tuple[Mastering, tuple[str, ...]]:
             dynamic.append(kind.split("_")[0].replace("DOVI", "Dolby Vision").replace("DYNAMIC", "HDR10+"))
     notes = tuple(f"the {kind} metadata is left out; the HDR picture under it is kept" for kind in sorted({*dynamic}))
     return Mastering(display, light), notes
+
+
+def _left_out(frame: av.VideoFrame) -> tuple[str, ...]:
+    """Notes of what a picture has beside its pixels that the output will not have."""
+    notes = []
+    if frame.interlaced_frame:
+        notes.append("it is interlaced: two fields are edited as one picture and written as progressive; deinterlace it first")
+    if any(data.type.name == "A53_CC" for data in frame.side_data):
+        notes.append("its captions (CEA-608/708, inside the pictures) are left out; take them out to a subtitle file first")
+    return tuple(notes)
 
 
 def read_frames(

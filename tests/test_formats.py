@@ -167,6 +167,22 @@ def test_hdr_survives(hdr: Path, tmp_path: Path, name: str, codec: str | None):
     assert kept == (codec is None) and any("mastering" in note for note in notes) == (not kept)
 
 
+def test_interlaced_pictures_are_said_to_become_progressive(tmp_path: Path):
+    path = tmp_path / "fields.mkv"
+    run_ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x64:d=0.4", "-vf", "tinterlace=interleave_top", "-c:v", "mpeg2video",
+               "-flags", "+ilme+ildct", path)  # fmt: skip
+    assert any("interlaced" in note for note in exact(path, tmp_path / "o.mkv"))
+
+
+def test_captions_inside_the_pictures_are_said_to_be_lost(tmp_path: Path):
+    plain, path = tmp_path / "plain.m2v", tmp_path / "captions.m2v"
+    run_ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x64:d=0.2", "-c:v", "mpeg2video", plain)
+    first_slice, captions = b"\0\0\1\1", b"\0\0\1\xb2GA94\3\x41\xff\xfc\x94\x20\xff"  # ATSC A/53 part 4
+    path.write_bytes(plain.read_bytes().replace(first_slice, captions + first_slice))
+    assert not any("captions" in note for note in exact(plain, tmp_path / "plain.mkv"))
+    assert any("captions" in note for note in exact(path, tmp_path / "o.mkv"))
+
+
 @pytest.mark.parametrize("name", ["-", "o_%03d.png"])
 def test_hdr_is_refused_where_there_is_no_tag_for_it(hdr: Path, tmp_path: Path, name: str):
     output = Path(name) if name == "-" else tmp_path / name
