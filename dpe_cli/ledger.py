@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import threading
 import time
 import uuid
@@ -24,6 +23,7 @@ from typing import Any
 
 from dpe_cli.container import files_of
 from dpe_cli.errors import OutputError
+from dpe_cli.limits import alive, this_host
 from dpe_cli.report import write_text
 from dpe_cli.weights import digest
 
@@ -60,7 +60,7 @@ class Claim:
             raise OutputError(problem, "name another folder") from error
         self.generation, self.taken_over = newest + 1, newest > 0
         with os.fdopen(handle, "w") as file:
-            json.dump(identity(), file)
+            json.dump({"host": this_host(), "pid": os.getpid()}, file)
         if max(generations(self.output), default=0) != self.generation:  # others went on while we were slow
             claim_file(self.output, self.generation).unlink(missing_ok=True)
             self.generation = 0
@@ -113,13 +113,6 @@ def generations(output: Path) -> list[int]:
     return [int(found[1]) for file in os.listdir(output.parent) if (found := name.fullmatch(file))]
 
 
-def identity() -> dict[str, Any]:
-    """This process, told apart from those of other machines and of other containers of this one."""
-    boot, names = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
-    host = [socket.gethostname(), boot.read_text().strip() if boot.exists() else ""]
-    return {"host": [*host, os.readlink(names) if os.path.islink(names) else ""], "pid": os.getpid()}
-
-
 def stale(claim: Path, timeout: float) -> bool:
     """Whether its owner is gone: dead, if it ran here, or silent for `timeout` seconds by the clock of the folder."""
     try:
@@ -130,20 +123,9 @@ def stale(claim: Path, timeout: float) -> bool:
         return False  # just released: ask again
     with contextlib.suppress(ValueError, KeyError, TypeError):
         owner = json.loads(text)
-        if owner["host"] == identity()["host"] and not alive(int(owner["pid"])):
+        if owner["host"] == this_host() and not alive(int(owner["pid"])):
             return True
     return now_of(claim.parent) - touched > timeout
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of this machine exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def now_of(folder: Path) -> float:

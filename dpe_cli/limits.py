@@ -1,13 +1,18 @@
 """What files may be and do: every input is taken for hostile. One setting for the process, which commands make.
 
 A file is opened for itself alone: ffmpeg may read that file and nothing that it names, so playlists and addresses are
-refused. Temporary files lie in a hidden folder beside the output, or in the folder of `--temp`.
+refused. Temporary files lie in a hidden folder beside the output, or in the folder of `--temp`; its name says whose it
+is, so that the next run there removes what a killed one left.
 """
 
 import contextlib
+import os
 import re
+import shutil
+import socket
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +111,16 @@ def scratch(output: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def hidden_folder(where: Path | None) -> Iterator[Path]:
-    """A hidden folder in `where`, removed whatever happens; None: the system's place for such. Raises OutputError."""
+    """A hidden folder in `where`, removed whatever happens; None: the system's place for such. Raises OutputError.
+
+    Those that killed processes of this machine left there are removed.
+    """
+    host = f"{zlib.crc32(repr(this_host()).encode()):08x}"
+    remove_orphans(Path(where or tempfile.gettempdir()), host)
     try:
-        folder = tempfile.TemporaryDirectory(prefix=".dpe-", dir=where, ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(
+            prefix=f".dpe-{host}-{os.getpid()}-", dir=where, ignore_cleanup_errors=True
+        )
     except FileNotFoundError as error:
         raise OutputError(f"the folder {where} does not exist", "make it or name another") from error
     except OSError as error:
@@ -122,3 +134,32 @@ def hidden_folder(where: Path | None) -> Iterator[Path]:
             if not Path(folder.name).exists():
                 break
             time.sleep(0.1)
+
+
+def remove_orphans(where: Path, host: str) -> None:
+    """Removes the hidden folders whose process ran on `host`, which is this machine, and is gone."""
+    with contextlib.suppress(OSError):
+        for folder in where.glob(f".dpe-{host}-*"):
+            owner = folder.name.split("-")[2]
+            if owner.isdecimal() and not alive(int(owner)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def this_host() -> list[str]:
+    """What tells this machine since its start, and this container of it, apart from all others."""
+    boot, names = Path("/proc/sys/kernel/random/boot_id"), "/proc/self/ns/pid"
+    started = boot.read_text().strip() if boot.exists() else ""
+    return [socket.gethostname(), started, os.readlink(names) if os.path.islink(names) else ""]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine exists; on Windows, where nobody can be asked without harm, always."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -264,9 +264,9 @@ def _left_out(frame: av.VideoFrame) -> tuple[str, ...]:
     """Notes of what a picture has beside its pixels that the output will not have."""
     notes = []
     if frame.interlaced_frame:
-        notes.append("it is interlaced: two fields are edited as one picture and written as progressive; deinterlace it first")
+        notes.append("interlaced fields are edited as one picture and written as progressive; deinterlace before")
     if any(data.type.name == "A53_CC" for data in frame.side_data):
-        notes.append("its captions (CEA-608/708, inside the pictures) are left out; take them out to a subtitle file first")
+        notes.append("captions inside the pictures (CEA-608/708) are left out; take them to a subtitle file before")
     return tuple(notes)
 
 

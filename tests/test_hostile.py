@@ -555,6 +555,20 @@ def test_an_address_is_fetched_where_that_is_allowed(clips: Path, served: str):
     assert unnamed.exit_code == 2 and "--output" in unnamed.stderr
 
 
+def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path):
+    output = tmp_path / "out.mp4"
+    program = (
+        "import os, pathlib, sys, dpe_cli.limits as one\n"
+        "with one.scratch(pathlib.Path(sys.argv[1])) as folder: (folder / 'part').touch(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program, output], env=child_environment(), check=False)
+    (left,) = tmp_path.iterdir()
+    other = tmp_path / f".dpe-0badcafe-{left.name.split('-')[2]}-x"  # of another machine
+    other.mkdir()
+    with scratch(output) as folder, scratch(output) as second:
+        assert sorted(tmp_path.iterdir()) == sorted([other, folder, second])
+
+
 def test_a_folder_goes_though_a_program_still_writes_into_it(tmp_path: Path):
     with scratch(tmp_path / "out.mp4") as folder:
         command = f"import pathlib; p = pathlib.Path({str(folder)!r})\nfor n in range(2000): (p / str(n)).touch()"

@@ -108,7 +108,7 @@ MAY_IMPORT = {
         "errors",
     },
     "manifest": {"limits", "errors"},
-    "ledger": {"container", "report", "weights", "errors"},
+    "ledger": {"container", "limits", "report", "weights", "errors"},
     "provenance": {"container", "ledger", "weights", "errors"},
     "signing": {"marks", "errors"},
     "batch": {"report", "errors"},
