@@ -1,6 +1,9 @@
 """The one door to torch: device, precision and batches. uint8 crops in, uint8 crops out.
 
 Results do not depend on how the crops are split into batches, but for the rounding of floats.
+
+Where landmarks can tell the motion codes (`measured.py`), they do, of the driving and of the source: the networks get
+own + (driving - source), with the own code as the encoder reads it, for against that one the generators were trained.
 """
 
 import contextlib
@@ -14,6 +17,8 @@ import torch
 from torch import Tensor
 
 from dpe_cli.errors import DeviceError, WeightsError
+from dpe_cli.factors import follows_space
+from dpe_cli.measured import MeasuredCodes
 from dpe_cli.models import DPE, Encoded, InferenceDPE
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
 from dpe_cli.weights import Loaded, load
@@ -32,13 +37,13 @@ class Engine:
     weights: name or path, by default our own. device: auto, cpu, cuda, cuda:N, mps. precision: auto, fp32, bf16, fp16,
     int8; auto is fp32 on a CPU and on MPS, on CUDA bf16 where the GPU computes with it and fp16 elsewhere. backend:
     auto, torch, compile, onnx, openvino; see `choose_backend`. batch_size: crops at once, by default what suits the
-    device.
+    device. measure: False reads codes by the encoder alone, as the paper does.
     Raises WeightsError, and DeviceError for a device that is not there, cannot do this or has too little memory.
     """
 
     def __init__(
         self, weights: str | Path | None = None, device: str = "auto", precision: str = "auto",
-        batch_size: int | None = None, backend: str = "auto",
+        batch_size: int | None = None, backend: str = "auto", measure: bool = True,
     ):  # fmt: skip
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
@@ -47,6 +52,8 @@ class Engine:
         self.loaded = load(weights)
         with device_errors(self.device):
             self.networks = build(self.loaded, self.device, self.precision, self.backend)
+            known = measure and follows_space(self.loaded.path)
+            self.measured = MeasuredCodes(self.loaded.path, str(self.device)) if known else None
         self.loaded.state.clear()  # the networks have their own form of the weights
         self.forget()
 
@@ -62,6 +69,7 @@ class Engine:
             "weights": str(self.loaded.path),
             "sha256": self.loaded.sha256,
             "size": self.size,
+            "codes": "landmarks" if self.measured else "encoder",
             "device": describe_device(self.device),
             "precision": self.precision,
             "backend": self.backend,
@@ -112,17 +120,33 @@ class Engine:
     def forget(self) -> None:
         """Lets go of what the last batch left for the next."""
         self.sources, self.betweens = Remembered(), Remembered()
+        self.told: dict[Key, np.ndarray] = {}  # the codes of the last crops: (2, K), the encoder's and the better ones
         self.drawn: dict[Key, np.ndarray] = {}  # by crop and codes
 
     # A batch
 
     def codes_of(self, crops: np.ndarray) -> np.ndarray:
         """Motion codes of one batch."""
-        codes = self.compute(lambda: self.networks.motion_code(self.encode(crops).latent))
-        return codes.cpu().numpy()
+        return self.both_codes(crops)[:, 1]
+
+    def both_codes(self, crops: np.ndarray) -> np.ndarray:
+        """Motion codes as the encoder reads them and as they are best known. -> (B, 2, K)"""
+        keys = keys_of(crops)
+        fresh = list({key: row for row, key in enumerate(keys) if key not in self.told}.values())
+        if fresh:
+            chosen = crops[fresh]
+            codes = self.compute(lambda: self.networks.motion_code(self.encode(chosen).latent)).cpu().numpy()
+            better = self.measured.improve(chosen, codes) if self.measured else codes
+            new = zip((keys[row] for row in fresh), np.stack([codes, better], 1), strict=True)
+            self.told = {key: self.told[key] for key in keys if key in self.told} | dict(new)
+        return np.stack([self.told[key] for key in keys])
 
     def edited(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
         """One batch, edited."""
+        if self.measured:
+            codes = self.both_codes(crops)
+            own = codes[:, 0] - codes[:, 1]
+            expression, pose = (None if asked is None else asked + own for asked in (expression, pose))
 
         def render() -> Tensor:
             networks, source = self.networks, self.encode(crops)

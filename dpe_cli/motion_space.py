@@ -24,8 +24,14 @@ for _group, _count in GROUPS.items():
 POSE_SCALE = np.array([15.0, 12.0, 10.0, 0.25, 0.06, 0.06])  # divisors that bring each to about unit spread
 LIMIT = 4.0  # standardised coordinates are clipped here: landmark failures give wild values
 
-_MOUTH_BLENDSHAPES = [i for i, name in enumerate(BLENDSHAPES) if name.startswith(("jaw", "mouth"))]
-_BROW_BLENDSHAPES = [i for i, name in enumerate(BLENDSHAPES) if name.startswith("brow")]
+# What the coordinates are made of, by MediaPipe's point numbers.
+MOUTH_GAPS = ((13, 14), (82, 87), (312, 317), (78, 308), (61, 291))
+MOUTH_OFFSETS = (  # one point against another, and along which axis
+    (61, 0, 1), (291, 0, 1), (13, 2, 1), (14, 2, 1), (152, 2, 1), (13, 2, 2), (14, 2, 2),
+)  # fmt: skip
+BROW_HEIGHTS = ((105, 33), (334, 263), (107, 133), (336, 362))
+MOUTH_BLENDSHAPES = [i for i, name in enumerate(BLENDSHAPES) if name.startswith(("jaw", "mouth"))]
+BROW_BLENDSHAPES = [i for i, name in enumerate(BLENDSHAPES) if name.startswith("brow")]
 
 
 def mirror_blendshapes(scores: np.ndarray) -> np.ndarray:
@@ -67,23 +73,17 @@ def _features(shape: np.ndarray, blendshapes: np.ndarray) -> dict[str, np.ndarra
         return np.linalg.norm(shape[:, a] - shape[:, b], axis=-1)
 
     middle = (shape[:, 61] + shape[:, 291]) / 2
-    mouth = np.stack(
-        [
-            gap(13, 14), gap(82, 87), gap(312, 317), gap(78, 308), gap(61, 291),
-            shape[:, 61, 1] - shape[:, 0, 1], shape[:, 291, 1] - shape[:, 0, 1],
-            shape[:, 13, 1] - shape[:, 2, 1], shape[:, 14, 1] - shape[:, 2, 1], shape[:, 152, 1] - shape[:, 2, 1],
-            shape[:, 13, 2] - shape[:, 2, 2], shape[:, 14, 2] - shape[:, 2, 2], middle[:, 0],
-        ],
-        -1,
-    )  # fmt: skip
-    brows = np.stack([shape[:, i, 1] - shape[:, j, 1] for i, j in ((105, 33), (334, 263), (107, 133), (336, 362))], -1)
+    mouth = [gap(*pair) for pair in MOUTH_GAPS]
+    mouth += [shape[:, a, axis] - shape[:, b, axis] for a, b, axis in MOUTH_OFFSETS]
+    mouth = np.stack([*mouth, middle[:, 0]], -1)
+    brows = np.stack([shape[:, a, 1] - shape[:, b, 1] for a, b in BROW_HEIGHTS], -1)
     blink = blendshapes[:, [BLENDSHAPES.index("eyeBlinkLeft"), BLENDSHAPES.index("eyeBlinkRight")]]
     opening = eye_openings(shape)  # picture's left first, which is the person's right
     return {
-        "mouth": np.concatenate([mouth, blendshapes[:, _MOUTH_BLENDSHAPES]], -1),
+        "mouth": np.concatenate([mouth, blendshapes[:, MOUTH_BLENDSHAPES]], -1),
         "lids": opening - 0.15 * blink[:, ::-1],
         "gaze": gaze(shape),
-        "brows": np.concatenate([brows, blendshapes[:, _BROW_BLENDSHAPES]], -1),
+        "brows": np.concatenate([brows, blendshapes[:, BROW_BLENDSHAPES]], -1),
     }
 
 

@@ -70,6 +70,7 @@ class Phase:
     code_weight: float = 15.0  # less, and the pictures' gradients drown it in the shared encoder
     motion_weight: float = 1.0  # of the codes' difference between the two frames of a clip, relative to the codes
     landmark_weight: float = 0.0  # of landmarks read from the latent by a layer that is thrown away: richer latents
+    measured: bool = False  # guided, flows, expression: codes go in as with `measured.py`, own + (driving - source)
     guide: float = 1.0  # of the guided terms inside the cycle
     middle_weight: float = 1.0  # cycle: the intermediate pair S', D'
     self_weight: float = 1.0  # cycle: self-reconstruction

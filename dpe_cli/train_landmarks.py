@@ -6,8 +6,8 @@ scaled and shifted far more; some samples are no faces, which teaches the confid
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -22,13 +22,38 @@ from dpe_cli.dataset import CROP, split_of
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box
 from dpe_cli.landmark_net import framing, to_pixels
-from dpe_cli.landmarks import EYES, LIDS, LIPS_INNER, LIPS_OUTER, align, eye_openings, head_angles, mouth_opening
+from dpe_cli.landmarks import (
+    BLENDSHAPES,
+    CORNERS,
+    EYES,
+    LIDS,
+    LIPS_INNER,
+    LIPS_OUTER,
+    align,
+    eye_openings,
+    head_angles,
+    mouth_opening,
+)
 from dpe_cli.models import LandmarkNet, Landmarks
-from dpe_cli.motion_space import mean_face, mirror_blendshapes, mirror_permutation, normalise
+from dpe_cli.motion_space import (
+    BROW_BLENDSHAPES,
+    BROW_HEIGHTS,
+    GROUPS,
+    LIMIT,
+    MOUTH_BLENDSHAPES,
+    MOUTH_GAPS,
+    MOUTH_OFFSETS,
+    MotionSpace,
+    mean_face,
+    mirror_blendshapes,
+    mirror_permutation,
+    normalise,
+)
+from dpe_cli.pipeline import ahead
 from dpe_cli.trainer import follow
 from dpe_cli.weights import save
 
-STORED = 160  # side in pixels at which frames wait in memory: a crop cut at its usual place is then about 128
+STORED = 1.25  # side at which frames wait in memory, over the network's: a crop cut at its usual place fits it about
 IRISES = list(range(468, 478))
 BROWS = [70, 63, 105, 66, 107, 55, 65, 52, 53, 46, 336, 296, 334, 293, 300, 285, 295, 282, 283, 276]
 # Pairs whose distance is an expression: inner lips, lids, mouth corners.
@@ -39,7 +64,7 @@ GAPS = [(13, 14), (82, 87), (312, 317), (61, 291), (78, 308), *(pair for lids in
 class LandmarkTraining:
     """Everything that a run depends on; written beside its weights."""
 
-    minutes: float = 35.0
+    minutes: float = 60.0
     batch: int = 32
     lr: float = 2e-3
     weight_decay: float = 0.01
@@ -50,6 +75,8 @@ class LandmarkTraining:
     gap_weight: float = 1.0
     shape_weight: float = 2.0
     blendshape_weight: float = 0.5
+    code_weight: float = 0.5  # of the motion coordinates that follow from all this, where a motion space is given
+    wild: float = 0.35  # share of the faces that are turned, scaled and shifted far
     visibility_weight: float = 0.03
     confidence_weight: float = 0.05
     threads: int = 1
@@ -119,7 +146,7 @@ class CropSampler:
     """
 
     def __init__(self, clips: list[LabelledClip], template: np.ndarray, size: int, config: LandmarkTraining):
-        self.size, self.negatives = size, config.negatives
+        self.size, self.negatives, self.wild = size, config.negatives, config.wild
         self.random = np.random.default_rng(config.seed + 1)
         self.mirror = mirror_permutation(template)
         self.noise = self.random.normal(0, 1, (2 * size, 2 * size, 3)).astype(np.float32)
@@ -174,7 +201,7 @@ class CropSampler:
     def placement(self, box: Box, flip: bool) -> np.ndarray:
         """(2, 3) CROP pixels to sample pixels, both counted from edges: the tool's crop, turned, scaled, shifted."""
         random = self.random
-        wild = random.random() < 0.6  # the others are as the tool frames them, nearly
+        wild = random.random() < self.wild  # the others are as the tool frames them, nearly
         angle = np.radians(random.uniform(-30, 30) if wild else random.normal(0, 3))
         scale = np.exp(random.uniform(-0.25, 0.25) if wild else random.normal(0, 0.04))
         shift = random.uniform(-0.12, 0.12, 2) if wild else random.normal(0, 0.02, 2)
@@ -213,7 +240,7 @@ class CropSampler:
             over = np.broadcast_to(random.integers(0, 256, 3).astype(np.uint8), image.shape)
         else:
             clip, _, _, index = self.pick()
-            side = int(random.integers(STORED // 5, STORED // 2))
+            side = int(clip.frames.shape[1] * random.uniform(0.2, 0.5))
             limit = clip.frames.shape[1] - side
             top, left = random.integers(0, limit, 2)
             patch = clip.frames[index][top : top + side, left : left + side]
@@ -319,7 +346,41 @@ def gaps(points: Tensor) -> Tensor:
     return (one - two).square().sum(-1).add(1e-8).sqrt()
 
 
-def landmark_loss(found: Landmarks, batch: dict[str, Tensor], config: LandmarkTraining) -> dict[str, Tensor]:
+def expression_codes(shape: Tensor, blendshapes: Tensor, space: MotionSpace) -> Tensor:
+    """`MotionSpace.expression` with gradients. (B, 478, 3) in the head's frame, (B, 52) -> (B, 14)"""
+
+    def gap(a: int, b: int) -> Tensor:
+        return (shape[:, a] - shape[:, b]).square().sum(-1).add(1e-10).sqrt()
+
+    def apart(a: int, b: int, axis: int) -> Tensor:
+        return shape[:, a, axis] - shape[:, b, axis]
+
+    widths = [gap(*corners) for corners in CORNERS]
+    closed = [blendshapes[:, BLENDSHAPES.index(name)] for name in ("eyeBlinkRight", "eyeBlinkLeft")]
+    lids = [
+        sum(gap(*pair) for pair in pairs) / len(pairs) / width - 0.15 * shut
+        for pairs, width, shut in zip(LIDS, widths, closed, strict=True)
+    ]
+    looks = [
+        (shape[:, iris, :2] - (shape[:, a, :2] + shape[:, b, :2]) / 2) / width[:, None]
+        for iris, (a, b), width in zip((468, 473), CORNERS, widths, strict=True)
+    ]
+    middle = (shape[:, 61, 0] + shape[:, 291, 0]) / 2
+    mouth = [*(gap(*pair) for pair in MOUTH_GAPS), *(apart(*one) for one in MOUTH_OFFSETS), middle]
+    brows = [apart(*pair, 1) for pair in BROW_HEIGHTS]
+    raw = {
+        "mouth": torch.cat([torch.stack(mouth, 1), blendshapes[:, MOUTH_BLENDSHAPES]], 1),
+        "lids": torch.stack(lids, 1),
+        "gaze": sum(looks) / 2,
+        "brows": torch.cat([torch.stack(brows, 1), blendshapes[:, BROW_BLENDSHAPES]], 1),
+    }
+    parts = [(raw[g] - raw[g].new_tensor(space.mean[g])) @ raw[g].new_tensor(space.basis[g]) for g in GROUPS]
+    return torch.cat(parts, 1).clamp(-LIMIT, LIMIT)
+
+
+def landmark_loss(
+    found: Landmarks, batch: dict[str, Tensor], config: LandmarkTraining, space: MotionSpace | None = None
+) -> dict[str, Tensor]:
     """Named terms, already weighted; lengths are shares of the face's scale (the outer eye corners' distance)."""
     weights = torch.from_numpy(point_weights()).float().to(found.points.device)
     axes = torch.tensor([1.0, 1.0, config.depth_weight], device=found.points.device)
@@ -332,7 +393,11 @@ def landmark_loss(found: Landmarks, batch: dict[str, Tensor], config: LandmarkTr
 
     posed = ((found.points - batch["points"]) / size[..., None]).abs() * axes * weights[:, None]
     shape = (found.shape - batch["shape"]).abs() * axes * weights[:, None]
-    return {
+    codes = {}
+    if space is not None and config.code_weight:
+        seen, wanted = (expression_codes(one["shape"], one["blendshapes"], space) for one in (found._asdict(), batch))
+        codes["codes"] = over_faces(F.smooth_l1_loss(seen, wanted, reduction="none")) * config.code_weight
+    return codes | {
         "points": over_faces(posed),
         "shape": over_faces(shape) * config.shape_weight,
         "gaps": over_faces((gaps(found.shape) - gaps(batch["shape"])).abs()) * config.gap_weight,
@@ -349,8 +414,10 @@ def landmark_loss(found: Landmarks, batch: dict[str, Tensor], config: LandmarkTr
 class LandmarkTrainer:
     """Network, optimiser and moving average of one run."""
 
-    def __init__(self, net: LandmarkNet, config: LandmarkTraining, device: str = "cpu"):
-        self.config, self.device = config, torch.device(device)
+    def __init__(
+        self, net: LandmarkNet, config: LandmarkTraining, device: str = "cpu", space: MotionSpace | None = None
+    ):
+        self.config, self.device, self.space = config, torch.device(device), space
         self.net = net.to(self.device, memory_format=torch.channels_last).train()
         self.average = {key: value.detach().clone() for key, value in net.state_dict().items()}
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -365,7 +432,7 @@ class LandmarkTrainer:
         batch = {key: value.to(self.device) for key, value in batch.items()}
         with torch.autocast(self.device.type, torch.bfloat16):
             found = self.net(to_input(batch["image"]))
-        terms = landmark_loss(found, batch, config)
+        terms = landmark_loss(found, batch, config, self.space)
         self.optimiser.zero_grad(set_to_none=True)
         sum(terms.values()).backward()
         length = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 2.0)
@@ -466,32 +533,52 @@ def area_under_curve(high: np.ndarray, low: np.ndarray) -> float:
     return float((ranks.mean() - (len(high) + 1) / 2) / len(low))
 
 
+def batches(sampler: CropSampler, count: int) -> Iterator[dict[str, Tensor]]:
+    """Endless batches of `count` samples."""
+    while True:
+        yield sampler.batch(count)
+
+
+def at_size(net: LandmarkNet, size: int) -> LandmarkNet:
+    """The same network for crops of another size: what read a small map reads the same map, drawn larger or smaller."""
+    config = replace(net.config, size=size)
+    state, other = net.state_dict(), LandmarkNet(config)
+    sides = net.config.size // 32, size // 32
+    weight = state["gather.weight"].unflatten(1, (-1, sides[0], sides[0]))
+    weight = F.interpolate(weight, size=(sides[1], sides[1]), mode="bilinear") * (sides[0] / sides[1]) ** 2
+    other.load_state_dict(state | {"gather.weight": weight.flatten(1)})
+    return other
+
+
 def train_landmarks(
     data: Path, output: Path, config: LandmarkTraining, net: LandmarkNet | None = None, device: str = "cpu",
-    talk: Callable[[str], None] = lambda line: None,
+    talk: Callable[[str], None] = lambda line: None, space: MotionSpace | None = None,
 ) -> Path:  # fmt: skip
     """Trains for `config.minutes`; writes `landmarks.safetensors` (moving average, fp16) and `landmarks.jsonl`.
 
-    `net` goes on from its weights and keeps its face model; one that has none gets the training split's. Returns the
-    weights' path. Raises InputError when there is nothing to train on.
+    `net` goes on from its weights and keeps its face model; one that has none gets the training split's. space: its
+    coordinates count too. Returns the weights' path. Raises InputError when there is nothing to train on.
     """
     cv2.setNumThreads(1)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     output.mkdir(parents=True, exist_ok=True)
-    clips = load_labelled(data, held_out=False, size=STORED, stride=config.stride)
     net = net or LandmarkNet()
+    clips = load_labelled(data, False, round(net.config.size * STORED), config.stride)
     if not net.basis.any():
         mean, basis = face_model(clips, net.config.components)
         net.mean.copy_(torch.from_numpy(mean))
         net.basis.copy_(torch.from_numpy(basis))
     sampler = CropSampler(clips, net.mean.double().numpy(), net.config.size, config)
-    trainer = LandmarkTrainer(net, config, device)
+    trainer = LandmarkTrainer(net, config, device, space)
     talk(f"{len(clips)} clips of {len(sampler.people)} people, {sum(len(c.points) for c in clips)} frames")
     weights, curve = output / "landmarks.safetensors", output / "landmarks.jsonl"
     started, saved, terms = time.monotonic(), 0.0, []
-    while (gone := (time.monotonic() - started) / 60) < config.minutes:
-        terms.append(trainer.step(sampler.batch(config.batch), gone / config.minutes))
+    for batch in ahead(batches(sampler, config.batch)):
+        gone = (time.monotonic() - started) / 60
+        if gone >= config.minutes:
+            break
+        terms.append(trainer.step(batch, gone / config.minutes))
         if trainer.step_number % 50 == 0:
             means = {key: round(float(np.mean([term[key] for term in terms])), 5) for key in terms[0]}
             line = json.dumps({"step": trainer.step_number, "minutes": round(gone, 2), **means})

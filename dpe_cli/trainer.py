@@ -183,6 +183,16 @@ class Trainer:
         """The pose generator's answer to a motion code, flows included."""
         return self.model.render_pose(source.latent + self.model.pose_shift(code), source.features)
 
+    def given(self, latent: Tensor, known: Tensor, driving: Tensor) -> Tensor:
+        """The code that an edit is given: with measured codes, own + (driving - source), own as the encoder reads it.
+
+        Else the generators would learn to distrust the difference that they see: it has the encoder's error in it.
+        latent (B, L) of the source, known (B, K) its measured code, driving (B, K) measured.
+        """
+        if not self.phase.measured:
+            return driving
+        return driving + self.model.motion_code(latent).detach().float() - known
+
     def codes(self, batch: dict[str, Tensor]) -> Losses:
         """Motion codes of source and driving alone: the encoder without the generators."""
         losses = Losses()
@@ -225,7 +235,7 @@ class Trainer:
         losses.add("code_target", F.smooth_l1_loss(codes, target_code[:count]), phase.code_weight * count / size)
 
         self.add_expression(losses, of_source, batch)
-        posed = self.turn(of_target, driving_code[:count])
+        posed = self.turn(of_target, self.given(of_target.latent, target_code[:count], driving_code[:count]))
         share = phase.pose_share * 2
         losses.add("pose", weighted_l1(posed.image, driving[:count], batch["pose_weight"][:count]), share)
         flows = self.flow_error("pose", posed.flows, batch)
@@ -255,9 +265,11 @@ class Trainer:
             encoded = self.model.encode(both.contiguous(memory_format=torch.channels_last))
             coarse = [feature for feature in encoded.features if feature.shape[-1] <= COARSE]
             of_source, of_target = split(Encoded(encoded.latent, coarse), size)
-        expressed = self.express(of_source, batch["driving_code"])
+        known, wanted = batch["source_code"], batch["driving_code"]
+        expressed = self.express(of_source, self.given(of_source.latent, known, wanted))
         losses.add("exp_flow", self.flow_error("exp", expressed.flows, batch), phase.flow_weight)
-        posed = self.turn(of_target, batch["driving_code"][:count])
+        target = torch.cat([known[:, :POSE_DIM], wanted[:, POSE_DIM:]], 1)
+        posed = self.turn(of_target, self.given(of_target.latent, target[:count], wanted[:count]))
         flows = self.flow_error("pose", posed.flows, batch)
         losses.add("pose_flow", flows, phase.flow_weight * phase.pose_share * 2)
         return losses
@@ -265,7 +277,7 @@ class Trainer:
     def add_expression(self, losses: Losses, source: Encoded, batch: dict[str, Tensor]) -> None:
         """Terms of S -> T: the expression generator on the measured code of the driving frame."""
         phase, target = self.phase, to_image(batch["target"])
-        result = self.express(source, batch["driving_code"])
+        result = self.express(source, self.given(source.latent, batch["source_code"], batch["driving_code"]))
         losses.add("exp", weighted_l1(result.image, target, batch["weight"]), phase.image_weight)
         losses.add("exp_flow", self.flow_error("exp", result.flows, batch), phase.flow_weight)
         self.add_perceptual(losses, result.image, target, batch["weight"])

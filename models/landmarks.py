@@ -30,7 +30,7 @@ class LandmarkConfig:
     Raises ValueError when these do not fit together.
     """
 
-    size: int = 128
+    size: int = 192
     channels: tuple[int, ...] = (48, 64, 96, 128)
     blocks: tuple[int, ...] = (0, 2, 2, 1)
     features: int = 192

@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "crop": {"face", "errors"},
     "weights": {"models", "errors"},
     "runtimes": {"models", "weights", "errors"},
-    "engine": {"models", "runtimes", "weights", "errors"},
+    "measured": {"factors", "landmark_net", "landmarks", "motion_space", "weights", "errors"},
+    "engine": {"factors", "measured", "models", "runtimes", "weights", "errors"},
     "speech": {"tracks"},
     "speech_motion": {"models", "motion_space", "speech", "tracks", "weights", "errors"},
     "dub": {
@@ -205,6 +206,7 @@ MAY_IMPORT = {
         "dataset",
         "face",
         "trainer",
+        "pipeline",
         "landmark_net",
         "landmarks",
         "models",

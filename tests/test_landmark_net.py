@@ -25,7 +25,9 @@ from dpe_cli.train_landmarks import (
     LandmarkTrainer,
     LandmarkTraining,
     area_under_curve,
+    at_size,
     correlation,
+    expression_codes,
     face_model,
     load_labelled,
     train_landmarks,
@@ -139,6 +141,26 @@ def test_sizes_that_do_not_fit_are_refused(changes: dict):
 
 
 # Its file
+
+
+def test_codes_with_gradients_are_the_motion_coordinates():
+    space, random = MotionSpace.load(weights.folder() / "motion-space.json"), np.random.default_rng(0)
+    shape = space.template + random.normal(0, 0.02, (4, 478, 3))
+    scores = random.uniform(0, 1, (4, 52))
+    points = torch.tensor(shape, dtype=torch.float32, requires_grad=True)
+    found = expression_codes(points, torch.tensor(scores, dtype=torch.float32), space)
+    np.testing.assert_allclose(found.detach().numpy(), space.expression(shape, scores), atol=1e-4)
+    found.sum().backward()
+    assert points.grad.abs().sum() > 0
+
+
+def test_a_network_keeps_what_it_knows_at_another_size():
+    net = with_face(LandmarkNet(SMALL)).eval()
+    larger = at_size(net, 64).eval()
+    assert larger.config.size == 64 and at_size(net, 32).gather.weight.equal(net.gather.weight)
+    flat = torch.full((1, 3, 64, 64), 0.3)  # looks the same at every size
+    same = [net(flat[..., :32, :32]).shape, larger(flat).shape]
+    assert (same[0] - same[1]).abs().max() < 0.3 * (same[0] - torch.from_numpy(template())).abs().max()
 
 
 def test_a_saved_network_answers_the_same(tmp_path: Path):

@@ -174,6 +174,23 @@ def test_an_amplified_network_overdoes_the_difference_to_its_own_code(model, bat
     assert (plain.image - wanted.image).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("stage", ["guided", "flows", "expression"])
+def test_with_measured_codes_the_generators_see_the_true_difference(model, batch, stage):
+    subtract_own(model)
+    batch = batch | {"driving_code": batch["source_code"].clone()}  # whatever the encoder reads, nothing is to move
+    seen = []
+    for measured in (False, True):
+        trainer = Trainer(model, Phase(stage=stage, measured=measured))
+        with torch.no_grad():
+            encoded = model.encode(to_image(batch["source"]))
+            given = trainer.given(encoded.latent, batch["source_code"], batch["driving_code"])
+            own = model.motion_code(encoded.latent)
+        seen.append(float((given - own)[:, POSE_DIM:].abs().max()))
+        terms = trainer.step(batch, 0)
+        assert torch.isfinite(terms["exp_flow"])
+    assert seen[1] < 1e-5 < seen[0]
+
+
 def test_gains_are_checked():
     with pytest.raises(InputError, match="lids"):
         Phase(gains="eyes=2")

@@ -134,7 +134,7 @@ def train(
 
     phases = read_recipe(recipe, changes, budget)
     if any(phase.stage == "landmarks" for phase in phases):
-        click.echo(train_landmark_network(phases, data, output, init, device, say))
+        click.echo(train_landmark_network(phases, data, output, init, space, device, say))
         return
     if any(phase.stage == "factors" for phase in phases):
         click.echo(fit_factors(phases, data, output, init, space, device, quiet))
@@ -289,19 +289,25 @@ def evaluate_factors(
 
 
 def train_landmark_network(
-    phases: list["Phase"], data: Path, output: Path, init: Path | None, device: str, say: Callable[[str], None]
-) -> Path:
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, device: str,
+    say: Callable[[str], None],
+) -> Path:  # fmt: skip
     """`dpe train --set stage=landmarks`: a run of one phase, with the settings that it knows."""
     if len(phases) > 1:
         raise click.UsageError("the landmark network is trained in a run of its own, of one phase")
 
+    from dpe_cli.factors import SPACE
     from dpe_cli.landmark_net import load_net
-    from dpe_cli.train_landmarks import LandmarkTraining, train_landmarks
+    from dpe_cli.models import LandmarkConfig
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.train_landmarks import LandmarkTraining, at_size, train_landmarks
+    from dpe_cli.weights import folder
 
     (phase,) = phases
     settings = {name: getattr(phase, name) for name in ("minutes", "batch", "lr", "ema", "threads", "seed")}
-    net = load_net(init).requires_grad_(True) if init else None
-    return train_landmarks(data, output, LandmarkTraining(**settings), net, device, say)
+    net = at_size(load_net(init), LandmarkConfig().size) if init else None
+    coordinates = MotionSpace.load(space or folder() / SPACE)
+    return train_landmarks(data, output, LandmarkTraining(**settings), net, device, say, coordinates)
 
 
 def fit_factors(
