@@ -87,6 +87,13 @@ METRICS = (
         "head_drift", "head drift", "degrees between the head rotations of result and source", "lower", ("landmarks",),
         _keeps_head, "the head turns",
     ),
+    *(
+        Metric(
+            f"{axis}_correlation", f"{axis} correlation", f"Pearson with the driving's, to {metrics.FRONTAL:g} degrees",
+            "higher", ("landmarks",), lambda protocol, mode: mode != "exp", "the head stays",
+        )
+        for axis in metrics.AXES
+    ),
     Metric(
         "jitter", "jitter", f"landmarks' RMS in % of the eye distance, {STILL_FRAMES} frames of a still source and a "
         f"still driving with noise of {NOISE:g}/255", "lower", ("landmarks",),
@@ -178,6 +185,8 @@ def score_look(result: Look, source: Look, driving: Look, mode: str) -> dict[str
         "head_drift": mean(metrics.rotation_between(result.rotation, source.rotation)),
         "faces_found": float(result.found.mean()),
     }
+    for axis, value in metrics.turn_correlations(result.rotation, driving.rotation).items():
+        numbers[f"{axis}_correlation"] = value
     if result.identity is not None:
         angles = metrics.angle(result.identity, source.identity)
         numbers["csim"] = mean(metrics.cosine(result.identity, source.identity))

@@ -10,6 +10,9 @@ from dpe_cli.landmarks import head_angles
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # pixels: Wang and others, 2004
 STILL = 1e-6  # a spread below this is none: what does not move correlates with nothing
+AXES = ("yaw", "pitch", "roll")
+FRONTAL = 25.0  # degrees: heads turned farther are another task
+TURNED = 1.0  # degrees of standard deviation: less is the tremble of landmarks
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
@@ -49,6 +52,20 @@ def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Degrees of the one turn that takes one head rotation to the other. (N, 3, 3) twice -> (N,)"""
     cosine = (np.einsum("nij,nij->n", a, b) - 1) / 2
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
+def turn_correlations(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """Pearson correlation of yaw, pitch and roll, where the wanted ones are within FRONTAL. (N, 3, 3) twice
+
+    NaN for an axis that is hardly turned about, by TURNED degrees of standard deviation.
+    """
+    found, wanted = head_angles(found), head_angles(wanted)
+    result = {}
+    for place, axis in enumerate(AXES):
+        one, two = found[:, place], np.where(np.abs(wanted[:, place]) <= FRONTAL, wanted[:, place], np.nan)
+        turned = np.isfinite(two).any() and np.nanstd(two) >= TURNED
+        result[axis] = correlation(one, two) if turned else float("nan")
+    return result
 
 
 def expression_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:

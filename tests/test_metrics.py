@@ -92,3 +92,14 @@ def test_the_seam_step_is_that_of_the_colours_along_the_mask():
     inner = source.copy()
     inner[30:50, 30:50] = 250  # an edit that ends before the seam
     assert metrics.seam_step(inner, source, alpha) == pytest.approx(0, abs=0.1)
+
+
+def test_turn_correlations_count_frontal_heads_that_turn():
+    yaws = np.linspace(-40, 40, 33)
+    wanted = np.stack([turned(yaw, 0, 0) for yaw in yaws])
+    follows = np.where(np.abs(yaws) <= metrics.FRONTAL, yaws / 2, 0)  # half of the way, and lost beyond
+    found = np.stack([turned(yaw, 3, 0) for yaw in follows])
+    result = metrics.turn_correlations(found, wanted)
+    assert result["yaw"] == pytest.approx(1, abs=1e-3)
+    assert np.isnan(result["pitch"]) and np.isnan(result["roll"])
+    assert metrics.turn_correlations(found[::-1], wanted)["yaw"] == pytest.approx(-1, abs=1e-3)
