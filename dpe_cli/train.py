@@ -129,10 +129,12 @@ def shared_clock(minutes: float) -> float:
 
 @torch.inference_mode()
 def evaluate(
-    model: DPE, clips: list[Clip], mesh: Mesh, count: int = 64, device: str | torch.device = "cpu"
-) -> tuple[dict[str, Any], np.ndarray]:
+    model: DPE, clips: list[Clip], mesh: Mesh, count: int = 64, device: str | torch.device = "cpu",
+    measured: bool = False,
+) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
     """Numbers and a picture grid on people that training never saw.
 
+    measured: pictures are made with measured codes, as such an edit is; what is said of codes is the encoder's.
     Returns: weighted L1 of the expression result and of both against their targets, the same for copying the source;
     smooth L1 and, for each motion coordinate, correlation of the predicted with the measured codes. The grid's columns:
     S, D, S' (expression), its target, S'' (both), D' (pose of S), D'' (both), the expression flow as colours, its mask.
@@ -145,8 +147,11 @@ def evaluate(
         source, target, driving = (to_image(batch[k]) for k in ("source", "target", "driving"))
         of_source, of_driving = model.encode(source), model.encode(driving)
         own, code = model.motion_code(of_source.latent), model.motion_code(of_driving.latent)
-        result = model.render_expression(of_source.latent + model.expression_shift(code), of_source.features)
-        both = model.transfer_pose(model.encode(result.image), code)
+        asked = code
+        if measured:
+            asked = own + batch["driving_code"] - batch["source_code"]
+        result = model.render_expression(of_source.latent + model.expression_shift(asked), of_source.features)
+        both = model.transfer_pose(model.encode(result.image), asked)
         pairs = ((result.image, target), (source, target), (both, driving), (source, driving))
         errors.append([float(weighted_l1(a, b, batch["weight"])) for a, b in pairs])
         codes.append(np.stack([code[0].cpu().numpy(), sample["driving_code"]]))
@@ -459,11 +464,14 @@ class _PhaseRun:
         numbers: dict[str, Any] = {"phase": self.phase.name, "step": step, "minutes": round(self.minutes, 2)}
         best = False
         if self.clips.held_out:
-            measured, grid = evaluate(model, self.clips.held_out, self.clips.mesh, self.phase.samples, trainer.device)
-            numbers |= measured
+            phase, people = self.phase, self.clips.held_out
+            found, grid = evaluate(
+                model, people, self.clips.mesh, phase.samples, trainer.device, phase.measured and phase.stage != "cycle"
+            )
+            numbers |= found
             self.journal.picture(grid, step)
             self.journal.note("held_out.jsonl", numbers, step)
-            number = measured["code_error"] if self.phase.stage == "codes" else measured["exp"]
+            number = found["code_error"] if phase.stage == "codes" else found["exp"]
             best, self.best = number < self.best, min(number, self.best)
         about = {"trained": json.dumps(asdict(self.phase)), "held_out": json.dumps(numbers)}
         for path in (self.weights, self.folder / "best.safetensors")[: 1 + best]:
