@@ -117,6 +117,7 @@ MAY_IMPORT = {
     "segments": {
         "control",
         "container",
+        "dub",
         "edit",
         "face",
         "limits",
@@ -125,6 +126,8 @@ MAY_IMPORT = {
         "paste",
         "pipeline",
         "report",
+        "speech",
+        "speech_motion",
         "video",
         "errors",
     },
