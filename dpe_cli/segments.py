@@ -4,9 +4,9 @@ The second keeps its plan and its segments in a hidden folder beside the output,
 
 A plan holds all that is decided before the networks see the source: who is where in each frame (smoothed boxes, tracks,
 cuts) and the driving's motion; of a dub the person's closed mouth and the loudness of the speech, which is heard again.
-So a segment needs nothing of the others. What pastes the faces back remembers paste.MEMORY_SECONDS; a segment therefore
-begins its work that much earlier, and at a multiple of edit.UNIT, for batches. Its frames are then those of the whole
-edit, bit for bit, on the same kind of machine.
+So a segment needs nothing of the others. What pastes the faces back remembers some seconds (`Paster.memory`); a segment
+therefore begins its work that much earlier, and at a multiple of edit.UNIT, for batches. Its frames are then those of
+the whole edit, bit for bit, on the same kind of machine.
 
 A plan is two files. FILE.json (schema dpe-plan/1): the request, the segments' borders, the beginning of the report.
 FILE.safetensors, for N frames, E edits, D drivers: `ticks` (N,) int64, times in `time_base`; `shown` (N,) int64, the
@@ -93,7 +93,7 @@ from dpe_cli.face import Box, FaceDetector
 from dpe_cli.limits import TEXT_BYTES, check_file
 from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
-from dpe_cli.paste import MEMORY_SECONDS, Paster
+from dpe_cli.paste import Paster
 from dpe_cli.pipeline import ahead
 from dpe_cli.report import FrameFate, PixelHash, Report, write_text
 from dpe_cli.speech import Loudness
@@ -688,7 +688,9 @@ def edited_span(
     plan: Plan, target: Target, begin: int, end: int, engine: Engine, detector: FaceDetector, report: Report
 ) -> Iterator[tuple[Job, Frame]]:
     """The edited frames from number `begin` to `end`, that one not included, as the whole edit makes them."""
-    start, stop = first_needed(plan.times, begin), min(-(-end // UNIT) * UNIT, plan.frames)
+    pasters = [plan.paster(engine, detector) for _ in plan.edits.each]
+    memory = max(0.0 if paster is None else paster.memory for paster in pasters)
+    start, stop = first_needed(plan.times, begin, memory), min(-(-end // UNIT) * UNIT, plan.frames)
     pictures = ahead(planned_frames(plan, target, start, stop))
     edited: Iterator[tuple[Job, Frame]] | None = None
     for number, own in enumerate(tee(pictures, len(plan.edits.each))):
@@ -696,7 +698,7 @@ def edited_span(
         jobs = with_pictures(plan.jobs(number, sights), own, sights, begin, end)
         jobs = plan.dub.spoken(jobs, engine) if plan.dub else jobs
         jobs = stack_jobs(jobs, number, sights, edited, report)
-        edited = run_jobs(jobs, engine, plan.paster(engine, detector), report)
+        edited = run_jobs(jobs, engine, pasters[number], report)
     for job, frame in edited:
         if job.frame.index >= end:
             return
@@ -704,15 +706,15 @@ def edited_span(
             yield job, frame
 
 
-def first_needed(times: Sequence[Fraction], begin: int) -> int:
+def first_needed(times: Sequence[Fraction], begin: int, memory: float) -> int:
     """Where work begins for what is to be right from frame `begin` on.
 
-    Jitter looks at one frame before that, pasting at MEMORY_SECONDS before each, and batches begin at multiples of
+    Jitter looks at one frame before that, pasting at `memory` seconds before each, and batches begin at multiples of
     UNIT.
     """
     if begin == 0:
         return 0
-    reach = times[begin - 1] - Fraction(MEMORY_SECONDS) - WITHIN
+    reach = times[begin - 1] - Fraction(memory) - WITHIN
     return bisect_left(times, reach) // UNIT * UNIT
 
 

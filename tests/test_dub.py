@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from test_edit import SKIN, ColourDetector, picture
+from test_segments import pixels
 from test_speech import babble, write_wave
 
 from dpe_cli import dub
@@ -18,7 +19,9 @@ from dpe_cli.factors import Factors, coordinate_projectors
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
 from dpe_cli.main import cli
 from dpe_cli.models import SpeechConfig, SpeechNets
+from dpe_cli.segments import edit_segments, join_plan, make_dub_plan, read_plan
 from dpe_cli.speech import RATE, Loudness
+from dpe_cli.tracks import read_sound
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image, write_image, write_video
 from dpe_cli.weights import digest, find
 
@@ -269,3 +272,88 @@ def test_requests_that_make_no_sense_are_refused(tmp_path, clip, speech):
     done = CliRunner().invoke(cli, ["dub", "-s", str(clip), "-a", str(tmp_path / "none.wav"), "-o", "x.mp4"])
     assert done.exit_code == 3
     assert not list(tmp_path.glob("out*"))
+
+
+# Segments
+
+
+class MoodyEngine(CodeEngine):
+    """Its results depend on the size of a batch and on what came before, as those of real networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.forget()
+
+    def forget(self) -> None:
+        self.mood = 0
+
+    def edit(self, crops: np.ndarray, expression: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
+        edited = super().edit(crops, expression, pose) // 2
+        edited[:, 20:60, 8:56] += np.uint8((self.mood + len(crops)) % 8)
+        self.mood = (3 * self.mood + int(crops[-1, 0, 0, 0]) + int(1000 * np.abs(expression).sum())) % 64
+        return edited + np.uint8(0 if pose is None else int(1000 * np.abs(pose).sum()) % 16)
+
+
+class TremblingLandmarks:
+    """Sees a face that moves with what the crop holds."""
+
+    def detect(self, crop: np.ndarray):
+        moved = int(crop[::4, ::4].astype(int).sum()) % 7 - 3
+        return type("Shape", (), {"points": face_points(len(crop)) + np.float32(moved)})
+
+
+def talking(path: Path, frames: int, fps: Fraction, start: float = 0.0) -> Path:
+    """A face that changes its colours, half a second in another room, with a hole of a few frames."""
+    noise = np.random.default_rng(0)
+    info = VideoInfo(path, 160, 120, fps, frames, time_base=Fraction(1, 30000))
+
+    def pictures():
+        for n in range(frames):
+            rgb = picture(shade=60 + 5 * (n % 5)).astype(int)
+            rgb[40:100, 50:110] += noise.integers(-20, 20, 3)
+            yield Frame(n, Fraction(start) + n / fps, np.clip(rgb, 0, 255).astype(np.uint8))
+
+    write_video(pictures(), info, path, codec="ffv1")
+    return path
+
+
+PARTS = {
+    "as long": (60, 7.5, {}, {}),
+    "trim": (60, 6.1, {}, {}),
+    "pad the speech": (60, 4.0, {"audio_end": "pad"}, {}),
+    "hold the last frame": (40, 7.0, {"audio_end": "pad"}, {}),
+    "loop the speech": (60, 3.3, {"audio_end": "loop"}, {}),
+    "loop the video": (21, 7.3, {"audio_end": "loop"}, {}),
+    "loop a span": (40, 7.3, {"audio_end": "loop"}, {"start": 1.3, "smooth": 1.0}),
+    "span": (60, 7.5, {}, {"start": 1.3, "end": 6.9, "smooth": 1.0}),
+    "still, generated": (0, 3.5, {"seed": 3, "pose_style": 2}, {}),
+    "still, whole picture": (0, 2.0, {"still": True}, {}),
+    "still, a head to follow": (0, 2.0, {"pose": "head.mkv", "blink": "head.mkv"}, {"paste": True}),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_eight_segments_give_the_frames_the_sound_and_the_report_of_one_run(tmp_path, monkeypatch, case):
+    frames, seconds, settings, edit = PARTS[case]
+    monkeypatch.setattr(dub, "NetworkLandmarker", TremblingLandmarks)
+    if frames:
+        source = talking(tmp_path / "talk.mkv", frames, Fraction(8))
+    else:
+        source = tmp_path / "talk.png"
+        write_image(source, picture())
+    head = str(talking(tmp_path / "head.mkv", 20, Fraction(8)))
+    settings = {name: head if value == "head.mkv" else value for name, value in settings.items()}
+    audio = write_wave(tmp_path / "speech.wav", babble(seconds))
+    chosen = DubSettings(edit=EditSettings(**{"codec": "ffv1", "smooth": 0.0, **edit}), **settings)
+    whole, parts = tmp_path / "whole.mkv", tmp_path / "parts.mkv"
+    wanted = dub_video(source, audio, whole, MoodyEngine(), ColourDetector(), chosen)
+    plan = make_dub_plan(tmp_path / "plan.json", source, audio, parts, MoodyEngine(), ColourDetector(), chosen, count=8)
+    assert plan.segments == 8
+    for segment in reversed(range(8)):
+        edit_segments(read_plan(plan.path), segment, segment, MoodyEngine(), ColourDetector())
+    found = join_plan(read_plan(plan.path))
+    assert pixels(parts) == pixels(whole)
+    assert np.array_equal(*(np.concatenate(list(read_sound(path, RATE))) for path in (parts, whole)))
+    assert found.frames == wanted.frames and found.notes == wanted.notes and found.cuts == wanted.cuts
+    assert found.output["pixels_sha256"] == wanted.output["pixels_sha256"]
+    assert found.settings == wanted.settings and found.inputs == wanted.inputs

@@ -170,8 +170,9 @@ def test_no_segment_is_shorter_than_two_frames_if_there_are_two(frames: int, cou
 
 
 def test_work_begins_where_nothing_older_counts():
-    assert [first_needed(times(400), begin) for begin in (0, 1, 60, 150)] == [0, 0, 0, 96]
-    assert all(first_needed(times(400), n) % UNIT == 0 for n in range(400))
+    assert [first_needed(times(400), begin, 1.5) for begin in (0, 1, 60, 150)] == [0, 0, 0, 96]
+    assert first_needed(times(400), 150, 2.5) == 64
+    assert all(first_needed(times(400), n, 2) % UNIT == 0 for n in range(400))
 
 
 # Joining

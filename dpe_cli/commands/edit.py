@@ -12,7 +12,7 @@ import click
 
 from dpe_cli.commands.control import control_options, controlled, take_control
 from dpe_cli.commands.provenance import begin_record, ingredients, provenance_options, repeated
-from dpe_cli.commands.segments import edit_segment
+from dpe_cli.commands.segments import edit_segment, segment_options
 from dpe_cli.commands.shared import (
     FILE,
     MODES,
@@ -194,8 +194,7 @@ class Host:
     show_default=True,
     help="What is written to standard output with -o -.",
 )
-@click.option("--resume", is_flag=True, help="Go on where an earlier run of this command, with --resume, was stopped.")
-@click.option("--segment", type=click.IntRange(0), metavar="K", help="Make segment K, from 0, of a PLAN of `dpe plan`.")
+@segment_options
 @click.option("--preview", type=FILE, help="Also write source | driving | result side by side.")
 @click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
