@@ -87,9 +87,10 @@ if TYPE_CHECKING:
 @shared_options
 @click.pass_context
 def dub(
-    ctx: click.Context, plan: Path | None, source: Path | None, audio: Path | None, output: Path | None,
-    resume: bool, segment: int | None, detector: str, face_models: Path | None, report: Path | None, as_json: bool, from_file: Path | None, consent: Path | None,
-    weights: str | None, device: str, precision: str, backend: str, batch_size: int | None, quiet: bool, verbose: bool,
+    ctx: click.Context, plan: Path | None, source: Path | None, audio: Path | None, output: Path | None, resume: bool,
+    segment: int | None, detector: str, face_models: Path | None, report: Path | None, as_json: bool,
+    from_file: Path | None, consent: Path | None, weights: str | None, device: str, precision: str, backend: str,
+    batch_size: int | None, quiet: bool, verbose: bool,
     **_: Any,
 ) -> "Report":  # fmt: skip
     """Make the person in a video, or in a picture, say what is in a sound file.
