@@ -264,7 +264,12 @@ class Dub:
     @property
     def crop_only(self) -> bool:
         """A moved head does not fit into its picture."""
-        return self.still and self.settings.pose != KEEP and self.settings.edit.paste is not True
+        return self.head_moves and self.settings.edit.paste is not True
+
+    @property
+    def head_moves(self) -> bool:
+        """The pose is not the source's own."""
+        return self.settings.pose != KEEP
 
     def jobs(self, shown: Iterator[tuple[Frame, Box | None]], sights: dict[int, Sight]) -> Iterator[Job]:
         """What is to be done with the frames, less the motion codes, for which `spoken` looks at the pictures."""

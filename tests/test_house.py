@@ -134,6 +134,7 @@ MAY_IMPORT = {
     "plan": {
         "container",
         "crop",
+        "dub",
         "edit",
         "face",
         "limits",
