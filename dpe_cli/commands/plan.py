@@ -20,10 +20,10 @@ NOT_FOR_PLANS = (
     "plan", "audio", "resume", "segment", "preview", "report", "from_file", "sidecar", "c2pa_cert", "c2pa_key",
 )  # fmt: skip
 ITS_OWN = ("split", "every", "path", "audio")
-OPTIONS = {param.name: param for command in (dub, edit) for param in command.params if param.name not in NOT_FOR_PLANS}
+OPTIONS = {param.name: param for param in edit.params + dub.params} | {param.name: param for param in edit.params}
 
 
-@click.command(cls=Command, params=sorted(OPTIONS.values(), key=lambda param: param not in edit.params))
+@click.command(cls=Command, params=[param for name, param in OPTIONS.items() if name not in NOT_FOR_PLANS])
 @click.option("-a", "--audio", default="auto", metavar="WHICH", help="The speech of a dub; the sound of an edit.")
 @click.option("--split", type=click.IntRange(1), metavar="N", help="Write a plan of N segments for as many machines.")
 @click.option("--every", type=click.FloatRange(1), metavar="SECONDS", help="The same, by the length of a segment.")
@@ -109,9 +109,8 @@ def plan(
             path, source, what, output, engine, finder, chosen,
             count=split, seconds=every, asked=asked, progress=progress_for(quiet), say=say,
         )  # fmt: skip
-        say(
-            f"{made.segments} segments: dpe {made.command} --segment 0 {path} to {made.segments - 1}, then dpe join {path}"
-        )
+        first = f"dpe {made.command} --segment 0 {path}"
+        say(f"{made.segments} segments: {first} to {made.segments - 1}, then dpe join {path}")
         click.echo(json.dumps(made.summary(), indent=1) if as_json else path)
         return
 
