@@ -482,12 +482,13 @@ def dub_from(
     """The same back. Raises KeyError, TypeError, ValueError where it is damaged."""
     parts = {
         "audio": Path(words["audio"]),
-        "settings": DubSettings(**{**words["settings"], "edit": edit}),
+        "settings": DubSettings(**{field.name: words["settings"][field.name] for field in fields(DubSettings)}),
         "lengths": Lengths(**words["lengths"]),
         "loudness": Loudness(**words["loudness"]),
         "person": Person(tensors["closed"], tensors["usual"]),
         "drivers": drivers,
     }
+    parts["settings"] = replace(parts["settings"], edit=edit)
     dub = Dub(**{name: words[name] for name in ("audio_bytes", "still", "networks")}, **parts)
     for checked in (dub, dub.settings, dub.lengths, dub.loudness):
         check_types(checked)
