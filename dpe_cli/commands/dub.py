@@ -16,7 +16,9 @@ from dpe_cli.commands.shared import (
     Command,
     closing_words,
     detector_options,
+    encoding_options,
     progress_option,
+    report_options,
     shared_options,
     speaker,
 )
@@ -75,13 +77,9 @@ if TYPE_CHECKING:
 @detector_options
 @click.option("--start", **SECONDS, help="Begin at this second of the source; the speech goes on as it would have.")
 @click.option("--end", **SECONDS, help="End at this second of the source.")
-@click.option("--codec", type=click.Choice(["h264", "hevc", "prores", "ffv1", "png"]), help="As in dpe edit.")
-@click.option("--crf", type=click.IntRange(0, 51), help="Quality, as in dpe edit.")
-@click.option("--preset", metavar="NAME", help="Speed of h264 and hevc.")
-@click.option("--fps", metavar="RATE", help="Rate of image sequences like in_%06d.png.  [default: 25]")
+@encoding_options
 @segment_options
-@click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@report_options
 @provenance_options
 @progress_option
 @shared_options

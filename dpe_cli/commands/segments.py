@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands.provenance import begin_record, signing_options
-from dpe_cli.commands.shared import FILE, Command, closing_words, given, limit_options, progress_for, speaker
+from dpe_cli.commands.shared import (
+    FILE,
+    Command,
+    closing_words,
+    given,
+    limit_options,
+    progress_for,
+    report_options,
+    speaker,
+)
 from dpe_cli.errors import InputError, QualityError
 
 if TYPE_CHECKING:
@@ -73,8 +82,7 @@ def edit_segment(
 @click.argument("plan", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Where to write, in the plan's format.  [default: as planned]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-@click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@report_options
 @signing_options
 @limit_options
 @click.option("-q", "--quiet", is_flag=True, help="No remarks, only errors.")
