@@ -468,7 +468,7 @@ def test_memory_does_not_grow_with_the_length(make_clip: Clip, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak so")
 def test_memory_does_not_grow_with_the_length_of_a_speech(make_clip: Clip, tmp_path: Path):
-    """The same of a dub, at 1 min and 10 min of speech over a clip that is repeated; with the shipped speech networks."""
+    """The same of a dub, at 1 min and 10 min of speech over a clip that is repeated; the speech networks are ours."""
     source = make_clip("talk.mp4", seconds=3, size=(320, 240), fps=10, audio=False)
     peaks = {}
     for seconds in (60, 600):
