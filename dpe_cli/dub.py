@@ -3,10 +3,13 @@
 In a video only the mouth's coordinates of the motion code are replaced, frame by frame, and only the lower face is
 pasted back: head, eyes and everything above the cheeks stay the source's own. A still picture becomes a talking head,
 with a generated pose and blinks. Stages are iterators as in `edit.py`; nobody keeps the video or the sound.
+
+A `Dub` holds what is decided before the first frame is made. Everything after it is local in time, so that parts of a
+dub can be made alone (`segments.py`).
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -52,10 +55,10 @@ from dpe_cli.landmark_net import NetworkLandmarker
 from dpe_cli.limits import scratch
 from dpe_cli.masks import POINTS_SECONDS, Landmarks, Steady
 from dpe_cli.models import SpeechNets
-from dpe_cli.motion import MotionTrack
-from dpe_cli.motion_file import probe_driving
+from dpe_cli.motion_file import Driver, probe_driving
 from dpe_cli.motion_space import COORDINATES, MOTION_DIM, POSE_DIM
 from dpe_cli.paste import Paster
+from dpe_cli.people import Picked
 from dpe_cli.pipeline import ahead
 from dpe_cli.report import PixelHash, Report
 from dpe_cli.speech import GRID, Loudness
@@ -71,6 +74,7 @@ from dpe_cli.speech_motion import (
 )
 from dpe_cli.tracks import audio_codecs
 from dpe_cli.video import Frame, VideoInfo, check_writable, probe, write_speech
+from dpe_cli.weights import LANDMARKS, SPEECH, digest, find
 
 AUDIO_ENDS = ("trim", "pad", "loop", "error")
 KEEP, AUTO, OFF = "keep", "auto", "off"  # of --pose and --blink, beside GENERATE and files
@@ -95,6 +99,11 @@ class DubSettings:
     seed: int = 0
     edit: EditSettings = EditSettings()  # noqa: RUF009 - frozen
 
+    @property
+    def files(self) -> list[Path]:
+        """What the head and the lids of a still follow."""
+        return [Path(one) for one in (self.pose, self.blink) if one not in ("", KEEP, GENERATE, AUTO, OFF)]
+
 
 def dub_video(
     source: Path,
@@ -113,52 +122,28 @@ def dub_video(
     what `engine` raises passes through. `output` appears when it is whole.
     """
     settings, started = settings or DubSettings(), time.monotonic()
-    info = check_dub(source, audio, output, settings)
-    settings = settled(settings, info)
-    nets, factors = load_nets(), mouth_factors(engine)
-    if not 0 <= settings.pose_style < nets.config.styles:
-        raise InputError(
-            f"there is no pose style {settings.pose_style}", f"give one from 0 to {nets.config.styles - 1}"
-        )
-    loudness = read_loudness(audio)
-    plan = plan_length(info, loudness, settings)
-    report = Report(
-        settings={"mode": "dub", **asdict(settings)},
-        inputs={"source": describe(info), "driving": [], "speech": {"path": str(audio), **asdict(loudness)}},
-        detector=detector.name,
-    )
+    info, report = check_dub(source, audio, output, settings), Report()
 
     def remark(message: str) -> None:
         report.notes.append(message)
         say(message)
 
-    crop_only = info.is_image and settings.pose != KEEP and settings.edit.paste is not True
-    if crop_only:
-        remark("a moved head does not fit into its picture: only the crop is written; --still or --paste keep it whole")
-    edits = Edits((Edit(Driving(source), settings.edit.face),))
-    find_faces(source, detector, settings.edit, edits)  # fails early
-    person = Person.of(reference_codes(source, info, engine, detector, settings, edits), nets)
-    paster = None if crop_only else make_paster(info, engine, detector, settings)
+    dub = decide(info, audio, engine, detector, settings, report, progress, remark)
+    paster, edit = dub.paster(engine, detector), dub.settings.edit
     sights: dict[int, Sight] = {}
-    followed = ahead(follow_source(source, detector, settings.edit, edits, remark))
 
-    def boxed_source(again: bool = False) -> Iterator[tuple[Frame, Box | None]]:
-        picked = follow_source(source, detector, settings.edit, edits) if again else followed
-        radius = smoothing_radius(info, settings.edit.smooth)
-        return iter(smooth_boxes(remember_sights(picked, 0, {} if again else sights), radius))
+    def turn(again: bool) -> Iterator[Seen]:
+        followed = follow_source(source, detector, edit, edits_for(source, edit), unheard if again else remark)
+        return seen_source(ahead(followed), info, edit)
 
-    timed = still_frames(boxed_source(), plan, sights) if info.is_image else video_frames(boxed_source, info, plan)
-    extras = extra_motions(info, audio, nets, loudness, engine, detector, settings, progress)
-    speech = SpeechMotion(audio, nets, loudness, person, plan.loop_speech)
-    jobs = speak(timed, engine, factors, speech, person.closed, settings.expression_scale, extras)
-    jobs = stack_jobs(jobs, 0, sights, None, report)
+    shown = shown_frames(turn, info, dub.lengths, sights)
+    jobs = stack_jobs(dub.spoken(dub.jobs(shown, sights), engine), 0, sights, None, report)
     pixels = PixelHash()
     edited = pixels.passing(run_jobs(jobs, engine, paster, report))
-    edited = progress(ahead(edited), plan.frames(info), f"dubbing {source.name}")
+    edited = progress(ahead(edited), dub.lengths.frames(info), f"dubbing {source.name}")
     with scratch(output) as folder:
-        sound = plan_sound(audio, info, plan, settings, folder)
-        target = Target(plan.target(info), sound, None if info.is_image else plan.begin, plan.end, info.is_image)
-        written = write_clips(edited, target, output, None, [], settings.edit, remark)
+        target = replace(dub.target(info), audio=dub.sound(source, folder))
+        written = write_clips(edited, target, output, None, [], edit, remark)
     report.sort_frames(written)
     report.output = {"path": str(output), "preview": None, "frames": written, "pixels_sha256": pixels.hexdigest()}
     report.engine = dict(engine.description)
@@ -171,12 +156,11 @@ def dub_video(
 
 def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings) -> VideoInfo:
     """Finds out early what would fail late; gives the probed source. Raises InputError, OutputError."""
-    files = [Path(one) for one in (settings.pose, settings.blink) if one not in ("", KEEP, GENERATE, AUTO, OFF)]
-    check_output(output, [source, audio, *files], settings.edit.overwrite)
+    check_output(output, [source, audio, *settings.files], settings.edit.overwrite)
     info = probe(source, settings.edit.rate)
     if not audio_codecs(audio):
         raise InputError(f"{audio} holds no sound", "name a file with speech in it")
-    for path in files:
+    for path in settings.files:
         probe_driving(path)
     if settings.mix is not None and not info.has_audio:
         raise InputError(f"{source} has no sound to mix in", "leave --mix out")
@@ -253,14 +237,132 @@ def plan_length(info: VideoInfo, loudness: Loudness, settings: DubSettings) -> P
     return Plan(first, begin, end, way == "loop", ("hold" if way == "pad" else "loop") if longer else "")
 
 
-def plan_sound(audio: Path, info: VideoInfo, plan: Plan, settings: DubSettings, folder: Path) -> Path:
-    """The sound of the output: the speech's own packets where nothing is cut off its head, repeated or mixed in."""
-    if info.is_image or (plan.begin == plan.first and not plan.loop_speech and settings.mix is None):
-        return audio
-    own = None if settings.mix is None else (info.path, plan.begin, settings.mix)
-    path = folder / "speech.wav"
-    write_speech(path, audio, plan.begin - plan.first, plan.end - plan.begin, plan.loop_speech, own)
-    return path
+def edits_for(source: Path, settings: EditSettings) -> Edits:
+    """A dub as the only edit of its pass."""
+    return Edits((Edit(Driving(source), settings.face),))
+
+
+def networks_used() -> dict[str, str]:
+    """The sha256 of our own networks that a dub's frames depend on, by name. Raises WeightsError."""
+    return {name: digest(find(name)) for name in (SPEECH, LANDMARKS)}
+
+
+@dataclass(frozen=True, eq=False)
+class Dub:
+    """All that is decided of a dub before its frames are made."""
+
+    audio: Path
+    audio_bytes: int
+    settings: DubSettings  # `settled`
+    still: bool  # the source is a picture
+    lengths: Plan
+    loudness: Loudness
+    person: Person
+    drivers: dict[Path, Driver]  # of `settings.files`
+    networks: dict[str, str]  # `networks_used`
+
+    @property
+    def crop_only(self) -> bool:
+        """A moved head does not fit into its picture."""
+        return self.head_moves and self.settings.edit.paste is not True
+
+    @property
+    def head_moves(self) -> bool:
+        """The pose is not the source's own."""
+        return self.settings.pose != KEEP
+
+    def jobs(self, shown: Iterator[tuple[Frame, Box | None]], sights: dict[int, Sight]) -> Iterator[Job]:
+        """What is to be done with the frames, less the motion codes, for which `spoken` looks at the pictures."""
+        for frame, box in shown:
+            moment = float(frame.time) - self.lengths.first
+            yield Job(frame, box, moment, None if box else NO_FACE, score=sights[frame.index].score)
+
+    def spoken(self, jobs: Iterator[Job], engine: Engine) -> Iterator[Job]:
+        """The jobs with the motion that the speech gives; they may begin anywhere. Raises WeightsError."""
+        nets, factors = load_nets(), mouth_factors(engine)
+        speech = SpeechMotion(self.audio, nets, self.loudness, self.person, self.lengths.loop_speech)
+        return speak(
+            jobs, engine, factors, speech, self.person.closed, self.settings.expression_scale, self.extras(nets)
+        )
+
+    def extras(self, nets: SpeechNets) -> "Extras":
+        """Pose and blinks of a still as the settings say; a video has none of its own."""
+        settings, pose, blink = self.settings, None, None
+        if settings.pose == GENERATE:
+            pose = PoseMotion(hear(self.audio, self.loudness), nets, settings.pose_style, settings.seed).at
+        elif settings.pose != KEEP:
+            followed = self.drivers[Path(settings.pose)].track
+            pose = lambda t: (followed.at(t, "pingpong") - followed.codes[0])[:POSE_DIM]  # noqa: E731
+        if settings.blink == AUTO:
+            shut = nets.blink.numpy()
+            blink = lambda t: blink_at(t, settings.seed) * shut  # noqa: E731
+        elif settings.blink != OFF:
+            watched = self.drivers[Path(settings.blink)].track
+            usual = np.median(watched.codes, 0)
+            blink = lambda t: (watched.at(t, "pingpong") - usual)[LIDS]  # noqa: E731
+        return Extras(pose, blink)
+
+    def paster(self, engine: Engine, detector: FaceDetector) -> Paster | None:
+        """Pastes the lower face of a video, the whole face of a still; None where only the crop is written."""
+        if self.crop_only:
+            return None
+        if self.still:
+            return paster_for(self.settings.edit, engine, detector)
+        network = NetworkLandmarker()
+
+        def dense(crop: np.ndarray) -> np.ndarray | None:
+            shape = network.detect(crop)
+            return None if shape is None else shape.points
+
+        return Paster(LowerFace(dense, engine.size), self.settings.edit.colour_match, self.settings.edit.detail)
+
+    def target(self, info: VideoInfo) -> Target:
+        """How the output is written, without its sound."""
+        return Target(
+            self.lengths.target(info), None, None if self.still else self.lengths.begin, self.lengths.end, self.still
+        )
+
+    def sound(self, source: Path, folder: Path) -> Path:
+        """The sound of the output: the speech's own packets where nothing is cut off its head, repeated or mixed in,
+        else a file that is made in `folder`."""
+        lengths, mix = self.lengths, self.settings.mix
+        if lengths.begin == lengths.first and not lengths.loop_speech and mix is None:
+            return self.audio
+        own = None if mix is None else (source, lengths.begin, mix)
+        path = folder / "speech.wav"
+        seconds = lengths.end - lengths.begin
+        write_speech(path, self.audio, lengths.begin - lengths.first, seconds, lengths.loop_speech, own)
+        return path
+
+
+def decide(
+    info: VideoInfo, audio: Path, engine: Engine, detector: FaceDetector, settings: DubSettings, report: Report,
+    progress: Progress, remark: Callable[[str], None],
+) -> Dub:  # fmt: skip
+    """Hears the speech and looks at the person; begins the report. Raises InputError, FaceError, WeightsError."""
+    settings = settled(settings, info)
+    nets, source = load_nets(), info.path
+    mouth_factors(engine)  # what the weights cannot do is known now
+    if not 0 <= settings.pose_style < nets.config.styles:
+        raise InputError(
+            f"there is no pose style {settings.pose_style}", f"give one from 0 to {nets.config.styles - 1}"
+        )
+    loudness = read_loudness(audio)
+    lengths = plan_length(info, loudness, settings)
+    report.settings, report.detector = {"mode": "dub", **asdict(settings)}, detector.name
+    speech = {"path": str(audio), **asdict(loudness)}
+    report.inputs = {"source": describe(info), "driving": [], "speech": speech}
+    edits = edits_for(source, settings.edit)
+    find_faces(source, detector, settings.edit, edits)  # fails early
+    person = Person.of(reference_codes(source, info, engine, detector, settings, edits), nets)
+    drivers = {
+        path: read_driver(probe_driving(path), engine, detector, settings.edit, progress) for path in settings.files
+    }
+    size = audio.stat().st_size
+    dub = Dub(audio, size, settings, info.is_image, lengths, loudness, person, drivers, networks_used())
+    if dub.crop_only:
+        remark("a moved head does not fit into its picture: only the crop is written; --still or --paste keep it whole")
+    return dub
 
 
 # The person
@@ -281,31 +383,6 @@ def reference_codes(
     return np.concatenate(codes)
 
 
-def extra_motions(
-    info: VideoInfo, audio: Path, nets: SpeechNets, loudness: Loudness, engine: Engine, detector: FaceDetector,
-    settings: DubSettings, progress: Progress,
-) -> "Extras":  # fmt: skip
-    """Pose and blinks of a still as the settings say; a video has none of its own."""
-
-    def track(path: str) -> MotionTrack:
-        return read_driver(probe_driving(Path(path)), engine, detector, settings.edit, progress).track
-
-    pose, blink = None, None
-    if settings.pose == GENERATE:
-        pose = PoseMotion(hear(audio, loudness), nets, settings.pose_style, settings.seed).at
-    elif settings.pose != KEEP:
-        followed = track(settings.pose)
-        pose = lambda t: (followed.at(t, "pingpong") - followed.codes[0])[:POSE_DIM]  # noqa: E731
-    if settings.blink == AUTO:
-        shut = nets.blink.numpy()
-        blink = lambda t: blink_at(t, settings.seed) * shut  # noqa: E731
-    elif settings.blink != OFF:
-        watched = track(settings.blink)
-        usual = np.median(watched.codes, 0)
-        blink = lambda t: (watched.at(t, "pingpong") - usual)[LIDS]  # noqa: E731
-    return Extras(pose, blink)
-
-
 @dataclass(frozen=True)
 class Extras:
     """What is added to a still's own motion at each time; None: nothing."""
@@ -317,50 +394,57 @@ class Extras:
 # Frames and their motion
 
 
-Timed = tuple[Frame, Box | None, float]  # the last: seconds since the speech began
+Seen = tuple[Frame, Box | None, Sight]
 
 
-def still_frames(boxed: Iterator[tuple[Frame, Box | None]], plan: Plan, sights: dict[int, Sight]) -> Iterator[Timed]:
-    """The picture at every time of the motion grid, as long as the speech lasts."""
-    frame, box = next(boxed)
-    sight = sights.pop(frame.index)
-    for index in range(max(1, int(np.ceil(plan.end * GRID - 1e-6)))):
-        sights[index] = sight
-        yield replace(frame, index=index, time=Fraction(index, GRID)), box, index / GRID
+def seen_source(picked: Iterable[Picked], info: VideoInfo, settings: EditSettings) -> Iterator[Seen]:
+    """The source's frames with smoothed boxes and what tracking says of them."""
+    sights: dict[int, Sight] = {}
+    boxed = smooth_boxes(remember_sights(picked, 0, sights), smoothing_radius(info, settings.smooth))
+    return ((frame, box, sights.pop(frame.index)) for frame, box in boxed)
 
 
-def video_frames(
-    boxed_source: Callable[[bool], Iterator[tuple[Frame, Box | None]]], info: VideoInfo, plan: Plan
-) -> Iterator[Timed]:
-    """The source's frames at their own times, and what follows them where the speech is longer."""
-    index, moved, last, again = -1, Fraction(0), None, False
+def shown_frames(
+    turn: Callable[[bool], Iterator[Seen]], info: VideoInfo, lengths: Plan, sights: dict[int, Sight]
+) -> Iterator[tuple[Frame, Box | None]]:
+    """The frames of the output with their boxes; fills `sights`.
+
+    A picture at every time of the motion grid, as long as the speech lasts; a video's frames at their own times, and
+    what follows them where the speech is longer. `turn` goes through the source, the first time or again.
+    """
+    if info.is_image:
+        frame, box, sight = next(turn(False))
+        for index in range(max(1, int(np.ceil(lengths.end * GRID - 1e-6)))):
+            sights[index] = sight
+            yield replace(frame, index=index, time=Fraction(index, GRID)), box
+        return
+    index, moved, step, again = -1, Fraction(0), 1 / info.fps, False
     while True:
-        for frame, box in boxed_source(again):
+        stamp = None
+        for frame, box, sight in turn(again):
             stamp = frame.time + moved
-            if float(stamp) >= plan.end - 1e-6:
+            if float(stamp) >= lengths.end - 1e-6:
                 return
             index += 1
-            last = replace(frame, index=index, time=stamp), box
-            yield *last, float(stamp) - plan.first
-        if not plan.more_frames or last is None:
+            sights[index] = sight
+            yield replace(frame, index=index, time=stamp), box
+        if not lengths.more_frames or stamp is None:
             return
-        step = 1 / info.fps
-        if plan.more_frames == "hold":
-            while float(last[0].time + step) < plan.end - 1e-6:
-                index += 1
-                last = replace(last[0], index=index, time=last[0].time + step), last[1]
-                yield *last, float(last[0].time) - plan.first
+        if lengths.more_frames == "hold":
+            while float(stamp + step) < lengths.end - 1e-6:
+                index, stamp = index + 1, stamp + step
+                sights[index] = replace(sight, new_shot=False)
+                yield replace(frame, index=index, time=stamp), box
             return
-        again, moved = True, last[0].time + step - Fraction(plan.begin).limit_denominator(1_000_000)
+        again, moved = True, stamp + step - Fraction(lengths.begin).limit_denominator(1_000_000)
 
 
 def speak(
-    timed: Iterator[Timed], engine: Engine, factors: Factors, speech: SpeechMotion, base: np.ndarray, scale: float,
+    jobs: Iterator[Job], engine: Engine, factors: Factors, speech: SpeechMotion, base: np.ndarray, scale: float,
     extras: Extras,
 ) -> Iterator[Job]:  # fmt: skip
     """What is to be done with each frame: its own motion code with another mouth; of a still other lids and pose."""
-    plain = (Job(frame, box, moment, None if box else NO_FACE) for frame, box, moment in timed)
-    for batch in batched_in_units(plain, engine.batch_size):
+    for batch in batched_in_units(jobs, engine.batch_size):
         if batch[0].frame.index % UNIT == 0:
             engine.forget()
         seen = [job for job in batch if job.box is not None]
@@ -437,16 +521,3 @@ class LowerFace:
         share = (self.x * down[0] + self.y * down[1] - lowest) / reach
         rise = np.clip((share - BEGINS) / (FULL - BEGINS), 0, 1)
         return rise * rise * (3 - 2 * rise)
-
-
-def make_paster(info: VideoInfo, engine: Engine, detector: FaceDetector, settings: DubSettings) -> Paster:
-    """Pastes the lower face of a video, the whole face of a still."""
-    if info.is_image:
-        return paster_for(settings.edit, engine, detector)
-    network = NetworkLandmarker()
-
-    def dense(crop: np.ndarray) -> np.ndarray | None:
-        shape = network.detect(crop)
-        return None if shape is None else shape.points
-
-    return Paster(LowerFace(dense, engine.size), settings.edit.colour_match, settings.edit.detail)

@@ -20,7 +20,6 @@ from dpe_cli.masks import POINTS_SECONDS, REACH, Landmarks, MaskMaker, Steady
 from dpe_cli.plugs import Enhancer, FaceParser
 
 COLOUR_SECONDS = 0.3  # long against the noise of one frame's colours, short against a change of the light
-MEMORY_SECONDS = REACH * max(COLOUR_SECONDS, POINTS_SECONDS)  # nothing older counts for how a face is pasted back
 STATISTICS = 64  # side of the small crops whose colours are compared: detail is not colour
 MAX_GAIN, MAX_SHIFT = 1.4, 40.0  # a larger difference (levels) is not one of colour: something stands in the way
 ROUNDS, MISFIT = 4, 8.0  # of fitting colours, and the levels by which a place may miss the fit and still count half
@@ -83,6 +82,14 @@ class Paster:
         self.colours = Steady(COLOUR_SECONDS)
         self.boxes: dict[Hashable, Measured] = {}
         self.edge: tuple[np.ndarray, Edge] | None = None
+
+    @property
+    def memory(self) -> float:
+        """Seconds: nothing older counts for how a face is pasted back.
+
+        Colours are compared along the mask, which follows points, and again after an enhancer: one memory on the other.
+        """
+        return REACH * (POINTS_SECONDS + COLOUR_SECONDS * (1 if self.enhancer is None else 2))
 
     def paste(
         self, rgb: np.ndarray, box: Box, crop: np.ndarray, face: np.ndarray, time: float, track: Hashable = 0

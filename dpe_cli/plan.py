@@ -1,4 +1,4 @@
-"""What an edit will take, before it is made: frames, faces, memory, disk and time; or why it would fail.
+"""What an edit or a dub will take, before it is made: frames, faces, memory, disk and time; or why it would fail.
 
 What can fail is asked in the order of an edit and by the same functions, so the failures are the same. Time and memory
 come from a trial: a few frames go through every stage, into a file that is thrown away.
@@ -17,12 +17,15 @@ import numpy as np
 
 from dpe_cli.container import PIPE, files_of
 from dpe_cli.crop import cut
+from dpe_cli.dub import DubSettings, check_dub, decide, edits_for, shown_frames
 from dpe_cli.edit import (
     VIDEO_SUFFIXES,
     Driving,
+    Edit,
     Edits,
     EditSettings,
     Engine,
+    Sight,
     bind_control,
     check_request,
     clock,
@@ -33,6 +36,7 @@ from dpe_cli.edit import (
     is_still,
     paster_for,
     prepare_driver,
+    silent,
     smoothing_radius,
     unheard,
     without_span,
@@ -44,7 +48,7 @@ from dpe_cli.motion import MotionTrack
 from dpe_cli.motion_file import Driver, is_motion_file, read_motion
 from dpe_cli.paste import Paster
 from dpe_cli.people import track_faces
-from dpe_cli.report import peak_memory
+from dpe_cli.report import Report, peak_memory
 from dpe_cli.video import Frame, VideoInfo, frame_times, read_frames, write_video
 
 TRIAL = 24  # frames
@@ -82,18 +86,51 @@ def forecast(
         prepare_driver(driver, settings, unheard)
     times = output_times(source_info, drivers, settings, first_time)
     trial = try_frames(source, source_info, edits, engine, detector, settings, paster, output)
+    return foreseen(source_info, boxes, drivers, len(times), len(edits.each), trial, output, engine, detector)
+
+
+def forecast_dub(
+    source: Path,
+    audio: Path,
+    output: Path,
+    engine: Engine,
+    detector: FaceDetector,
+    settings: DubSettings,
+    say: Callable[[str], None] = unheard,
+) -> dict[str, Any]:
+    """The same for a dub. Raises what `dub_video` would raise."""
+    info = check_dub(source, audio, output, settings)
+    dub = decide(info, audio, engine, detector, settings, Report(), silent, say)
+    edit, paster = dub.settings.edit, dub.paster(engine, detector)
+    first_time, boxes = find_faces(source, detector, edit, edits_for(source, edit))
+    times = output_times(info, [], edit, first_time)
+
+    def turn(again: bool) -> Iterator[tuple[Frame, None, Sight]]:
+        return ((Frame(index, moment, None), None, Sight()) for index, moment in enumerate(times))
+
+    frames = sum(1 for _ in shown_frames(turn, info, dub.lengths, {}))
+    moved = Edits((Edit(Driving(source, source if dub.head_moves else None), edit.face),))
+    trial = try_frames(source, dub.target(info).info, moved, engine, detector, edit, paster, output)
+    return foreseen(info, boxes, list(dub.drivers.values()), frames, 1, trial, output, engine, detector)
+
+
+def foreseen(
+    info: VideoInfo, boxes: list[Box], drivers: list[Driver], frames: int, edits: int, trial: dict[str, float],
+    output: Path, engine: Engine, detector: FaceDetector,
+) -> dict[str, Any]:  # fmt: skip
+    """What a trial says of so many frames with so many edits each. Raises OutputError where the disk is too small."""
     read = sum(len(driver.times) for driver in drivers if not is_motion_file(driver.info.path))
-    seconds = len(times) * trial["seconds"] * len(edits.each) + read * trial["reading"]
-    needed = round(trial["bytes"] * len(times))
+    seconds = frames * trial["seconds"] * edits + read * trial["reading"]
+    needed = round(trial["bytes"] * frames)
     free = None if output == PIPE else shutil.disk_usage(output.parent).free
     if free is not None and needed > free:
         raise OutputError(
             f"{output} will have about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free", "free some space"
         )
     return {
-        "frames": len(times),
+        "frames": frames,
         "driving_frames": read,
-        "size": f"{source_info.width}x{source_info.height}",
+        "size": f"{info.width}x{info.height}",
         "face_pixels": [round(box.width) for box in boxes],
         "seconds": round(seconds, 2),
         "frames_per_second": round(1 / trial["seconds"], 2),

@@ -1,16 +1,19 @@
-"""An edit in segments: on many machines, or one after the other so that a killed run goes on where it was.
+"""An edit or a dub in segments: on many machines, or one after the other so that a killed run goes on where it was.
 
 The second keeps its plan and its segments in a hidden folder beside the output, `work_folder`, until that is whole.
 
-A plan holds all that an edit decides before the networks see the source: who is where in each frame (smoothed boxes,
-tracks, cuts) and the driving's motion. So a segment needs nothing of the others. What pastes the faces back remembers
-paste.MEMORY_SECONDS; a segment therefore begins its work that much earlier, and at a multiple of edit.UNIT, for
-batches. Its frames are then those of the whole edit, bit for bit, on the same kind of machine.
+A plan holds all that is decided before the networks see the source: who is where in each frame (smoothed boxes, tracks,
+cuts) and the driving's motion; of a dub the person's closed mouth and the loudness of the speech, which is heard again.
+So a segment needs nothing of the others. What pastes the faces back remembers some seconds (`Paster.memory`); a segment
+therefore begins its work that much earlier, and at a multiple of edit.UNIT, for batches. Its frames are then those of
+the whole edit, bit for bit, on the same kind of machine.
 
 A plan is two files. FILE.json (schema dpe-plan/1): the request, the segments' borders, the beginning of the report.
-FILE.safetensors, for N frames, E edits, D drivers: `ticks` (N,) int64, times in `time_base`; `cuts` (N,) uint8;
+FILE.safetensors, for N frames, E edits, D drivers: `ticks` (N,) int64, times in `time_base`; `shown` (N,) int64, the
+number of the source's frame that is shown then, whose own time is that of the same number; `cuts` (N,) uint8;
 `boxes` (E, N, 4) float64, pixels, not a number without a face; `scores` (E, N) float64; `tracks` (E, N) int64, 0 for
-none; `others` (E, N) uint8; for driver d its smoothed codes `codesD` (M, K) float32 at `timesD` (M,) float64 seconds.
+none; `others` (E, N) uint8; for driver d its smoothed codes `codesD` (M, K) float32 at `timesD` (M,) float64 seconds;
+of a dub `closed` and `usual` (8,) float32, see `speech_motion.Person`.
 Beside them, for segment 3: FILE.0003.mp4 and its part of the report, FILE.0003.json, which says that both are whole.
 """
 
@@ -25,10 +28,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
+from functools import partial
 from itertools import islice, tee
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 from safetensors import SafetensorError
@@ -37,6 +41,18 @@ from safetensors.numpy import load, save_file
 import dpe_cli
 from dpe_cli.container import PIPE, files_of
 from dpe_cli.control import Control
+from dpe_cli.dub import (
+    Dub,
+    DubSettings,
+    Seen,
+    check_dub,
+    decide,
+    edits_for,
+    networks_used,
+    seen_source,
+    shown_frames,
+)
+from dpe_cli.dub import Plan as Lengths
 from dpe_cli.edit import (
     AUDIO,
     UNIT,
@@ -77,9 +93,11 @@ from dpe_cli.face import Box, FaceDetector
 from dpe_cli.limits import TEXT_BYTES, check_file
 from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
-from dpe_cli.paste import MEMORY_SECONDS
+from dpe_cli.paste import Paster
 from dpe_cli.pipeline import ahead
 from dpe_cli.report import FrameFate, PixelHash, Report, write_text
+from dpe_cli.speech import Loudness
+from dpe_cli.speech_motion import Person
 from dpe_cli.video import Frame, VideoInfo, ffmpeg_exe, join_video, probe, read_frames, workplace, write_video
 
 SCHEMA = "dpe-plan/1"
@@ -88,6 +106,9 @@ NEAR_CUT = 0.25  # of a segment's length: a cut between shots that is so near to
 LEAST_FRAMES = 2  # of a segment: two key frames in a row could be taken for one picture
 ASKED = ("weights", "sha256", "precision", "backend", "batch_size", "detector", "face_models", "made_of")
 WITHIN = Fraction(1, 2000)  # seconds, half of the least step between two frames
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +120,7 @@ class Plan:
     output: Path
     edits: Edits
     settings: EditSettings
+    dub: Dub | None  # None: an edit
     asked: dict[str, Any]  # ASKED of the networks and the detector, None where nothing was; made_of: for the sidecar
     paste: bool
     first_boxes: tuple[Box, ...]  # of each edit: where its face is seen first
@@ -107,6 +129,7 @@ class Plan:
     borders: tuple[int, ...]  # segment k has the frames borders[k] to borders[k + 1], that one not included
     report: Report  # its beginning: settings, inputs, notes
     times: tuple[Fraction, ...]  # of the frames
+    shown: np.ndarray
     cuts: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray
@@ -114,6 +137,11 @@ class Plan:
     others: np.ndarray
     drivers: dict[Path, Driver]
     key: str  # says which plan a segment is of: a hash of the request for a run that is resumed, else random
+
+    @property
+    def command(self) -> str:
+        """What makes its segments."""
+        return "dub" if self.dub else "edit"
 
     @property
     def segments(self) -> int:
@@ -146,6 +174,8 @@ class Plan:
         info, target = probe(self.source, self.settings.rate), dict(self.target)
         if sum(file.stat().st_size for file in files_of(self.source)) != self.source_bytes:
             raise InputError(f"{self.source} is not the file that was planned for", "plan anew")
+        if self.dub and [file.stat().st_size for file in files_of(self.dub.audio)] != [self.dub.audio_bytes]:
+            raise InputError(f"{self.dub.audio} is not the file that was planned for", "plan anew")
         if target["still"]:
             timing = {name: Fraction(target[name]) for name in ("fps", "time_base")}
             info = replace(info, **timing, duration=float(target["duration"]), is_image=False)
@@ -163,11 +193,19 @@ class Plan:
 
     def jobs(self, edit: int, sights: dict[int, Sight]) -> Iterator[Job]:
         """What is to be done with all frames in one edit; without pictures."""
+        if self.dub:
+            return self.dub.jobs(self.boxed(edit, sights), sights)
         chosen = self.edits.each[edit]
         settings = replace(self.settings, face=chosen.face, strength=chosen.strength)
         own = {path: self.drivers[path] for path in chosen.driving.paths}
         first = None if self.paste else self.first_boxes[edit]
         return plan_jobs(self.boxed(edit, sights), own, chosen.driving, settings, sights, first)
+
+    def paster(self, engine: Engine, detector: FaceDetector) -> Paster | None:
+        """What pastes the faces back, None where only the crop is written."""
+        if self.dub:
+            return self.dub.paster(engine, detector)
+        return paster_for(self.settings, engine, detector) if self.paste else None
 
 
 # Making a plan
@@ -217,30 +255,119 @@ def make_plan(
     target = plan_target(source_info, drivers, settings, first_time, remark)
     followed = follow_source(source, detector, settings, edits, remark)
     followed = progress(followed, source_info.n_frames or None, f"looking for faces in {source.name}")
-    table = read_table(source_info, drivers, followed, len(edits.each), settings.smooth)
+    sights: list[dict[int, Sight]] = [{} for _ in edits.each]
+    each = [
+        source_boxes(source_info, drivers, picked, number, sights[number], settings.smooth)
+        for number, picked in enumerate(tee(followed, len(edits.each)))
+    ]
+    table = read_table(each, sights)
+    numbers = np.arange(len(table["times"]))
+    plan = unwritten(
+        path, source, output, engine, edits, settings, target, report, asked, key,
+        shown=0 * numbers if target.still else numbers,
+        dub=None,
+        paste=paste,
+        first_boxes=tuple(first_boxes),
+        drivers=dict(zip(edits.paths, drivers, strict=True)),
+        **table,
+    )  # fmt: skip
+    frames = min(sum(1 for _ in replace(plan, settings=bound).jobs(number, {})) for number in range(len(edits.each)))
+    report.seconds = time.monotonic() - started
+    return written_plan(plan, frames, target.info, count, seconds)
+
+
+def make_dub_plan(
+    path: Path,
+    source: Path,
+    audio: Path,
+    output: Path,
+    engine: Engine,
+    detector: FaceDetector,
+    settings: DubSettings,
+    *,
+    count: int | None = None,
+    seconds: float | None = None,
+    asked: dict[str, Any] | None = None,
+    key: str | None = None,
+    progress: Progress = silent,
+    say: Callable[[str], None] = unheard,
+) -> Plan:
+    """The same for a dub: follows the face and hears the speech. Raises what `dub_video` raises early."""
+    started, report = time.monotonic(), Report()
+    info = check_dub(source, audio, output, settings)
+    check_container(output)
+
+    def remark(message: str) -> None:
+        report.notes.append(message)
+        say(message)
+
+    dub = decide(info, audio, engine, detector, settings, report, progress, remark)
+    dub.paster(engine, detector)  # what it lacks is known now
+    edit, edits = dub.settings.edit, edits_for(source, dub.settings.edit)
+    followed = follow_source(source, detector, edit, edits, remark)
+    followed = progress(followed, info.n_frames or None, f"looking for faces in {source.name}")
+    seen = (
+        (replace(frame, rgb=None, original=None), box, sight) for frame, box, sight in seen_source(followed, info, edit)
+    )
+    first_turn: list[Seen] = []
+
+    def turn(again: bool) -> Iterator[Seen]:
+        return iter(first_turn) if again else kept(seen, first_turn)
+
+    sights: dict[int, Sight] = {}
+    table = read_table([shown_frames(turn, info, dub.lengths, sights)], [sights])
+    frames, once = len(table["times"]), len(first_turn)
+    if not frames:
+        raise InputError(f"{source} has no frames in the span asked for", "check --start and --end")
+    numbers = np.arange(frames)
+    target = dub.target(info)
+    plan = unwritten(
+        path, source, output, engine, edits, edit, target, report, asked, key,
+        shown=numbers % once if dub.lengths.more_frames == "loop" else np.minimum(numbers, once - 1),
+        dub=replace(dub, audio=audio.absolute()),
+        paste=not dub.crop_only,
+        first_boxes=(),
+        drivers=dub.drivers,
+        **table,
+    )  # fmt: skip
+    report.seconds = time.monotonic() - started
+    return written_plan(plan, frames, target.info, count, seconds)
+
+
+def kept(items: Iterable[T], into: list[T]) -> Iterator[T]:
+    """Passes the items on and keeps them."""
+    for item in items:
+        into.append(item)
+        yield item
+
+
+def unwritten(
+    path: Path, source: Path, output: Path, engine: Engine, edits: Edits, settings: EditSettings, target: Target,
+    report: Report, asked: dict[str, Any] | None, key: str | None, **decided: Any,
+) -> Plan:  # fmt: skip
+    """A plan that is not yet parted into segments."""
     timing = {name: str(getattr(target.info, name)) for name in ("fps", "time_base", "duration")}
     audio = target.audio and str(target.audio.absolute())
-    plan = Plan(
+    return Plan(
         path=path,
         source=source.absolute(),
         output=output.absolute(),
         edits=edits,
         settings=settings,
         asked={**(asked or {}), "sha256": engine.description.get("sha256")},
-        paste=paste,
-        first_boxes=tuple(first_boxes),
         target={"audio": audio, "start": target.start, "end": target.end, "still": target.still, **timing},
         source_bytes=sum(file.stat().st_size for file in files_of(source)),
         borders=(),
         report=report,
-        drivers=dict(zip(edits.paths, drivers, strict=True)),
         key=key or os.urandom(16).hex(),
-        **table,
+        **decided,
     )
-    frames = min(sum(1 for _ in replace(plan, settings=bound).jobs(number, {})) for number in range(len(edits.each)))
-    length = float(plan.times[frames - 1] - plan.times[0] + 1 / target.info.fps)
+
+
+def written_plan(plan: Plan, frames: int, info: VideoInfo, count: int | None, seconds: float | None) -> Plan:
+    """The plan with the borders of `count` segments, or of segments of `seconds`, written. Raises OutputError."""
+    length = float(plan.times[frames - 1] - plan.times[0] + 1 / info.fps)
     count = count or max(1, round(length / (seconds or SEGMENT_SECONDS)))
-    report.seconds = time.monotonic() - started
     plan = replace(plan, borders=borders_of(plan.times[:frames], np.flatnonzero(plan.cuts).tolist(), count))
     write_plan(plan)
     return plan
@@ -254,17 +381,10 @@ def check_container(output: Path) -> None:
         )
 
 
-def read_table(
-    info: VideoInfo, drivers: list[Driver], followed: Iterable[Any], edits: int, smooth: float
-) -> dict[str, Any]:
-    """What tracking says of each frame, as `Plan` keeps it."""
-    sights: list[dict[int, Sight]] = [{} for _ in range(edits)]
-    each = [
-        source_boxes(info, drivers, picked, number, sights[number], smooth)
-        for number, picked in enumerate(tee(followed, edits))
-    ]
+def read_table(each: list[Iterator[tuple[Frame, Box | None]]], sights: list[dict[int, Sight]]) -> dict[str, Any]:
+    """What tracking says of each frame, edit by edit, as `Plan` keeps it."""
     times: list[Fraction] = []
-    rows: list[list[tuple[tuple[float, ...], float, int, bool]]] = [[] for _ in range(edits)]
+    rows: list[list[tuple[tuple[float, ...], float, int, bool]]] = [[] for _ in each]
     cuts: list[bool] = []
     for boxed in zip(*each, strict=True):
         times.append(boxed[0][0].time)
@@ -306,7 +426,7 @@ def write_plan(plan: Plan) -> None:
     """Writes both files, the JSON last. Raises OutputError."""
     base = Fraction(1, math.lcm(*(moment.denominator for moment in plan.times)))
     tensors = {"ticks": np.array([int(moment / base) for moment in plan.times], np.int64)}
-    tensors |= {name: getattr(plan, name) for name in ("cuts", "boxes", "scores", "tracks", "others")}
+    tensors |= {name: getattr(plan, name) for name in ("shown", "cuts", "boxes", "scores", "tracks", "others")}
     drivers = []
     for number, (path, driver) in enumerate(plan.drivers.items()):
         tensors |= {f"times{number}": driver.track.times, f"codes{number}": driver.track.codes}
@@ -320,6 +440,7 @@ def write_plan(plan: Plan) -> None:
         "output": str(plan.output),
         "edits": [asdict(edit) for edit in plan.edits.each],
         "settings": settings,
+        "dub": plan.dub and dub_words(plan.dub, tensors),
         "asked": plan.asked,
         "paste": plan.paste,
         "first_boxes": [asdict(box) for box in plan.first_boxes],
@@ -343,6 +464,37 @@ def write_plan(plan: Plan) -> None:
         raise OutputError(f"{plan.path} cannot be written ({error})", "check the folder and the disk") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def dub_words(dub: Dub, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What the JSON says of a dub, less what it has in common with edits; the person goes to the tensors."""
+    tensors |= {"closed": dub.person.closed, "usual": dub.person.usual}
+    settings = {**asdict(dub.settings), "edit": None}
+    followed = [name for name in ("pose", "blink") if Path(settings[name]) in dub.drivers]
+    settings |= {name: path_text(Path(settings[name])) for name in followed}
+    words = {name: getattr(dub, name) for name in ("audio", "audio_bytes", "still", "networks")}
+    return {**words, "settings": settings, "lengths": asdict(dub.lengths), "loudness": asdict(dub.loudness)}
+
+
+def dub_from(
+    words: dict[str, Any], tensors: dict[str, np.ndarray], edit: EditSettings, drivers: dict[Path, Driver]
+) -> Dub:
+    """The same back. Raises KeyError, TypeError, ValueError where it is damaged."""
+    parts = {
+        "audio": Path(words["audio"]),
+        "settings": DubSettings(**{field.name: words["settings"][field.name] for field in fields(DubSettings)}),
+        "lengths": Lengths(**words["lengths"]),
+        "loudness": Loudness(**words["loudness"]),
+        "person": Person(tensors["closed"], tensors["usual"]),
+        "drivers": drivers,
+    }
+    parts["settings"] = replace(parts["settings"], edit=edit)
+    dub = Dub(**{name: words[name] for name in ("audio_bytes", "still", "networks")}, **parts)
+    for checked in (dub, dub.settings, dub.lengths, dub.loudness):
+        check_types(checked)
+    if dub.person.closed.shape != dub.person.usual.shape or dub.person.closed.ndim != 1:
+        raise ValueError("its person is wrong")
+    return dub
 
 
 def path_text(value: Any) -> str:
@@ -398,10 +550,13 @@ def plan_from(path: Path, words: dict[str, Any], tensors: dict[str, np.ndarray])
         raise ValueError("its times are not positive")
     times = tuple(int(tick) * base for tick in tensors["ticks"])
     count, borders = len(edits), tuple(int(border) for border in words["borders"])
-    shapes = {"cuts": (len(times),), "boxes": (count, len(times), 4)}
+    shapes = {"shown": (len(times),), "cuts": (len(times),), "boxes": (count, len(times), 4)}
     shapes |= {name: (count, len(times)) for name in ("scores", "tracks", "others")}
     if any(tensors[name].shape != shape for name, shape in shapes.items()):
         raise ValueError("its tables do not fit together")
+    shown = tensors["shown"]
+    if len(shown) and not (shown.min() >= 0 and (shown <= np.arange(len(shown))).all()):
+        raise ValueError("it shows frames before their time")
     if borders[0] != 0 or list(borders) != sorted(set(borders)) or borders[-1] > len(times):
         raise ValueError("the borders of its segments do not rise")
     drivers: dict[Path, Driver] = {}
@@ -409,7 +564,8 @@ def plan_from(path: Path, words: dict[str, Any], tensors: dict[str, np.ndarray])
         track = MotionTrack(tensors[f"times{number}"], tensors[f"codes{number}"], driver["last_time"])
         info = VideoInfo(Path(driver["path"]), 0, 0, Fraction(25), len(track.times))
         drivers[info.path] = Driver(info, [], track, neutral=driver["neutral"])
-    if set(drivers) != {path for edit in edits for path in edit.driving.paths}:
+    own = words["dub"] and dub_from(words["dub"], tensors, EditSettings(**settings), drivers)
+    if set(drivers) != set(own.settings.files if own else Edits(tuple(edits)).paths):
         raise ValueError("its drivings are not those of its edits")
     asked = {name: words["asked"].get(name) for name in ASKED}
     if not isinstance(asked["made_of"], dict | None):
@@ -420,6 +576,7 @@ def plan_from(path: Path, words: dict[str, Any], tensors: dict[str, np.ndarray])
         output=Path(words["output"]),
         edits=Edits(tuple(edits)),
         settings=EditSettings(**settings),
+        dub=own,
         asked=asked,
         paste=bool(words["paste"]),
         first_boxes=tuple(Box(**box) for box in words["first_boxes"]),
@@ -487,12 +644,15 @@ def edit_segments(
         raise InputError(
             f"{plan.path} was made with the detector {plan.report.detector}, not {detector.name}", "use --detector"
         )
+    if plan.dub and plan.dub.networks != networks_used():
+        raise WeightsError(f"{plan.path} was made for other networks of speech and landmarks", "plan anew")
     plan = replace(plan, settings=bind_control(plan.settings, engine, unheard))  # the plan's report has its remarks
     target, report = plan.written_as(), Report()
     edited = edited_span(plan, target, plan.borders[first], plan.borders[last + 1], engine, detector, report)
     which = f"segment {first}" if first == last else f"segments {first} to {last}"
     total = plan.borders[last + 1] - plan.borders[first]
-    edited = progress(ahead(edited), total, f"editing {plan.source.name}, {which}")
+    doing = "dubbing" if plan.dub else "editing"
+    edited = progress(ahead(edited), total, f"{doing} {plan.source.name}, {which}")
     record = Report()
     for segment in range(first, last + 1):
         begin, end = plan.borders[segment], plan.borders[segment + 1]
@@ -529,14 +689,17 @@ def edited_span(
     plan: Plan, target: Target, begin: int, end: int, engine: Engine, detector: FaceDetector, report: Report
 ) -> Iterator[tuple[Job, Frame]]:
     """The edited frames from number `begin` to `end`, that one not included, as the whole edit makes them."""
-    start, stop = first_needed(plan.times, begin), min(-(-end // UNIT) * UNIT, plan.frames)
+    pasters = [plan.paster(engine, detector) for _ in plan.edits.each]
+    memory = max(0.0 if paster is None else paster.memory for paster in pasters)
+    start, stop = first_needed(plan.times, begin, memory), min(-(-end // UNIT) * UNIT, plan.frames)
     pictures = ahead(planned_frames(plan, target, start, stop))
     edited: Iterator[tuple[Job, Frame]] | None = None
     for number, own in enumerate(tee(pictures, len(plan.edits.each))):
         sights: dict[int, Sight] = {}
         jobs = with_pictures(plan.jobs(number, sights), own, sights, begin, end)
+        jobs = plan.dub.spoken(jobs, engine) if plan.dub else jobs
         jobs = stack_jobs(jobs, number, sights, edited, report)
-        edited = run_jobs(jobs, engine, paster_for(plan.settings, engine, detector) if plan.paste else None, report)
+        edited = run_jobs(jobs, engine, pasters[number], report)
     for job, frame in edited:
         if job.frame.index >= end:
             return
@@ -544,35 +707,34 @@ def edited_span(
             yield job, frame
 
 
-def first_needed(times: Sequence[Fraction], begin: int) -> int:
+def first_needed(times: Sequence[Fraction], begin: int, memory: float) -> int:
     """Where work begins for what is to be right from frame `begin` on.
 
-    Jitter looks at one frame before that, pasting at MEMORY_SECONDS before each, and batches begin at multiples of
+    Jitter looks at one frame before that, pasting at `memory` seconds before each, and batches begin at multiples of
     UNIT.
     """
     if begin == 0:
         return 0
-    reach = times[begin - 1] - Fraction(MEMORY_SECONDS) - WITHIN
+    reach = times[begin - 1] - Fraction(memory) - WITHIN
     return bisect_left(times, reach) // UNIT * UNIT
 
 
 def planned_frames(plan: Plan, target: Target, start: int, stop: int) -> Iterator[Frame]:
     """The source's frames from number `start` to `stop`. Raises InputError where they have other times than planned."""
-    if target.still:
-        still = next(read_frames(plan.source, exact=True))
-        for index in range(start, stop):
-            yield replace(still, index=index, time=plan.times[index])
-        return
-    begin = plan.settings.start if start == 0 else plan.times[start] - WITHIN
-    frames = read_frames(plan.source, begin, plan.settings.end, fps=plan.settings.rate, exact=True)
+    frames, frame, last = iter(()), None, None
     for index in range(start, stop):
-        frame = next(frames, None)
-        if frame is None or frame.time != plan.times[index]:
+        wanted = int(plan.shown[index])
+        if wanted != last:
+            if last is None or wanted != last + 1:  # the first of this part, or of another turn
+                begin = plan.settings.start if wanted == 0 else plan.times[wanted] - WITHIN
+                frames = read_frames(plan.source, begin, plan.settings.end, fps=plan.settings.rate, exact=True)
+            frame, last = next(frames, None), wanted
+        if frame is None or not (target.still or frame.time == plan.times[wanted]):
             raise InputError(
-                f"frame {index} of {plan.source}, at {float(plan.times[index]):.3f} s, is not found there again",
-                "plan anew, or edit it in one piece",
+                f"frame {wanted} of {plan.source}, at {float(plan.times[wanted]):.3f} s, is not found there again",
+                f"plan anew, or {plan.command} it in one piece",
             )
-        yield replace(frame, index=index)
+        yield replace(frame, index=index, time=plan.times[index])
 
 
 def with_pictures(
@@ -630,7 +792,7 @@ def join_plan(
     if missing:
         raise InputError(
             f"of {plan.segments} segments these are not whole: {', '.join(missing)}",
-            f"make each with: dpe edit --segment {missing[0]} {plan.path}",
+            f"make each with: dpe {plan.command} --segment {missing[0]} {plan.path}",
         )
     report = merged(plan, records)
     for _ in refuse_seams(iter(()), plan.settings.seam_limit, report):
@@ -647,7 +809,7 @@ def join_plan(
             target.info,
             output,
             folder,
-            audio=target.audio,
+            audio=plan.dub.sound(plan.source, folder) if plan.dub else target.audio,
             tracks=None if target.still else plan.source,
             start=target.start,
             end=target.end,
@@ -708,23 +870,71 @@ def edit_resumable(
     `finish` is called when it has it, also in the run after the one that was killed in between.
     Raises OutputError if another run is at work on this output.
     """
-    settings, started = settings or EditSettings(), time.monotonic()
-    edits, folder = edits_of(driving, settings), work_folder(output)
+    settings = settings or EditSettings()
+    edits = edits_of(driving, settings)
+    request = (source, edits, output)
+    inputs, words = edit_inputs(source, edits, settings), [asdict(edits), chosen(settings), seconds]
+    return resumed(
+        output, inputs, words, partial(check_request, *request, settings),
+        lambda path, key: make_plan(
+            path, *request, engine, detector, settings, seconds=seconds, key=key, progress=progress, say=say
+        ),
+        engine, detector, overwrite=settings.overwrite, report_path=report_path, seal=seal, finish=finish,
+        progress=progress, say=say,
+    )  # fmt: skip
+
+
+def dub_resumable(
+    source: Path,
+    audio: Path,
+    output: Path,
+    engine: Engine,
+    detector: FaceDetector,
+    settings: DubSettings | None = None,
+    *,
+    report_path: Path | None = None,
+    seconds: float | None = None,
+    seal: Callable[[Path], None] = lambda part: None,
+    finish: Callable[[Report], None] = lambda report: None,
+    progress: Progress = silent,
+    say: Callable[[str], None] = unheard,
+) -> Report:
+    """`dub_video` that goes on where an earlier run was killed, as `edit_resumable` does."""
+    settings = settings or DubSettings()
+    edit, edits, request = settings.edit, edits_for(source, settings.edit), (source, audio, output)
+    inputs = [*edit_inputs(source, edits, edit), audio, *settings.files]
+    words = [{**asdict(settings), "edit": None}, networks_used(), asdict(edits), chosen(edit), seconds]
+    return resumed(
+        output, inputs, words, partial(check_dub, *request, settings),
+        lambda path, key: make_dub_plan(
+            path, *request, engine, detector, settings, seconds=seconds, key=key, progress=progress, say=say
+        ),
+        engine, detector, overwrite=edit.overwrite, report_path=report_path, seal=seal, finish=finish,
+        progress=progress, say=say,
+    )  # fmt: skip
+
+
+def resumed(
+    output: Path, inputs: list[Path], words: list[Any], check: Callable[[], object],
+    make: Callable[[Path, str], Plan], engine: Engine, detector: FaceDetector, *, overwrite: bool,
+    report_path: Path | None, seal: Callable[[Path], None], finish: Callable[[Report], None], progress: Progress,
+    say: Callable[[str], None],
+) -> Report:  # fmt: skip
+    """Makes what is still to be made of a request, which `inputs` and `words` tell from others, in segments.
+
+    `check` fails early, `make` writes the plan with this key to this path.
+    """
+    started, folder = time.monotonic(), work_folder(output)
     check_container(output)
     check_folder(output)
     with locked(folder, output):
-        key = request_key(source, edits, output, engine, detector, settings, seconds)
+        key = request_key(inputs, [*words, str(output.absolute()), engine.description, detector.name])
         if done := finished(output, key):
             finish(done)
             clear_away(folder)
             return done
-        check_request(source, edits, output, settings)
-        plan = resumed_plan(folder, key, say)
-        if plan is None:
-            plan = make_plan(
-                folder / "plan.json", source, edits, output, engine, detector, settings,
-                seconds=seconds, key=key, progress=progress, say=say,
-            )  # fmt: skip
+        check()
+        plan = resumed_plan(folder, key, say) or make(folder / "plan.json", key)
         todo = next((number for number in range(plan.segments) if read_record(plan, number) is None), plan.segments)
         if todo:
             say(f"{todo} of {plan.segments} segments are there already")
@@ -739,7 +949,7 @@ def edit_resumable(
             write_text(folder / FINISHED, json.dumps({**identity_of(part), "key": key, "report": asdict(report)}))
 
         (folder / ".join").mkdir()
-        report = join_plan(plan, overwrite=settings.overwrite, folder=folder / ".join", ready=ready, say=say)
+        report = join_plan(plan, overwrite=overwrite, folder=folder / ".join", ready=ready, say=say)
         finish(report)
         clear_away(folder)
     return report
@@ -796,26 +1006,25 @@ def resumed_plan(folder: Path, key: str, say: Callable[[str], None]) -> Plan | N
     return None
 
 
-def request_key(
-    source: Path,
-    edits: Edits,
-    output: Path,
-    engine: Engine,
-    detector: FaceDetector,
-    settings: EditSettings,
-    seconds: float | None,
-) -> str:
-    """A hash of all that the frames depend on. Files count by name, size and time of change."""
+def edit_inputs(source: Path, edits: Edits, settings: EditSettings) -> list[Path]:
+    """The files that an edit reads."""
     models = (settings.parsing, settings.landmarker, settings.enhancer)
     sound = () if settings.audio in AUDIO else (Path(settings.audio),)
     faces = [Path(edit.face) for edit in edits.each] + [Path(settings.driving_face)]
-    inputs = [source, *edits.paths, *(model for model in models if model), *sound, *(f for f in faces if f.is_file())]
+    return [source, *edits.paths, *(model for model in models if model), *sound, *(f for f in faces if f.is_file())]
+
+
+def chosen(settings: EditSettings) -> dict[str, Any]:
+    """The settings that the frames depend on."""
+    return {name: value for name, value in asdict(settings).items() if name not in ("overwrite", "seam_limit")}
+
+
+def request_key(inputs: Iterable[Path], words: Iterable[Any]) -> str:
+    """A hash of all that the frames depend on. Files count by name, size and time of change."""
     files = [
         (str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for i in inputs for file in files_of(i)
     ]
-    chosen = {name: value for name, value in asdict(settings).items() if name not in ("overwrite", "seam_limit")}
-    words = [dpe_cli.__version__, files, asdict(edits), str(output.absolute()), engine.description, detector.name]
-    words += [chosen, seconds, ffmpeg_exe(), SCHEMA]
+    words = [dpe_cli.__version__, files, *words, ffmpeg_exe(), SCHEMA]
     return hashlib.sha256(json.dumps(words, default=str).encode()).hexdigest()
 
 

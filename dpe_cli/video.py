@@ -733,7 +733,8 @@ def encode_command(
     options: dict[str, Any] = {
         **encoding.options,
         "fps_mode": "passthrough",  # each frame keeps its time, none is dropped or doubled
-        "enc_time_base": str(1 / info.fps if container == "y4m" else info.time_base).replace("/", ":"),
+        # of the pictures alone: sound that is encoded too would be told to lie up to half a step off
+        "enc_time_base:v": str(1 / info.fps if container == "y4m" else info.time_base).replace("/", ":"),
     }
     if container == "sequence":
         options |= {"f": "image2", "start_number": first_number}

@@ -21,7 +21,7 @@ from test_edit import ColourDetector, ColourEngine, clip
 from test_speech import write_wave
 
 from dpe_cli import batch as pool_module
-from dpe_cli import dub, ledger
+from dpe_cli import dub, ledger, segments
 from dpe_cli.batch import Event, Item, Outcome, ProcessPool, run_batch
 from dpe_cli.commands import batch as command
 from dpe_cli.commands import worker
@@ -135,6 +135,23 @@ def test_a_row_with_speech_and_nothing_that_drives_is_dubbed(folder: Path, dubbi
     assert results()["c"]["exit_code"] == 3 and "holds no sound" in results()["c"]["reason"]
     again = run(listed, "--skip-existing", "--output-template", "out/{id}_{mode}_{driving}.mp4")
     assert again.exit_code == 8 and results()["a"]["status"] == "skipped" and len(dubbing) == 1
+
+
+def test_a_row_with_speech_can_be_resumed(folder: Path, dubbing: list, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def stand_in(source: Path, audio: Path, output: Path, *_: object, finish: Callable, **__: object) -> Report:
+        asked.append((source, audio))
+        output.write_text("dubbed")
+        report = Report(engine={}, detector="none")
+        finish(report)
+        return report
+
+    monkeypatch.setattr(segments, "dub_resumable", stand_in)
+    listed = manifest(json.dumps({"id": "a", "source": "talk.mp4", "audio": "speech.wav", "resume": True}))
+    assert run(listed).exit_code == 0 and run(listed, "--skip-existing").exit_code == 0
+    assert asked == [(Path("talk.mp4"), Path("speech.wav"))] and not dubbing
+    assert results()["a"]["status"] == "skipped"
 
 
 def results(name: str = "m.results.jsonl") -> dict[str, dict[str, Any]]:

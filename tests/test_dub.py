@@ -1,5 +1,7 @@
 """Dubbing with stand-ins for the networks that see and draw; the speech networks are real but know nothing."""
 
+import json
+import signal
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from test_cli import run as command
 from test_edit import SKIN, ColourDetector, picture
+from test_segments import described, pixels, started, wait_for
 from test_speech import babble, write_wave
 
 from dpe_cli import dub
@@ -18,7 +22,9 @@ from dpe_cli.factors import Factors, coordinate_projectors
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
 from dpe_cli.main import cli
 from dpe_cli.models import SpeechConfig, SpeechNets
+from dpe_cli.segments import dub_resumable, edit_segments, join_plan, make_dub_plan, read_plan, work_folder
 from dpe_cli.speech import RATE, Loudness
+from dpe_cli.tracks import read_sound
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image, write_image, write_video
 from dpe_cli.weights import digest, find
 
@@ -67,13 +73,19 @@ class FixedLandmarks:
         return type("Shape", (), {"points": face_points(len(crop))})
 
 
-@pytest.fixture(autouse=True)
-def stand_ins(monkeypatch):
+def speech_nets() -> SpeechNets:
+    """Those that know nothing, always the same."""
     torch.manual_seed(0)
     nets = SpeechNets(SpeechConfig(width=16, dilations=(1, 4), sync_width=16)).eval().requires_grad_(False)
     nets.aperture.fill_(0.02)
     nets.mean_mouth.fill_(0.5)
     nets.blink.fill_(-2.0)
+    return nets
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch):
+    nets = speech_nets()
     monkeypatch.setattr(dub, "load_nets", lambda: nets)
     monkeypatch.setattr(dub, "NetworkLandmarker", FixedLandmarks)
 
@@ -269,3 +281,241 @@ def test_requests_that_make_no_sense_are_refused(tmp_path, clip, speech):
     done = CliRunner().invoke(cli, ["dub", "-s", str(clip), "-a", str(tmp_path / "none.wav"), "-o", "x.mp4"])
     assert done.exit_code == 3
     assert not list(tmp_path.glob("out*"))
+
+
+# Segments
+
+
+class MoodyEngine(CodeEngine):
+    """Its results depend on the size of a batch and on what came before, as those of real networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.forget()
+
+    def forget(self) -> None:
+        self.mood = 0
+
+    def edit(self, crops: np.ndarray, expression: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
+        edited = super().edit(crops, expression, pose) // 2
+        edited[:, 20:60, 8:56] += np.uint8((self.mood + len(crops)) % 8)
+        self.mood = (3 * self.mood + int(crops[-1, 0, 0, 0]) + int(1000 * np.abs(expression).sum())) % 64
+        return edited + np.uint8(0 if pose is None else int(1000 * np.abs(pose).sum()) % 16)
+
+
+class TremblingLandmarks:
+    """Sees a face that moves with what the crop holds."""
+
+    def detect(self, crop: np.ndarray):
+        moved = int(crop[::4, ::4].astype(int).sum()) % 7 - 3
+        return type("Shape", (), {"points": face_points(len(crop)) + np.float32(moved)})
+
+
+def talking(path: Path, frames: int, fps: Fraction, start: float = 0.0) -> Path:
+    """A face that changes its colours, half a second in another room, with a hole of a few frames."""
+    noise = np.random.default_rng(0)
+    info = VideoInfo(path, 160, 120, fps, frames, time_base=Fraction(1, 30000))
+
+    def pictures():
+        for n in range(frames):
+            rgb = picture(shade=60 + 5 * (n % 5)).astype(int)
+            rgb[40:100, 50:110] += noise.integers(-20, 20, 3)
+            yield Frame(n, Fraction(start) + n / fps, np.clip(rgb, 0, 255).astype(np.uint8))
+
+    write_video(pictures(), info, path, codec="ffv1")
+    return path
+
+
+PARTS = {
+    "as long": (60, 7.5, {}, {}),
+    "trim": (60, 6.1, {}, {}),
+    "pad the speech": (60, 4.0, {"audio_end": "pad"}, {}),
+    "hold the last frame": (40, 7.0, {"audio_end": "pad"}, {}),
+    "loop the speech": (60, 3.3, {"audio_end": "loop"}, {}),
+    "loop the video": (21, 7.3, {"audio_end": "loop"}, {}),
+    "loop a span": (40, 7.3, {"audio_end": "loop"}, {"start": 1.3, "smooth": 1.0}),
+    "span": (60, 7.5, {}, {"start": 1.3, "end": 6.9, "smooth": 1.0}),
+    "still, generated": (0, 3.5, {"seed": 3, "pose_style": 2}, {}),
+    "still, whole picture": (0, 2.0, {"still": True}, {}),
+    "still, a head to follow": (0, 2.0, {"pose": "head.mkv", "blink": "head.mkv"}, {"paste": True}),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_eight_segments_give_the_frames_the_sound_and_the_report_of_one_run(tmp_path, monkeypatch, case):
+    frames, seconds, settings, edit = PARTS[case]
+    monkeypatch.setattr(dub, "NetworkLandmarker", TremblingLandmarks)
+    if frames:
+        source = talking(tmp_path / "talk.mkv", frames, Fraction(8))
+    else:
+        source = tmp_path / "talk.png"
+        write_image(source, picture())
+    head = str(talking(tmp_path / "head.mkv", 20, Fraction(8)))
+    settings = {name: head if value == "head.mkv" else value for name, value in settings.items()}
+    audio = write_wave(tmp_path / "speech.wav", babble(seconds))
+    chosen = DubSettings(edit=EditSettings(**{"codec": "ffv1", "smooth": 0.0, **edit}), **settings)
+    whole, parts = tmp_path / "whole.mkv", tmp_path / "parts.mkv"
+    wanted = dub_video(source, audio, whole, MoodyEngine(), ColourDetector(), chosen)
+    plan = make_dub_plan(tmp_path / "plan.json", source, audio, parts, MoodyEngine(), ColourDetector(), chosen, count=8)
+    assert plan.segments == 8
+    for segment in reversed(range(8)):
+        edit_segments(read_plan(plan.path), segment, segment, MoodyEngine(), ColourDetector())
+    found = join_plan(read_plan(plan.path))
+    assert pixels(parts) == pixels(whole)
+    assert np.array_equal(*(np.concatenate(list(read_sound(path, RATE))) for path in (parts, whole)))
+    assert found.frames == wanted.frames and found.notes == wanted.notes and found.cuts == wanted.cuts
+    assert found.output["pixels_sha256"] == wanted.output["pixels_sha256"]
+    assert found.settings == wanted.settings and found.inputs == wanted.inputs
+
+
+@pytest.mark.parametrize("name", ["o.mp4", "o.mov"])
+@pytest.mark.parametrize(
+    "vfr, settings, span", [(True, {"mix": 0.5}, {"start": 0.7}), (False, {"audio_end": "pad"}, {})]
+)
+def test_joined_times_sound_and_tags_are_those_of_one_run(tmp_path, make_clip, name, vfr, settings, span):
+    source = make_clip("own.mp4", seconds=2, fps=25, vfr=vfr, size=(160, 120), colour=SKIN, tone=3000, start=0.5)
+    audio = write_wave(tmp_path / "speech.wav", babble(2.9))
+    chosen = DubSettings(edit=EditSettings(smooth=0.0, **span), **settings)
+    whole, parts = tmp_path / f"whole_{name}", tmp_path / name
+    dub_video(source, audio, whole, MoodyEngine(), ColourDetector(), chosen)
+    plan = make_dub_plan(tmp_path / "p.json", source, audio, parts, MoodyEngine(), ColourDetector(), chosen, count=3)
+    for segment in range(3):
+        edit_segments(plan, segment, segment, MoodyEngine(), ColourDetector())
+    join_plan(plan)
+    found, wanted = described(parts), described(whole)
+    assert len(found) > 50 and found == wanted
+
+
+def test_a_speech_or_networks_that_changed_since_the_plan_are_refused(tmp_path, monkeypatch, clip, speech):
+    arguments = (clip, speech, tmp_path / "o.mkv", CodeEngine(), ColourDetector(), DubSettings())
+    plan = make_dub_plan(tmp_path / "p.json", *arguments, count=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("dpe_cli.segments.networks_used", lambda: {"speech": "0"})
+        with pytest.raises(WeightsError, match="other networks"):
+            edit_segments(plan, 0, 0, CodeEngine(), ColourDetector())
+    write_wave(speech, babble(0.5))
+    with pytest.raises(InputError, match="speech.wav is not the file that was planned"):
+        edit_segments(plan, 0, 0, CodeEngine(), ColourDetector())
+
+
+def test_every_damaged_value_of_a_dub_s_plan_is_told(tmp_path, clip, speech):
+    arguments = (clip, speech, tmp_path / "o.mkv", CodeEngine(), ColourDetector(), DubSettings())
+    plan = make_dub_plan(tmp_path / "p.json", *arguments, count=2)
+    words = json.loads(plan.path.read_text())
+    for name in words["dub"]:
+        for wrong in (None, [], {}, "x", [None], {"x": 1}):
+            plan.path.write_text(json.dumps({**words, "dub": {**words["dub"], name: wrong}}))
+            try:
+                read_plan(plan.path).written_as()
+            except InputError:
+                continue
+            assert name in ("networks", "audio")  # which were not found to be the same
+    for wrong in ([], 3, "x", {}):
+        plan.path.write_text(json.dumps({**words, "dub": wrong}))
+        with pytest.raises(InputError, match=r"p\.json"):
+            read_plan(plan.path)
+
+
+# The commands
+
+STAND_INS = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_dub
+import dpe_cli.dub, dpe_cli.engine, dpe_cli.face, dpe_cli.segments
+from dpe_cli.main import cli
+class Slow(test_dub.MoodyEngine):
+    def edit(self, *arguments):
+        time.sleep(float(sys.argv[1]))
+        return super().edit(*arguments)
+dpe_cli.segments.SEGMENT_SECONDS = 0.4
+dpe_cli.dub.load_nets, dpe_cli.dub.NetworkLandmarker = test_dub.speech_nets, test_dub.FixedLandmarks
+dpe_cli.engine.Engine = lambda weights, **options: Slow()
+dpe_cli.face.make_detector = lambda name, models: test_dub.ColourDetector()
+cli(sys.argv[2:])
+"""
+
+
+@pytest.fixture
+def commands(monkeypatch) -> None:
+    monkeypatch.setattr("dpe_cli.engine.Engine", lambda weights, **options: MoodyEngine())
+    monkeypatch.setattr("dpe_cli.face.make_detector", lambda name, models: ColourDetector())
+
+
+@pytest.mark.parametrize("how, code", [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_dub_that_was_stopped_goes_on(tmp_path, commands, clip, speech, how, code):
+    output = tmp_path / "o.mkv"
+    options = ["dub", "-s", clip, "-a", speech, "-o", output, "--codec", "ffv1", "--smooth", 0, "--resume"]
+    process = started(0.2, *options, code=STAND_INS)
+    records = lambda: len(list(work_folder(output).glob("plan.0*.json")))  # noqa: E731
+    wait_for(process, lambda: records() >= 1)
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code and not output.exists(), stderr
+    assert 1 <= records() <= 2
+    done = command(*options)
+    assert done.exit_code == 0 and "of 3 segments are there already" in done.stderr, done.stderr
+    assert not work_folder(output).exists() and Path(f"{output}.dpe.json").exists()
+    run(clip, speech, tmp_path / "whole.mkv", MoodyEngine())
+    assert pixels(output) == pixels(tmp_path / "whole.mkv")
+    assert command(*options).exit_code == 7
+
+
+def test_another_speech_begins_anew(tmp_path, clip, speech):
+    class Failing(MoodyEngine):
+        def edit(self, *arguments):
+            if len(self.asked) > 20:
+                raise RuntimeError("killed")
+            return super().edit(*arguments)
+
+    output, said, settings = tmp_path / "o.mkv", [], DubSettings()
+    with pytest.raises(RuntimeError, match="killed"):
+        dub_resumable(clip, speech, output, Failing(), ColourDetector(), settings, seconds=0.4)
+    write_wave(speech, babble(1.0))
+    dub_resumable(clip, speech, output, MoodyEngine(), ColourDetector(), settings, seconds=0.4, say=said.append)
+    assert any("begins anew" in line for line in said) and not any("already" in line for line in said)
+
+
+def test_plan_dub_and_join_by_command(tmp_path, commands, clip, speech):
+    output, plan = tmp_path / "o.mkv", tmp_path / "o.plan.json"
+    options = ["-s", clip, "-a", speech, "-o", output, "--codec", "ffv1", "--smooth", 0]
+    looked = command("plan", *options, "--json")
+    assert json.loads(looked.stdout)["frames"] == 36, looked.stderr
+    done = command("plan", *options, "--split", 3)
+    assert (done.exit_code, done.stdout) == (0, f"{plan}\n"), done.stderr
+    assert f"dpe dub --segment 0 {plan}" in done.stderr
+    wrong = command("edit", "--segment", 0, plan)
+    assert wrong.exit_code == 3 and "dpe dub --segment" in wrong.stderr
+    assert "dpe dub --segment 0" in command("join", plan).stderr
+    assert command("dub", "--segment", 0, plan, "--seed", 3).exit_code == 2
+    for segment in (2, 0, 1):
+        done = command("dub", "--segment", segment, plan)
+        assert (done.exit_code, done.stdout) == (0, f"{tmp_path / f'o.plan.000{segment}.mkv'}\n"), done.stderr
+    done = command("join", plan, "--report", tmp_path / "r.json")
+    assert (done.exit_code, done.stdout) == (0, f"{output}\n"), done.stderr
+    run(clip, speech, tmp_path / "whole.mkv", MoodyEngine())
+    assert pixels(output) == pixels(tmp_path / "whole.mkv") and probe(output).has_audio
+    report, sidecar = (json.loads(path.read_text()) for path in (tmp_path / "r.json", Path(f"{output}.dpe.json")))
+    assert report["settings"]["mode"] == "dub" and report["counts"]["edited"] == 36
+    assert sidecar["command"] == "dub" and {"source", "audio"} == sidecar["inputs"].keys()
+
+
+def test_plans_of_dubs_that_make_no_sense(tmp_path, commands, clip, speech):
+    write_image(tmp_path / "portrait.png", picture())
+    cases = [
+        (["-s", clip, "-a", speech, "--strength", 0.5], 2),
+        (["-s", clip, "-d", clip, "--seed", 3], 2),
+        (["-s", clip, "-a", speech, "--end", 1, "--start", 2], 2),
+        (["-s", clip, "-a", tmp_path / "none.wav"], 3),
+        (["-s", clip, "-a", clip], 3),
+        (["-s", clip, "-a", speech, "--pose", "generate"], 3),
+        (["-s", clip, "-a", speech, "-o", clip], 7),
+        (["-s", tmp_path / "portrait.png", "-a", speech], 0),
+        (["-s", tmp_path / "portrait.png", "-a", speech, "--pose-style", 99], 3),
+        (["-s", clip, "-a", speech, "-o", "o_%03d.png", "--split", 2], 7),
+    ]
+    for options, code in cases:
+        done = command("plan", *options)
+        assert done.exit_code == code, (options, done.stderr)
+    still = command("plan", "-s", tmp_path / "portrait.png", "-a", speech, "--json")
+    assert json.loads(still.stdout)["frames"] == 40

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import run_ffmpeg
 from test_edit import DETECTOR, ENGINE, clip, picture
+from test_speech import babble, write_wave
 from test_video import assert_same_sound, assert_same_timing, packets, true_times
 
 from dpe_cli.container import files_of, frame_rate, is_sequence, spooled
@@ -470,22 +471,51 @@ def test_memory_does_not_grow_with_the_length(make_clip: Clip, tmp_path: Path):
     peaks = {}
     for seconds in (10, 120, 600):
         source = make_clip(f"{seconds}.mp4", seconds=seconds, size=(640, 360), fps=25)
-        code = f"""
+        peaks[seconds] = peaks_of(
+            "import dpe_cli.engine; from test_formats import *",
+            f"settings = EditSettings(preset='ultrafast'); driving = Driving(expression=Path({str(driving)!r}))",
+            f"arguments = (driving, Path({str(tmp_path / f'{seconds}-o.mp4')!r}), Unchanged(), Everywhere(), settings)",
+            f"edit_video(Path({str(source)!r}), *arguments)",
+        )
+        (tmp_path / f"{seconds}-o.mp4").unlink()
+    assert_constant(peaks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak so")
+def test_memory_does_not_grow_with_the_length_of_a_speech(make_clip: Clip, tmp_path: Path):
+    """The same of a dub, at 1 min and 10 min of speech over a clip that is repeated; the speech networks are ours."""
+    source = make_clip("talk.mp4", seconds=3, size=(320, 240), fps=10, audio=False)
+    peaks = {}
+    for seconds in (60, 600):
+        audio = write_wave(tmp_path / f"{seconds}.wav", babble(seconds))
+        peaks[seconds] = peaks_of(
+            "import test_dub; from test_formats import *; from dpe_cli import dub",
+            "dub.NetworkLandmarker = test_dub.FixedLandmarks; engine = test_dub.CodeEngine()",
+            "settings = dub.DubSettings(audio_end='loop', edit=EditSettings(preset='ultrafast'))",
+            f"arguments = (Path({str(audio)!r}), Path({str(tmp_path / f'{seconds}-o.mp4')!r}))",
+            f"dub.dub_video(Path({str(source)!r}), *arguments, engine, Everywhere(), settings)",
+        )
+    assert_constant(peaks)
+
+
+def peaks_of(*lines: str) -> list[float]:
+    """Peak MiB, from the imports in the first line on, of a process of these lines and of the ffmpeg beside it."""
+    code = f"""
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import dpe_cli.engine
-from test_formats import Driving, EditSettings, Everywhere, Unchanged, edit_video
+{lines[0]}
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-output = Path({str(tmp_path)!r}) / "{seconds}-o.mp4"
-settings = EditSettings(preset="ultrafast")
-driving = Driving(expression=Path({str(driving)!r}))
-edit_video(Path({str(source)!r}), driving, output, Unchanged(), Everywhere(), settings)
+{chr(10).join(lines[1:])}
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(status["VmHWM"].split()[0], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-        peaks[seconds] = [int(number) / 1024 for number in piped(code).split()]
-        (tmp_path / f"{seconds}-o.mp4").unlink()
+    return [int(number) / 1024 for number in piped(code).split()]
+
+
+def assert_constant(peaks: dict[int, list[float]]) -> None:
+    """That peaks, by the length in seconds, hardly differ."""
     print("peak MiB of the process and of ffmpeg:", peaks)
     for number in (0, 1):
         least, most = min(peak[number] for peak in peaks.values()), max(peak[number] for peak in peaks.values())

@@ -294,6 +294,30 @@ def test_an_enhancer_sees_the_whole_head_and_its_work_is_pasted_back(tmp_path: P
     assert np.abs(seen[0].astype(int) - wide).mean() < 3
 
 
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_what_is_older_than_the_memory_counts_for_nothing(enhanced: bool):
+    """Masks that follow points, colours that follow them, and once more after an enhancer."""
+    noise, rgb = np.random.default_rng(0), portrait(128)
+    crop, _ = cut(rgb, head(128), SIZE)
+    faces = [with_cast(crop, CAST + noise.normal(0, [[0.1], [9]], (2, 3))) for _ in range(60)]
+
+    def trembling(picture: np.ndarray) -> np.ndarray:
+        return SIZE / 2 + np.array([[-20, -20], [20, -20], [0, 0], [-15, 20], [15, 20]]) + picture.mean() % 9
+
+    def made(first: int) -> list[bytes]:
+        one = Paster(MaskMaker("landmarks", SIZE, landmarks=trembling))
+        if enhanced:
+            one.enhancer = lambda picture: picture // 2 + np.uint8(picture.mean() / 4)
+            one.enhancer.size = 64
+        whole = (one.paste(rgb, head(128), crop, faces[n], n / 10).rgb.tobytes() for n in range(first, 60))
+        assert one.memory == (3.5 if enhanced else 2.0)
+        return list(whole)
+
+    late = 10 + round(10 * (3.5 if enhanced else 2.0))
+    assert made(0)[late:] == made(10)[late - 10 :]
+    assert made(0)[15] != made(10)[5]
+
+
 def test_an_enhancer_that_does_nothing_changes_nothing(tmp_path: Path):
     """Through the enhancer's frame and back, an unchanged crop still leaves every bit of the frame."""
     import onnx

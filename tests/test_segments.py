@@ -18,9 +18,11 @@ import pytest
 from test_cli import astronaut, run
 from test_control import factors  # noqa: F401 - a fixture
 from test_edit import SKIN, ColourDetector, ColourEngine, clip
+from test_speech import babble, write_wave
 
 from dpe_cli import segments, video
 from dpe_cli.control import Control
+from dpe_cli.dub import DubSettings, dub_video
 from dpe_cli.edit import UNIT, Driving, Edit, Edits, EditSettings, edit_video
 from dpe_cli.engine import Engine
 from dpe_cli.errors import InputError, OutputError, QualityError, WeightsError
@@ -33,6 +35,7 @@ from dpe_cli.segments import (
     edit_segments,
     first_needed,
     join_plan,
+    make_dub_plan,
     make_plan,
     read_plan,
     work_folder,
@@ -170,8 +173,9 @@ def test_no_segment_is_shorter_than_two_frames_if_there_are_two(frames: int, cou
 
 
 def test_work_begins_where_nothing_older_counts():
-    assert [first_needed(times(400), begin) for begin in (0, 1, 60, 150)] == [0, 0, 0, 96]
-    assert all(first_needed(times(400), n) % UNIT == 0 for n in range(400))
+    assert [first_needed(times(400), begin, 1.5) for begin in (0, 1, 60, 150)] == [0, 0, 0, 96]
+    assert first_needed(times(400), 150, 2.5) == 64
+    assert all(first_needed(times(400), n, 2) % UNIT == 0 for n in range(400))
 
 
 # Joining
@@ -242,6 +246,19 @@ def test_the_shipped_weights_give_equal_frames_in_one_and_in_three_segments(tmp_
     arguments = (source, Driving(source), parts, Engine(batch_size=3), detector, settings)
     plan = make_plan(tmp_path / "p.json", *arguments, count=3)
     for segment in range(3):
+        edit_segments(plan, segment, segment, Engine(batch_size=3), detector)
+    join_plan(plan)
+    assert pixels(parts) == pixels(whole)
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_dub_equal_frames_in_one_and_in_eight_segments(tmp_path: Path):
+    source, audio = astronaut(tmp_path / "s.mp4", 40), write_wave(tmp_path / "a.wav", babble(4.0))
+    detector, settings = make_detector(), DubSettings(edit=EditSettings(**LOSSLESS))
+    whole, parts = tmp_path / "whole.mkv", tmp_path / "parts.mkv"
+    dub_video(source, audio, whole, Engine(batch_size=3), detector, settings)
+    plan = make_dub_plan(tmp_path / "p.json", source, audio, parts, Engine(batch_size=3), detector, settings, count=8)
+    for segment in range(8):
         edit_segments(plan, segment, segment, Engine(batch_size=3), detector)
     join_plan(plan)
     assert pixels(parts) == pixels(whole)
@@ -363,9 +380,9 @@ cli(sys.argv[2:])
 """
 
 
-def started(seconds: float, *arguments: str | Path) -> subprocess.Popen:
+def started(seconds: float, *arguments: str | Path, code: str = STAND_INS) -> subprocess.Popen:
     """dpe with stand-ins, each batch of which takes `seconds`."""
-    command = [sys.executable, "-c", STAND_INS, str(seconds), *map(str, arguments)]
+    command = [sys.executable, "-c", code, str(seconds), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -584,7 +584,7 @@ def test_the_command_is_a_list_that_can_be_read(tmp_path: Path, monkeypatch: pyt
     command = encode_command(info, Layout("gbr"), (64, 48), tmp_path / "out.mp4", ".mp4", encoding, sound, Carried())
     said = " ".join(command)
     assert command[0] == ffmpeg_exe() == "/opt/ffmpeg"
-    assert "-copyts" in command and "-fps_mode passthrough" in said and "-enc_time_base 1:30000" in said
+    assert "-copyts" in command and "-fps_mode passthrough" in said and "-enc_time_base:v 1:30000" in said
     assert "-c:a:0 copy" in said and "-c:a:1 aac" in said and "-crf 17" in said and "+faststart" in said
     assert "-shortest" not in command and "out_color_matrix=bt709" in said and "yuv420p" in said
     assert "-metadata:s:a:0 language=deu" in said and command.index("language=deu") < command.index("-y")

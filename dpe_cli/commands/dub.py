@@ -1,7 +1,7 @@
 """dpe dub."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +9,16 @@ import click
 
 from dpe_cli.commands.edit import Host
 from dpe_cli.commands.provenance import begin_record, ingredients, provenance_options, repeated
+from dpe_cli.commands.segments import edit_segment, segment_options
 from dpe_cli.commands.shared import (
     FILE,
     SECONDS,
     Command,
     closing_words,
     detector_options,
+    encoding_options,
     progress_option,
+    report_options,
     shared_options,
     speaker,
 )
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
+@click.argument("plan", type=FILE, required=False)
 @click.option("-s", "--source", type=FILE, help="Video, or still image, of the person who is to speak.")
 @click.option("-a", "--audio", type=FILE, help="The speech: any file with sound.")
 @click.option("-o", "--output", type=FILE, help="Where to write.  [default: SOURCE_dub.mp4 beside the source]")
@@ -73,20 +77,18 @@ if TYPE_CHECKING:
 @detector_options
 @click.option("--start", **SECONDS, help="Begin at this second of the source; the speech goes on as it would have.")
 @click.option("--end", **SECONDS, help="End at this second of the source.")
-@click.option("--codec", type=click.Choice(["h264", "hevc", "prores", "ffv1", "png"]), help="As in dpe edit.")
-@click.option("--crf", type=click.IntRange(0, 51), help="Quality, as in dpe edit.")
-@click.option("--preset", metavar="NAME", help="Speed of h264 and hevc.")
-@click.option("--fps", metavar="RATE", help="Rate of image sequences like in_%06d.png.  [default: 25]")
-@click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@encoding_options
+@segment_options
+@report_options
 @provenance_options
 @progress_option
 @shared_options
 @click.pass_context
 def dub(
-    ctx: click.Context, source: Path | None, audio: Path | None, output: Path | None, detector: str,
-    face_models: Path | None, report: Path | None, as_json: bool, from_file: Path | None, consent: Path | None,
-    weights: str | None, device: str, precision: str, backend: str, batch_size: int | None, quiet: bool, verbose: bool,
+    ctx: click.Context, plan: Path | None, source: Path | None, audio: Path | None, output: Path | None, resume: bool,
+    segment: int | None, detector: str, face_models: Path | None, report: Path | None, as_json: bool,
+    from_file: Path | None, consent: Path | None, weights: str | None, device: str, precision: str, backend: str,
+    batch_size: int | None, quiet: bool, verbose: bool,
     **_: Any,
 ) -> "Report":  # fmt: skip
     """Make the person in a video, or in a picture, say what is in a sound file.
@@ -97,7 +99,10 @@ def dub(
     \b
     dpe dub --source talk.mp4 --audio speech.wav -o dubbed.mp4
     dpe dub --source portrait.jpg --audio speech.wav -o talking.mp4
+    dpe dub --segment 3 talk.plan.json
     """
+    if plan or segment is not None:
+        return edit_segment(plan, segment, weights, device, backend, detector, face_models, quiet)
     if from_file:
         return repeated(ctx)
     output, settings = asked_for(ctx)
@@ -107,7 +112,13 @@ def dub(
     from dpe_cli.video import sealed
 
     read_consent(consent)
-    check_dub(source, audio, output, settings)
+    if resume:
+        from dpe_cli.segments import dub_resumable, finished
+
+        again = replace(settings.edit, overwrite=settings.edit.overwrite or finished(output) is not None)
+        check_dub(source, audio, output, replace(settings, edit=again))
+    else:
+        check_dub(source, audio, output, settings)
     record = begin_record(ctx, output, lambda: ingredients(ctx))
     say = speaker(quiet)
     host = ctx.ensure_object(Host)
@@ -115,12 +126,19 @@ def dub(
     finder = host.detector(detector, face_models)
     if verbose:
         say(f"networks: {engine.description}; faces: {finder.name}; {settings}")
-    with sealed(output, record.signer and record.seal, settings.edit.overwrite) as part:
-        done = dub_video(source, audio, part, engine, finder, settings, progress=host.progress(quiet), say=say)
-    done.output["path"] = str(output)
-    record.finish(done, say)
-    if report:
-        done.write(report)
+    common = {"progress": host.progress(quiet), "say": say}
+    if resume:
+        done = dub_resumable(
+            source, audio, output, engine, finder, settings, report_path=report,
+            seal=record.seal, finish=lambda done: record.finish(done, say), **common,
+        )  # fmt: skip
+    else:
+        with sealed(output, record.signer and record.seal, settings.edit.overwrite) as part:
+            done = dub_video(source, audio, part, engine, finder, settings, **common)
+        done.output["path"] = str(output)
+        record.finish(done, say)
+        if report:
+            done.write(report)
     say(closing_words(done.summary()))
     click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
     return done

@@ -12,7 +12,7 @@ import click
 
 from dpe_cli.commands.control import control_options, controlled, take_control
 from dpe_cli.commands.provenance import begin_record, ingredients, provenance_options, repeated
-from dpe_cli.commands.segments import edit_segment
+from dpe_cli.commands.segments import edit_segment, segment_options
 from dpe_cli.commands.shared import (
     FILE,
     MODES,
@@ -22,8 +22,10 @@ from dpe_cli.commands.shared import (
     check_named,
     closing_words,
     detector_options,
+    encoding_options,
     progress_for,
     progress_option,
+    report_options,
     shared_options,
     speaker,
 )
@@ -178,15 +180,7 @@ class Host:
 )
 @click.option("--start", **SECONDS, help="Begin at this second of the source.")
 @click.option("--end", **SECONDS, help="End at this second of the source.")
-@click.option(
-    "--codec",
-    type=click.Choice(["h264", "hevc", "prores", "ffv1", "png"]),
-    help="Of the output.  [default: h264; hevc for more than 8 bits; prores, ffv1 for such sources and for alpha]",
-)
-@click.option("--crf", type=click.IntRange(0, 51), help="Quality of h264 and hevc, less is better.  [default: 17, 18]")
-@click.option("--preset", metavar="NAME", help="Speed of h264 and hevc, ultrafast to veryslow.  [default: medium]")
-@click.option("--nvenc/--no-nvenc", default=None, help="Encode on the graphics card.  [default: where it can]")
-@click.option("--fps", metavar="RATE", help="Rate of image sequences like in_%06d.png.  [default: 25]")
+@encoding_options
 @click.option(
     "--pipe",
     type=click.Choice(["nut", "y4m"]),
@@ -194,11 +188,9 @@ class Host:
     show_default=True,
     help="What is written to standard output with -o -.",
 )
-@click.option("--resume", is_flag=True, help="Go on where an earlier run of this command, with --resume, was stopped.")
-@click.option("--segment", type=click.IntRange(0), metavar="K", help="Make segment K, from 0, of a PLAN of `dpe plan`.")
+@segment_options
 @click.option("--preview", type=FILE, help="Also write source | driving | result side by side.")
-@click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@report_options
 @provenance_options
 @progress_option
 @shared_options

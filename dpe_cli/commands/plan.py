@@ -7,16 +7,24 @@ from typing import Any
 
 import click
 
-from dpe_cli.commands.edit import asked_for, edit
+from dpe_cli.commands import dub as dubbing
+from dpe_cli.commands import edit as editing
+from dpe_cli.commands import layers
+from dpe_cli.commands.dub import dub
+from dpe_cli.commands.edit import edit
 from dpe_cli.commands.provenance import ingredients
-from dpe_cli.commands.shared import FILE, Command, print_table, progress_for, speaker
+from dpe_cli.commands.rows import command_of
+from dpe_cli.commands.shared import FILE, Command, given, print_table, progress_for, speaker
 
-OF_EDIT_ALONE = (
-    "plan", "resume", "segment", "preview", "report", "from_file", "sidecar", "c2pa_cert", "c2pa_key",
+NOT_FOR_PLANS = (
+    "plan", "audio", "resume", "segment", "preview", "report", "from_file", "sidecar", "c2pa_cert", "c2pa_key",
 )  # fmt: skip
+ITS_OWN = ("split", "every", "path", "audio")
+OPTIONS = {param.name: param for param in edit.params + dub.params} | {param.name: param for param in edit.params}
 
 
-@click.command(cls=Command, params=[param for param in edit.params if param.name not in OF_EDIT_ALONE])
+@click.command(cls=Command, params=[param for name, param in OPTIONS.items() if name not in NOT_FOR_PLANS])
+@click.option("-a", "--audio", default="auto", metavar="WHICH", help="The speech of a dub; the sound of an edit.")
 @click.option("--split", type=click.IntRange(1), metavar="N", help="Write a plan of N segments for as many machines.")
 @click.option("--every", type=click.FloatRange(1), metavar="SECONDS", help="The same, by the length of a segment.")
 @click.option("--plan", "path", type=FILE, help="Where that plan goes.  [default: OUTPUT.plan.json beside the output]")
@@ -38,14 +46,16 @@ def plan(
     verbose: bool,
     **_: Any,
 ) -> None:
-    """Look ahead: what an edit with these options would take, or why it would fail, with its exit code.
+    """Look ahead: what an edit or a dub with these options would take, or why it would fail, with its exit code.
 
-    Takes the options of edit. With --split it also follows the faces and reads the driving, once, and writes a plan for
-    `dpe edit --segment K PLAN`, K from 0, and `dpe join PLAN`.
+    Takes the options of edit or, with --audio and nothing that drives, of dub. With --split it also follows the faces
+    and reads the driving, once, and writes a plan for `dpe edit --segment K PLAN` or `dpe dub --segment K PLAN`, K from
+    0, and `dpe join PLAN`.
 
     \b
     dpe plan -s talk.mp4 -d smile.mp4 -o out.mp4
     dpe plan -s talk.mp4 -d smile.mp4 -o out.mp4 --split 8
+    dpe plan -s talk.mp4 -a speech.wav -o out.mp4 --split 8
     """
     if split and every:
         raise click.UsageError("--split and --every say the same: give one of them")
@@ -53,21 +63,32 @@ def plan(
         raise click.UsageError("--plan needs --split or --every")
 
     from dpe_cli.container import PIPE, spooled
-    from dpe_cli.edit import check_output, check_request
+    from dpe_cli.edit import check_output
     from dpe_cli.provenance import read_consent
 
     read_consent(consent)
     ctx = click.get_current_context()
-    drivers, output, chosen = asked_for(ctx)
+    planned = of_command(ctx)
+    if planned.command is dub:
+        from dpe_cli.dub import check_dub as check
+
+        (output, chosen), what = dubbing.asked_for(planned), planned.params["audio"]
+        inputs, overwrite = [what, *chosen.files], chosen.edit.overwrite
+    else:
+        from dpe_cli.edit import check_request as check
+
+        what, output, chosen = editing.asked_for(ctx)
+        inputs, overwrite = what.paths, chosen.overwrite
     if split or every:
         if source == PIPE:
             raise click.UsageError("a plan is for files, not for standard input")
         path = path or output.with_suffix(".plan.json")
         if path.suffix != ".json":
             raise click.UsageError("--plan must end in .json")
-        check_output(path, [source, *drivers.paths], chosen.overwrite)
-    source = ctx.with_resource(spooled(source, sys.stdin.buffer, output))
-    check_request(source, drivers, output, chosen)
+        check_output(path, [source, *inputs], overwrite)
+    if planned.command is edit:
+        source = ctx.with_resource(spooled(source, sys.stdin.buffer, output))
+    check(source, what, output, chosen)
 
     from dpe_cli.engine import Engine
     from dpe_cli.face import make_detector
@@ -76,31 +97,49 @@ def plan(
     engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = make_detector(detector, face_models)
     if split or every:
-        from dpe_cli.segments import make_plan
+        from dpe_cli.segments import make_dub_plan, make_plan
 
+        make = make_dub_plan if planned.command is dub else make_plan
         files = {"weights": weights, "face_models": face_models}  # by full names, where they are files
         asked = {name: str(Path(file).absolute()) if file and Path(file).exists() else file
                  for name, file in files.items()}  # fmt: skip
-        of_edit = click.Context(edit)
-        of_edit.params = {param.name: ctx.params.get(param.name) for param in edit.params if param.expose_value}
-        asked |= {"made_of": ingredients(of_edit)}
+        asked |= {"made_of": ingredients(planned)}
         asked |= {"precision": precision, "backend": backend, "batch_size": batch_size, "detector": detector}
-        made = make_plan(
-            path, source, drivers, output, engine, finder, chosen,
+        made = make(
+            path, source, what, output, engine, finder, chosen,
             count=split, seconds=every, asked=asked, progress=progress_for(quiet), say=say,
         )  # fmt: skip
-        say(f"{made.segments} segments: dpe edit --segment 0 {path} to {made.segments - 1}, then dpe join {path}")
+        first = f"dpe {made.command} --segment 0 {path}"
+        say(f"{made.segments} segments: {first} to {made.segments - 1}, then dpe join {path}")
         click.echo(json.dumps(made.summary(), indent=1) if as_json else path)
         return
 
-    from dpe_cli.plan import forecast
+    from dpe_cli.plan import forecast, forecast_dub
 
-    seen = forecast(source, drivers, output, engine, finder, chosen, say)
+    look_ahead = forecast_dub if planned.command is dub else forecast
+    seen = look_ahead(source, what, output, engine, finder, chosen, say)
     if as_json:
         click.echo(json.dumps(seen, indent=1, default=str))
     else:
         print_table(f"{source.name} to {output.name}", [{"": name.replace("_", " "), "planned": shown(name, value)}
                                                         for name, value in seen.items()])  # fmt: skip
+
+
+def of_command(ctx: click.Context) -> click.Context:
+    """The options as those of the command that they ask for. Raises click.UsageError for one that it does not have."""
+    default = click.core.ParameterSource.DEFAULT
+    named = [param for param in ctx.command.params if ctx.get_parameter_source(param.name) not in (default, None)]
+    command = command_of({layers.long_name(param) for param in named})
+    own = [param.name for param in command.params]
+    for param in named:
+        if given(ctx, param.name) and param.name not in (*own, *ITS_OWN):
+            raise click.UsageError(f"dpe {command.name} has no option --{layers.long_name(param)}")
+    planned = click.Context(command)
+    planned.params = {param.name: ctx.params.get(param.name) for param in command.params if param.expose_value}
+    if command is dub:
+        speech = next(param for param in dub.params if param.name == "audio")
+        planned.params["audio"] = speech.type_cast_value(ctx, ctx.params["audio"])
+    return planned
 
 
 def shown(name: str, value: Any) -> str:

@@ -96,7 +96,8 @@ class Planner:
 
     def clip(self, row: "Row", problems: list[str]) -> tuple[Clip, click.Context | None]:
         """An edit and its parsed options; problems with them are added to the list."""
-        before, command = len(problems), command_of(row, self.common)
+        before = len(problems)
+        command = command_of({*row.options, *(argument.lstrip("-").partition("=")[0] for argument in self.common)})
         defaults = self.defaults[command.name]
         arguments = [*self.common, *row_arguments(row, command, problems)]
         clip, context = Clip(row, command, arguments, defaults, cost=row.cost or 0.0), None
@@ -152,9 +153,8 @@ class Planner:
             problems.append(f"line {clip.row.line}: {error.format_message()}")
 
 
-def command_of(row: "Row", common: Iterable[str]) -> click.Command:
-    """What a row asks for: dub where it has sound and nothing that drives, else edit."""
-    named = {*row.options, *(argument.lstrip("-").partition("=")[0] for argument in common)}
+def command_of(named: set[str]) -> click.Command:
+    """What these options ask for: dub where there is sound and nothing that drives, else edit."""
     return dub if "audio" in named and not named.intersection(DRIVES) else edit
 
 

@@ -1,14 +1,24 @@
-"""dpe join, and dpe edit --segment."""
+"""dpe join, and --resume and --segment of dpe edit and dpe dub."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dpe_cli.commands.provenance import begin_record, signing_options
-from dpe_cli.commands.shared import FILE, Command, closing_words, given, limit_options, progress_for, speaker
-from dpe_cli.errors import QualityError
+from dpe_cli.commands.shared import (
+    FILE,
+    Command,
+    closing_words,
+    given,
+    limit_options,
+    progress_for,
+    report_options,
+    speaker,
+)
+from dpe_cli.errors import InputError, QualityError
 
 if TYPE_CHECKING:
     from dpe_cli.report import Report
@@ -16,14 +26,28 @@ if TYPE_CHECKING:
 OF_THE_MACHINE = ("plan", "segment", "weights", "device", "backend", "detector", "face_models", "quiet", "verbose")
 
 
+def segment_options(function: Callable) -> Callable:
+    """--resume and --segment; the command takes an argument `plan` too."""
+    function = click.option(
+        "--segment", type=click.IntRange(0), metavar="K", help="Make segment K, from 0, of a PLAN of `dpe plan`."
+    )(function)  # fmt: skip
+    return click.option(
+        "--resume", is_flag=True, help="Go on where an earlier run of this command, with --resume, was stopped."
+    )(function)  # fmt: skip
+
+
 def edit_segment(
     path: Path | None, segment: int | None, weights: str | None, device: str, backend: str, detector: str,
     face_models: Path | None, quiet: bool,
 ) -> None:  # fmt: skip
-    """Makes one segment of a plan and prints its path. Raises click.UsageError for options that the plan decides."""
-    if path is None or segment is None:
-        raise click.UsageError("a segment needs its number and its plan: dpe edit --segment 3 talk.plan.json")
+    """Makes one segment of a plan and prints its path.
+
+    Raises click.UsageError for options that the plan decides, InputError for the plan of another command.
+    """
     ctx = click.get_current_context()
+    command = ctx.command.name
+    if path is None or segment is None:
+        raise click.UsageError(f"a segment needs its number and its plan: dpe {command} --segment 3 talk.plan.json")
     decided = [name for name in ctx.params if name not in OF_THE_MACHINE and given(ctx, name)]
     if decided:
         raise click.UsageError(f"the plan has decided --{decided[0].replace('_', '-')}: leave it out")
@@ -32,6 +56,8 @@ def edit_segment(
     from dpe_cli.segments import check_segment, edit_segments, read_plan
 
     plan = read_plan(path)
+    if plan.command != command:
+        raise InputError(f"{path} is of a dpe {plan.command}", f"make it with: dpe {plan.command} --segment")
     check_segment(plan, segment)
     check_planned_consent(plan.asked["made_of"], path)
     asked = plan.asked
@@ -56,8 +82,7 @@ def edit_segment(
 @click.argument("plan", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Where to write, in the plan's format.  [default: as planned]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-@click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path.")
+@report_options
 @signing_options
 @limit_options
 @click.option("-q", "--quiet", is_flag=True, help="No remarks, only errors.")

@@ -265,6 +265,38 @@ def machine_options(function: Callable) -> Callable:
     return function
 
 
+def encoding_options(function: Callable) -> Callable:
+    """Options of every command that writes a video: how it is encoded, and the rate of image sequences."""
+    options = [
+        click.option(
+            "--codec", type=click.Choice(["h264", "hevc", "prores", "ffv1", "png"]),
+            help="Of the output.  [default: h264; hevc for more than 8 bits; prores, ffv1 for such sources and for "
+            "alpha]",
+        ),
+        click.option(
+            "--crf", type=click.IntRange(0, 51), help="Quality of h264 and hevc, less is better.  [default: 17, 18]"
+        ),
+        click.option(
+            "--preset", metavar="NAME", help="Speed of h264 and hevc, ultrafast to veryslow.  [default: medium]"
+        ),
+        click.option(
+            "--nvenc/--no-nvenc", default=None, help="Encode on the graphics card.  [default: where it can]"
+        ),
+        click.option("--fps", metavar="RATE", help="Rate of image sequences like in_%06d.png.  [default: 25]"),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def report_options(function: Callable) -> Callable:
+    """--report and --json of every command that writes a video."""
+    function = click.option(
+        "--json", "as_json", is_flag=True, help="Print the report, less the list of frames, instead of the path."
+    )(function)
+    return click.option("--report", type=FILE, help="Also write a JSON report with each frame's fate.")(function)
+
+
 def progress_option(function: Callable) -> Callable:
     """--progress, which `progress_for` looks at."""
 
