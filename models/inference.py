@@ -12,7 +12,7 @@ Pictures are channels last throughout. Against `DPE` only the rounding differs: 
 mean 5e-6.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 
 import torch
@@ -25,9 +25,11 @@ from .encoder import Encoded, Encoder
 from .generator import DPE
 from .layers import GAIN, Blur, ConvLayer, EqualLinear, ResBlock, StyledConv, activate, in_float32, upsample
 
-# Where Winograd pays: enough channels to hide the transforms, enough tiles to read the fourfold weights for, and
-# transformed pictures that are not much larger than the caches.
-WINOGRAD_CHANNELS, WINOGRAD_SIZES = 64, range(16, 129)
+# Where Winograd pays: enough channels to hide the transforms, enough tiles to read the fourfold weights for.
+WINOGRAD_CHANNELS, WINOGRAD_SIZES = 64, range(8, 257)
+# From this size on each picture of a batch goes through the networks alone, since it fills the caches; before it the
+# batch goes together and shares the reading of the weights.
+ALONE = 128
 TILE = 4  # output pixels of a tile along a side; it reads two more
 BAND = 128  # tiles that are transformed at once: few enough for the caches
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # where the polynomials are evaluated, beside infinity: the least rounding
@@ -117,6 +119,11 @@ class PhasedUpConvolution(Convolution):
         return self.blur(x)[..., :-1, :-1]
 
 
+def one_by_one(x: Tensor) -> bool:
+    """Whether a batch may be taken apart: not a single picture, nor while it is compiled, picture by picture."""
+    return len(x) > 1 and not torch.compiler.is_compiling()
+
+
 def winograd_matrices() -> tuple[Tensor, Tensor, Tensor]:
     """Of one dimension, float64: B^T (6, 6) for pictures, G (6, 3) for kernels, A^T (4, 6) for results.
 
@@ -172,8 +179,8 @@ class WinogradConvolution(nn.Module):
                 torch.add(pixels, self.bias, out=place)
             else:
                 torch.addcmul(self.bias, pixels, demodulation[:, None, None, None, None], out=place)
-        result = result.view(batch, rows * TILE, columns * TILE, out_channels)[:, :height, :width]
-        return activate(result.permute(0, 3, 1, 2))
+            activate(place)  # while the caches have it
+        return result.view(batch, rows * TILE, columns * TILE, out_channels)[:, :height, :width].permute(0, 3, 1, 2)
 
 
 def convolution(weight: Tensor, bias: Tensor, size: int, winograd: bool) -> nn.Module:
@@ -215,6 +222,7 @@ class InferenceEncoder(nn.Module):
         super().__init__()
         first, *blocks, last = encoder.convs
         sizes = config.resolutions[::-1]
+        self.alone = sum(size >= ALONE for size in sizes) if winograd else 0
         self.first = folded(first)
         self.blocks = nn.ModuleList(
             HalvingBlock(block, size, winograd) for block, size in zip(blocks, sizes, strict=True)
@@ -224,9 +232,10 @@ class InferenceEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Encoded:
         x, features = self.first(image), []
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             features.append(x)
-            x = block(x)
+            apart = number < self.alone and one_by_one(x)
+            x = torch.cat([block(one) for one in x.split(1)]) if apart else block(x)
         return Encoded(self.to_latent(x.flatten(1)), features[::-1])
 
 
@@ -302,6 +311,7 @@ class InferenceGenerator(nn.Module):
     def __init__(self, generator: Generator, config: DPEConfig, winograd: bool, phased: bool):
         super().__init__()
         self.register_buffer("input", generator.input.detach().clone(memory_format=torch.channels_last))
+        self.together = sum(size < ALONE for size in config.resolutions) if winograd else len(config.resolutions)
         sizes = [4, *[size for size in config.resolutions for _ in range(2)]]
         convs = [generator.conv1, *generator.convs]
         self.convs = nn.ModuleList(
@@ -325,13 +335,31 @@ class InferenceGenerator(nn.Module):
                 for number, style in enumerate(styles[: len(self.convs)])
             ]
         x = self.convs[0](self.input.expand(latent.shape[0], -1, -1, -1), styles[0], demodulations[0])
-        image, raw, last = None, None, len(self.levels) - 1
-        for number, (level, feature) in enumerate(zip(self.levels, features, strict=True)):
+        state = self.through(range(self.together), styles, demodulations, features, x, None, None)
+        rest = range(self.together, len(self.levels))
+        if not rest:
+            return state[-1]
+        if not one_by_one(x):
+            return self.through(rest, styles, demodulations, features, *state)[-1]
+        pictures = []
+        for number in range(len(x)):
+            one = slice(number, number + 1)
+            own = ([part[one] for part in parts] for parts in (styles, demodulations, features))
+            pictures.append(self.through(rest, *own, *[part[one] for part in state])[-1])
+        return torch.cat(pictures)
+
+    def through(
+        self, numbers: range, styles: Sequence[Tensor], demodulations: list[Tensor], features: list[Tensor],
+        x: Tensor, raw: Tensor | None, image: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        """The levels of these numbers: state, raw flow and picture of the level below to those of the last."""
+        for number in numbers:
             for conv in (2 * number + 1, 2 * number + 2):
                 x = self.convs[conv](x, styles[conv], demodulations[conv])
+            level, feature = self.levels[number], features[number]
             with in_float32(x):
                 raw, where, mask = level.flow(x, styles[len(self.convs) + number], raw)
-                if number == last:
+                if number == len(self.levels) - 1:
                     image = level.picture(sample_grid(level.colour(feature), where, mask), image)
                     break
                 rows = x.device.type == "cpu" and not torch.jit.is_tracing()  # other runtimes have grids only
@@ -339,7 +367,7 @@ class InferenceGenerator(nn.Module):
                 warped = sample(feature.float(), where, mask)
                 image = level.picture(level.colour(warped), image)
                 x = torch.addcmul(warped.to(x.dtype), x, (1 - mask).to(x.dtype))
-        return image
+        return x, raw, image
 
 
 def folded_styled(layer: StyledConv, size: int, winograd: bool, phased: bool) -> nn.Module:
