@@ -11,12 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpe_cli.crop import cut
-from dpe_cli.edit import Driving, EditSettings, edit_video
-from dpe_cli.engine import Engine, describe_device, to_tensor
+from dpe_cli.edit import Driving, Edit, Edits, EditSettings, edit_video
+from dpe_cli.engine import AUTOCAST, Engine, describe_device, to_tensor
 from dpe_cli.face import Box, Detection, FaceDetector, make_detector
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.paste import make_paster
@@ -44,16 +44,20 @@ FPS = Fraction(25)
 HELD = 8  # different frames that are kept in memory for a stage
 REPEATS = 5
 GROWTH = (100, 1000, 5000)  # frames
+GROWTH_LENGTHS = (40, 120)  # frames of the two runs that tell what a further frame takes
+FACES = (1, 2, 4)  # that are edited in a frame
 # What may run the networks on a CPU, the one that the others are compared with first.
 RUNTIMES = (("torch", "fp32"), ("onnx", "fp32"), ("openvino", "fp32"), ("onnx", "int8"), ("openvino", "int8"))
 PEAK = 255.0  # of the pictures whose PSNR is taken
-MATRIX, BLOCK = 2048, 32 * 2**20  # side of the matrices, numbers of the block, that the machine is measured with
+# Side of the matrices, and numbers of the block, that the machine is measured with: on a GPU so large that starting
+# the work counts for nothing.
+MATRIX, BLOCK = {"cuda": 8192, "mps": 4096, "cpu": 2048}, {"cuda": 2**28, "mps": 2**26, "cpu": 2**25}
 MATRIX_OPERATIONS = ("convolution", "mm", "addmm", "bmm")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What edits: options of `Engine` and of `make_detector`."""
+    """What edits: options of `Engine` and of `make_detector`; `faces`: how many are drawn in a frame, and edited."""
 
     weights: str | None = None
     device: str = "auto"
@@ -62,13 +66,14 @@ class Choice:
     batch_size: int | None = None
     detector: str = "auto"
     face_models: Path | None = None
+    faces: int = 1
 
     def engine(self) -> Engine:
         chosen = {"device": self.device, "precision": self.precision, "backend": self.backend}
         return Engine(self.weights, batch_size=self.batch_size, **chosen)
 
     def finder(self) -> "DrawnFaces":
-        return DrawnFaces(make_detector(self.detector, self.face_models))
+        return DrawnFaces(make_detector(self.detector, self.face_models), self.faces)
 
 
 def benchmark(
@@ -82,7 +87,7 @@ def benchmark(
     growth: bool = False,
 ) -> dict[str, Any]:
     """Measures all of it; ready for JSON. `frames`: of each clip. `compare`: also the other runtimes; `growth`: also
-    clips of GROWTH frames. Raises what `Engine` and `make_detector` do.
+    clips of GROWTH frames, of all SIZES, of FACES faces. Raises what `Engine` and `make_detector` do.
     """
     engine, detector = choice.engine(), choice.finder()
     say("the machine and the networks")
@@ -172,23 +177,45 @@ def measure_runtimes(choice: Choice) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_growth(
-    choice: Choice, folder: Path, driving: Path, say: Callable[[str], None]
-) -> dict[str, float | list[dict[str, Any]]]:
-    """Whole runs of longer and longer clips at 360p, and what each further frame takes."""
-    rows = []
-    for frames in GROWTH:
-        say(f"a run of {frames} frames")
-        source = draw_clip(folder / f"{frames}.mp4", SIZES["360p"], frames)
-        rows.append(measure_run(choice, source, driving, "exp"))
-        source.unlink()
-    first, last = rows[0], rows[-1]
-    further = last["frames"] - first["frames"]
-    return {
-        "runs": rows,
-        "ms_per_further_frame": round(1000 * (last["seconds"] - first["seconds"]) / further, 2),
-        "kib_per_further_frame": round(1024 * ((last["peak_mib"] or 0) - (first["peak_mib"] or 0)) / further, 2),
+def measure_growth(choice: Choice, folder: Path, driving: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Whole runs of longer clips at 360p, of larger pictures, and of more faces; what one more of each takes.
+
+    Time is that of a further frame, without what a run takes once; memory is the whole run's peak.
+    """
+
+    def run(size: str, faces: int, frames: int) -> dict[str, Any]:
+        say(f"a run of {frames} frames at {size}, {faces} edited in each")
+        source = draw_clip(folder / "growth.mp4", SIZES[size], frames, faces=faces)
+        try:
+            return measure_run(replace(choice, faces=faces), source, driving, "exp")
+        finally:
+            source.unlink()
+
+    longer = [run("360p", 1, frames) for frames in GROWTH]
+    larger = []
+    for size, faces in [(size, 1) for size in SIZES] + [("360p", faces) for faces in FACES[1:]]:
+        runs = [run(size, faces, frames) for frames in GROWTH_LENGTHS]
+        seconds = [one["seconds"] for one in runs]
+        row = {"size": size, "megapixels": round(np.prod(SIZES[size]) / 1e6, 2), "faces": faces}
+        row["ms_a_frame"] = round(1000 * per_unit(GROWTH_LENGTHS, seconds), 1)
+        larger.append(row | {"peak_mib": runs[-1]["peak_mib"]})
+    series = {
+        "frame": ("frames", [(1000 * row["seconds"], row) for row in longer]),
+        "megapixel of a frame": ("megapixels", [(row["ms_a_frame"], row) for row in larger if row["faces"] == 1]),
+        "face in a frame": ("faces", [(row["ms_a_frame"], row) for row in larger if row["size"] == "360p"]),
     }
+    constants = []
+    for what, (unit, rows) in series.items():
+        units = [row[unit] for _, row in rows]
+        ms = per_unit(units, [value for value, _ in rows])
+        mib = per_unit(units, [row["peak_mib"] or 0 for _, row in rows])
+        constants.append({"one_more": what, "ms": round(ms, 2), "kib": round(1024 * mib, 2)})
+    return {"frames": longer, "sizes_and_faces": larger, "constants": constants}
+
+
+def per_unit(units: Sequence[float], values: Sequence[float]) -> float:
+    """Slope of the line that fits the values best."""
+    return float(np.polyfit(units, values, 1)[0])
 
 
 def best(function: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -205,14 +232,14 @@ def best(function: Callable[[], object], repeats: int = REPEATS) -> float:
 # Clips
 
 
-def drawn(size: tuple[int, int], phase: float) -> np.ndarray:
-    """A head before a wall, (H, W, 3) uint8; `phase` counts how often it has swayed and spoken."""
+def drawn(size: tuple[int, int], phase: float, faces: int = 1) -> np.ndarray:
+    """Heads side by side before a wall, (H, W, 3) uint8; `phase` counts how often they have swayed and spoken."""
     width, height = size
     across, down = np.linspace(0, 1, width, dtype=np.float32), np.linspace(0, 1, height, dtype=np.float32)[:, None]
     wall = 90 + 40 * np.sin(9 * across) * np.cos(7 * down) + 12 * np.sin(170 * across + 90 * down)
     rgb = np.stack([wall - 40, wall, wall + 30], -1).clip(0, 255).astype(np.uint8)
     angle = 2 * np.pi * phase
-    x, y, unit = width * (0.5 + 0.01 * np.sin(angle)), height * 0.5, height * 0.16
+    sway, y, unit = width * 0.01 * np.sin(angle), height * 0.5, height * 0.16
     parts = [  # x, y, half width, half height in units, colour
         (0, 0, 1.0, 1.35, (224, 172, 140)),
         (-0.4, -0.3, 0.17, 0.08, (250, 240, 235)),
@@ -222,15 +249,16 @@ def drawn(size: tuple[int, int], phase: float) -> np.ndarray:
         (0, 0.15, 0.12, 0.22, (205, 150, 120)),
         (0, 0.68, 0.35, 0.08 + 0.1 * np.sin(2 * angle) ** 2, (150, 50, 50)),
     ]
-    for right, below, wide, tall, colour in parts:
+    places = [width * (number + 0.5) / faces + sway for number in range(faces)]
+    for x, (right, below, wide, tall, colour) in product(places, parts):
         centre = round(x + right * unit), round(y + below * unit)
         cv2.ellipse(rgb, centre, (round(wide * unit), round(tall * unit)), 0, 0, 360, colour, -1, cv2.LINE_AA)
     return rgb
 
 
-def draw_clip(path: Path, size: tuple[int, int], frames: int, phase: float = 0.0) -> Path:
+def draw_clip(path: Path, size: tuple[int, int], frames: int, phase: float = 0.0, faces: int = 1) -> Path:
     """Writes a drawn clip of one sway in two seconds."""
-    pictures = (Frame(n, n / FPS, drawn(size, phase + float(n / FPS) / 2)) for n in range(frames))
+    pictures = (Frame(n, n / FPS, drawn(size, phase + float(n / FPS) / 2, faces)) for n in range(frames))
     write_video(pictures, VideoInfo(path, *size, FPS, frames), path, preset="ultrafast")
     return path
 
@@ -238,42 +266,55 @@ def draw_clip(path: Path, size: tuple[int, int], frames: int, phase: float = 0.0
 class DrawnFaces:
     """Takes the time of a detector, and finds what `drawn` has drawn whatever the detector makes of it."""
 
-    def __init__(self, detector: FaceDetector):
-        self.detector, self.name = detector, detector.name
+    def __init__(self, detector: FaceDetector, faces: int = 1):
+        self.detector, self.name, self.faces = detector, detector.name, faces
 
     def detect(self, rgb: np.ndarray) -> list[Detection]:
         self.detector.detect(rgb)
         step = max(1, min(rgb.shape[:2]) // 90)
         small = rgb[::step, ::step].astype(np.int16)
-        rows, columns = np.nonzero(small[..., 0] > small[..., 2] + 30)  # redder than blue: not the wall
-        if not len(rows):
-            return []
-        x, y = (columns.min() + columns.max() + 1) * step / 2, (rows.min() + rows.max() + 1) * step / 2
-        unit = (columns.max() + 1 - columns.min()) * step / 2
-        points = np.array([[-0.4, -0.3], [0.4, -0.3], [0, 0.2], [-0.3, 0.68], [0.3, 0.68]]) * unit + [x, y]
-        return [Detection(Box(x - unit, y - 1.35 * unit, x + unit, y + 1.35 * unit), points, 1.0)]
+        skin = small[..., 0] > small[..., 2] + 30  # redder than blue: not the wall
+        edges = np.linspace(0, skin.shape[1], self.faces + 1).round().astype(int)
+        found = []
+        for left, right in pairwise(edges):
+            rows, columns = np.nonzero(skin[:, left:right])
+            if len(rows):
+                found.append(face_at(rows * step, (columns + left) * step, step))
+        return found
+
+
+def face_at(rows: np.ndarray, columns: np.ndarray, step: int) -> Detection:
+    """The head whose pixels these are, of squares of `step` pixels."""
+    x, y = (columns.min() + columns.max() + step) / 2, (rows.min() + rows.max() + step) / 2
+    unit = (columns.max() + step - columns.min()) / 2
+    points = np.array([[-0.4, -0.3], [0.4, -0.3], [0, 0.2], [-0.3, 0.68], [0.3, 0.68]]) * unit + [x, y]
+    return Detection(Box(x - unit, y - 1.35 * unit, x + unit, y + 1.35 * unit), points, 1.0)
 
 
 # The machine
 
 
 def measure_machine(engine: Engine) -> dict[str, Any]:
-    """What the device can do at most, in float32: products of matrices, and copies in its memory."""
+    """What the device can do at most: products of matrices in the engine's 16 bits or in float32, copies in memory."""
     device, done = engine.device, synchroniser(engine.device)
+    precision = engine.precision if engine.precision in AUTOCAST else "fp32"
+    side = MATRIX[device.type]
     with torch.inference_mode():
-        a, b = torch.randn(2, MATRIX, MATRIX, device=device)
+        a, b = torch.randn(2, side, side, device=device).to(AUTOCAST.get(precision, torch.float32))
         seconds = best(lambda: (a @ b, done()))
-        block = torch.zeros(BLOCK, device=device)
+        block = torch.zeros(BLOCK[device.type], device=device)
         copy = torch.empty_like(block)
         copying = best(lambda: (copy.copy_(block), done()))
+        moved = 2 * block.nbytes
     return {
         "device": describe_device(device),
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "matrix_gflops": round(2 * MATRIX**3 / seconds / 1e9, 1),
-        "memory_gb_per_s": round(2 * block.nbytes / copying / 1e9, 1),
+        "matrix_precision": precision,
+        "matrix_gflops": round(2 * side**3 / seconds / 1e9, 1),
+        "memory_gb_per_s": round(moved / copying / 1e9, 1),
     }
 
 
@@ -313,7 +354,7 @@ class Traffic(TorchDispatchMode):
 def count_work(config: DPEConfig, batch: int) -> dict[str, tuple[float, float]]:
     """GFLOP (a product and a sum are two) and GB of each use of the networks, for one frame of a batch.
 
-    Counted in the networks as the paper has them and in float32, whatever short cuts are taken in computing them: a
+    Counted in the networks as the paper has them, bytes in float32, whatever short cuts are taken in computing them: a
     measure of the task.
     """
     with FakeTensorMode(), torch.no_grad():  # shapes without numbers: nothing is computed
@@ -358,10 +399,16 @@ def measure_networks(engine: Engine, machine: dict[str, Any]) -> list[dict[str, 
         ),
     }
     work = count_work(engine.loaded.config, batch)
+    # `compute` waits for the device
+    times = {name: best(lambda use=use: engine.compute(use)) / batch for name, use in uses.items()}
+    for mode in MODES:
+        parts = ("encode-source", "encode-driving", f"generate {mode}")
+        times[f"all of {mode}"] = sum(times[part] for part in parts)
+        work[f"all of {mode}"] = tuple(sum(work[part][i] for part in parts) for i in range(2))
     rows = []
-    for name, use in uses.items():
-        seconds = best(lambda use=use: engine.compute(use)) / batch  # `compute` waits for the device
+    for name, seconds in times.items():
         gflop, gigabytes = work[name]
+        gigabytes *= 0.5 if engine.precision in AUTOCAST else 1
         matrix, memory = gflop / seconds / machine["matrix_gflops"], gigabytes / seconds / machine["memory_gb_per_s"]
         rows.append(
             {
@@ -436,10 +483,12 @@ def run_whole(choice: Choice, source: Path, driving: Path, mode: str) -> dict[st
     ready = time.perf_counter()
     driver = Driving(None if mode == "pose" else driving, None if mode == "exp" else driving)
     output = source.parent / f"out_{mode}.mp4"
+    if choice.faces > 1:
+        driver = Edits(tuple(Edit(driver, str(number)) for number in range(choice.faces)))
     report = edit_video(source, driver, output, engine, detector, EditSettings(overwrite=True))
     seconds = time.perf_counter() - ready
     output.unlink()
-    frames = len(report.frames)
+    frames = report.output["frames"]
     return {
         "frames": frames,
         "load_s": round(ready - started, 2),

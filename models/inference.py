@@ -27,9 +27,9 @@ from .layers import GAIN, Blur, ConvLayer, EqualLinear, ResBlock, StyledConv, ac
 
 # Where Winograd pays: enough channels to hide the transforms, enough tiles to read the fourfold weights for.
 WINOGRAD_CHANNELS, WINOGRAD_SIZES = 64, range(8, 257)
-# From this size on each picture of a batch goes through the networks alone, since it fills the caches; before it the
-# batch goes together and shares the reading of the weights.
-ALONE = 128
+# Where a picture's feature map has this many numbers, each picture of a batch goes through the networks alone, since it
+# fills the caches; elsewhere the batch goes together and shares the reading of the weights.
+ALONE = 2**21
 TILE = 4  # output pixels of a tile along a side; it reads two more
 BAND = 128  # tiles that are transformed at once: few enough for the caches
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # where the polynomials are evaluated, beside infinity: the least rounding
@@ -119,6 +119,11 @@ class PhasedUpConvolution(Convolution):
         return self.blur(x)[..., :-1, :-1]
 
 
+def fills_caches(config: DPEConfig, size: int) -> bool:
+    """Whether the feature map of one picture does, at this size."""
+    return size**2 * config.channels[size] >= ALONE
+
+
 def one_by_one(x: Tensor) -> bool:
     """Whether a batch may be taken apart: not a single picture, nor while it is compiled, picture by picture."""
     return len(x) > 1 and not torch.compiler.is_compiling()
@@ -157,8 +162,10 @@ class WinogradConvolution(nn.Module):
     def forward(self, x: Tensor, style: Tensor | None = None, demodulation: Tensor | None = None) -> Tensor:
         (batch, channels, height, width), out_channels = x.shape, self.weight.shape[2]
         rows, columns, reach = -(-height // TILE), -(-width // TILE), TILE + 2
-        padded = x.new_zeros(batch, rows * TILE + 2, columns * TILE + 2, channels)
+        padded = x.new_empty(batch, rows * TILE + 2, columns * TILE + 2, channels)
         inside = padded[:, 1 : height + 1, 1 : width + 1]
+        for border in (padded[:, :1], padded[:, height + 1 :], padded[:, :, :1], padded[:, :, width + 1 :]):
+            border.zero_()
         if style is None:
             inside.copy_(x.permute(0, 2, 3, 1))
         else:
@@ -222,7 +229,7 @@ class InferenceEncoder(nn.Module):
         super().__init__()
         first, *blocks, last = encoder.convs
         sizes = config.resolutions[::-1]
-        self.alone = sum(size >= ALONE for size in sizes) if winograd else 0
+        self.alone = sum(fills_caches(config, size) for size in sizes) if winograd else 0
         self.first = folded(first)
         self.blocks = nn.ModuleList(
             HalvingBlock(block, size, winograd) for block, size in zip(blocks, sizes, strict=True)
@@ -311,7 +318,7 @@ class InferenceGenerator(nn.Module):
     def __init__(self, generator: Generator, config: DPEConfig, winograd: bool, phased: bool):
         super().__init__()
         self.register_buffer("input", generator.input.detach().clone(memory_format=torch.channels_last))
-        self.together = sum(size < ALONE for size in config.resolutions) if winograd else len(config.resolutions)
+        self.together = sum(not (winograd and fills_caches(config, size)) for size in config.resolutions)
         sizes = [4, *[size for size in config.resolutions for _ in range(2)]]
         convs = [generator.conv1, *generator.convs]
         self.convs = nn.ModuleList(

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpe_cli.models import DPE, DPEConfig, InferenceDPE
+from dpe_cli.models import DPE, DPEConfig, InferenceDPE, inference
 from dpe_cli.models.inference import TILE, Convolution, WinogradConvolution, sample_grid, sample_rows
 from dpe_cli.weights import load
 
@@ -56,6 +56,18 @@ def test_the_form_for_use_draws_what_the_trained_form_draws(networks: DPE, winog
     torch.testing.assert_close(found.pop("code"), wanted.pop("code"), rtol=1e-4, atol=1e-5)
     for name, picture in wanted.items():
         assert_same_pictures(found[name], picture, name)
+
+
+@torch.inference_mode()
+def test_pictures_that_go_one_by_one_are_those_of_the_batch(networks: DPE, monkeypatch: pytest.MonkeyPatch):
+    source, driving = pictures(3), pictures(3, seed=2)
+    wanted = three_edits(InferenceDPE(networks, winograd=True), source, driving)
+    monkeypatch.setattr(inference, "ALONE", 32**2 * networks.config.channels[32])
+    apart = InferenceDPE(networks, winograd=True)
+    assert (apart.encoder.alone, apart.pose_generator.together) == (2, 2)  # 64 and 32 alone, 8 and 16 together
+    for name, found in three_edits(apart, source, driving).items():
+        torch.testing.assert_close(found, wanted[name], rtol=1e-4, atol=1e-4)
+    assert InferenceDPE(networks).encoder.alone == 0
 
 
 @torch.inference_mode()
