@@ -152,12 +152,12 @@ class WinogradConvolution(nn.Module):
         super().__init__()
         picture, kernel, result = winograd_matrices()
         out_channels, in_channels = weight.shape[:2]
-        taps = weight.detach().permute(2, 3, 1, 0).reshape(9, -1).double()
+        taps = weight.detach().permute(3, 2, 1, 0).reshape(9, -1).double()  # across, down, as the points below
         transformed = torch.kron(kernel, kernel) @ taps
         self.register_buffer("weight", transformed.float().view(-1, in_channels, out_channels))  # (36, in, out)
         self.register_buffer("bias", bias.detach().clone())
-        self.register_buffer("to_points", torch.kron(picture, picture).float())  # (36, 36)
-        self.register_buffer("from_points", torch.kron(result, result).float())  # (16, 36)
+        self.register_buffer("to_points", picture.float().contiguous())  # (6, 6), of one dimension
+        self.register_buffer("from_points", result.float().contiguous())  # (4, 6)
 
     def forward(self, x: Tensor, style: Tensor | None = None, demodulation: Tensor | None = None) -> Tensor:
         (batch, channels, height, width), out_channels = x.shape, self.weight.shape[2]
@@ -170,17 +170,21 @@ class WinogradConvolution(nn.Module):
             inside.copy_(x.permute(0, 2, 3, 1))
         else:
             torch.mul(x.permute(0, 2, 3, 1), style[:, None, None], out=inside)
-        sample, down, across, _ = padded.stride()
-        tiles = padded.as_strided(
-            (reach, reach, batch, rows, columns, channels), (down, across, sample, TILE * down, TILE * across, 1)
-        )
+        sample, line, pixel, _ = padded.stride()
+        strips = padded.as_strided((batch, rows, reach, line), (sample, TILE * line, line, 1))
         result = x.new_empty(batch, rows, TILE, columns, TILE, out_channels)
         step = max(1, BAND // (batch * columns))
         for row in range(0, rows, step):
-            band = tiles[:, :, :, row : row + step]
-            points = (self.to_points @ band.reshape(reach**2, -1)).view(reach**2, -1, channels)
-            pixels = self.from_points @ torch.bmm(points, self.weight).view(reach**2, -1)
-            pixels = pixels.view(TILE, TILE, batch, -1, columns, out_channels).permute(2, 3, 0, 4, 1, 5)
+            down = self.to_points @ strips[:, row : row + step]  # (batch, strips, 6, line)
+            sample, strip, *_ = down.stride()
+            tiles = down.as_strided(
+                (reach, reach, batch, down.shape[1], columns, channels), (pixel, line, sample, strip, TILE * pixel, 1)
+            )
+            points = (self.to_points @ tiles.reshape(reach, -1)).view(reach**2, -1, channels)
+            products = torch.bmm(points, self.weight)
+            across = self.from_points @ products.view(reach, -1)
+            pixels = self.from_points @ across.view(TILE, reach, -1)  # (across, down, the rest)
+            pixels = pixels.view(TILE, TILE, batch, -1, columns, out_channels).permute(2, 3, 1, 4, 0, 5)
             place = result[:, row : row + step]
             if demodulation is None:
                 torch.add(pixels, self.bias, out=place)
