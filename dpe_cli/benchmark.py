@@ -13,16 +13,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
 from itertools import cycle, islice, pairwise, product
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,10 +36,12 @@ from dpe_cli.edit import Driving, Edit, Edits, EditSettings, edit_video
 from dpe_cli.engine import AUTOCAST, Engine, describe_device, to_tensor
 from dpe_cli.face import Box, Detection, FaceDetector, make_detector
 from dpe_cli.models import DPE, DPEConfig
+from dpe_cli.models.layers import GAIN, SLOPE, Blur, StyledConv
 from dpe_cli.paste import make_paster
 from dpe_cli.people import track_faces
 from dpe_cli.report import peak_memory
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames, write_image, write_video
+from dpe_cli.weights import save
 
 SIZES = {"360p": (640, 360), "1080p": (1920, 1080), "2160p": (3840, 2160)}  # width, height
 MODES, SOURCES = ("exp", "pose", "both"), ("video", "still")
@@ -85,9 +90,11 @@ def benchmark(
     say: Callable[[str], None] = lambda message: None,
     compare: bool = False,
     growth: bool = False,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Measures all of it; ready for JSON. `frames`: of each clip. `compare`: also the other runtimes; `growth`: also
-    clips of GROWTH frames, of all SIZES, of FACES faces. Raises what `Engine` and `make_detector` do.
+    clips of GROWTH frames, of all SIZES, of FACES faces; `full`: also networks at the paper's width. Raises what
+    `Engine` and `make_detector` do.
     """
     engine, detector = choice.engine(), choice.finder()
     say("the machine and the networks")
@@ -122,6 +129,9 @@ def benchmark(
         if compare:
             say("other runtimes")
             result["runtimes"] = measure_runtimes(choice)
+        if full:
+            say("networks at the paper's width")
+            result["full_networks"] = measure_full(choice, folder, machine)
         if growth:
             result["growth"] = measure_growth(choice, folder, driving, say)
     return result
@@ -377,19 +387,15 @@ def count_work(config: DPEConfig, batch: int) -> dict[str, tuple[float, float]]:
     return work
 
 
-def measure_networks(engine: Engine, machine: dict[str, Any]) -> list[dict[str, Any]]:
-    """Milliseconds a frame of each use of the networks, and its shares of what the machine can do."""
-    batch, size, networks = engine.batch_size, engine.size, engine.networks
-    crops = np.stack([drawn((size, size), n / batch) for n in range(batch)])
-    picture = to_tensor(crops, engine.device)
-    codes = engine.to_device(engine.motion_codes(crops))
+def uses_of(networks: Any, picture: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """What is done with networks in any form; the first comes first."""
     source = []
 
     def encode() -> Tensor:
         source[:] = [networks.encode(picture)]
         return source[0].latent
 
-    uses: dict[str, Callable[[], Tensor]] = {
+    return {
         "encode-source": encode,
         "encode-driving": lambda: networks.motion_code(networks.encode(picture).latent),
         "generate exp": lambda: networks.transfer_expression(source[0], codes),
@@ -398,17 +404,75 @@ def measure_networks(engine: Engine, machine: dict[str, Any]) -> list[dict[str, 
             networks.encode(networks.transfer_expression(source[0], codes)), codes
         ),
     }
+
+
+def with_sums(values: dict[str, float]) -> dict[str, float]:
+    """Also what a frame of each mode takes, where source and driving move."""
+    parts = values["encode-source"] + values["encode-driving"]
+    return values | {f"all of {mode}": parts + values[f"generate {mode}"] for mode in MODES}
+
+
+def measure_full(choice: Choice, folder: Path, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of networks at the paper's width, with random weights, and the straightforward form's milliseconds."""
+    config, file = DPEConfig.full(), folder / "full.safetensors"
+    torch.manual_seed(0)
+    plain = DPE(config).eval()
+    save(file, plain.state_dict(), config)
+    engine = replace(choice, weights=str(file)).engine()
+    rows = measure_networks(engine, machine)
+    device, done = engine.device, synchroniser(engine.device)
+    plain = straightforward(plain).to(device)
+    picture = to_tensor(drawn((config.size, config.size), 0.0)[None], device).contiguous()
+    codes = torch.zeros(1, config.motion_dim, device=device)
+    with torch.inference_mode():
+        uses = uses_of(plain, picture, codes)
+        times = with_sums({name: best(lambda use=use: (use(), done()), 2) for name, use in uses.items()})
+    return [row | {"straightforward_ms": round(1000 * times[row["use"]], 2)} for row in rows]
+
+
+def straightforward(networks: DPE) -> DPE:
+    """A copy that computes as the paper's code does: blurs as convolutions of one channel, and of all pixels; styles in
+    the weights of each sample.
+    """
+
+    def blur(self: Blur, x: Tensor) -> Tensor:
+        x = F.conv2d(x.flatten(0, 1)[:, None], self.kernel[:1], padding=self.padding)
+        return x.view(-1, len(self.kernel), *x.shape[2:])[:, :, :: self.stride, :: self.stride]
+
+    def styled(self: StyledConv, x: Tensor, latent: Tensor) -> Tensor:
+        conv, batch = self.conv, len(x)
+        weight = conv.weight * conv.style(latent)[:, None, :, None, None]
+        weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        x = x.reshape(1, -1, *x.shape[2:])
+        if conv.blur is None:
+            x = F.conv2d(x, weight.flatten(0, 1), padding=conv.padding, groups=batch)
+        else:
+            x = F.conv_transpose2d(x, weight.transpose(1, 2).flatten(0, 1), stride=2, groups=batch)
+        x = x.view(batch, -1, *x.shape[2:])
+        x = x if conv.blur is None else conv.blur(x)
+        return F.leaky_relu(x + self.bias[:, None, None], SLOPE) * GAIN
+
+    networks = deepcopy(networks)
+    for part in networks.modules():
+        form = {Blur: blur, StyledConv: styled}.get(type(part))
+        if form:
+            part.forward = MethodType(form, part)
+    return networks
+
+
+def measure_networks(engine: Engine, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Milliseconds a frame of each use of the networks, and its shares of what the machine can do."""
+    batch = engine.batch_size
+    crops = np.stack([drawn((engine.size, engine.size), n / batch) for n in range(batch)])
+    codes = engine.to_device(engine.motion_codes(crops))
+    uses = uses_of(engine.networks, to_tensor(crops, engine.device), codes)
     work = count_work(engine.loaded.config, batch)
     # `compute` waits for the device
-    times = {name: best(lambda use=use: engine.compute(use)) / batch for name, use in uses.items()}
-    for mode in MODES:
-        parts = ("encode-source", "encode-driving", f"generate {mode}")
-        times[f"all of {mode}"] = sum(times[part] for part in parts)
-        work[f"all of {mode}"] = tuple(sum(work[part][i] for part in parts) for i in range(2))
+    times = with_sums({name: best(lambda use=use: engine.compute(use)) / batch for name, use in uses.items()})
+    gflops, sizes = (with_sums({name: counts[i] for name, counts in work.items()}) for i in range(2))
     rows = []
     for name, seconds in times.items():
-        gflop, gigabytes = work[name]
-        gigabytes *= 0.5 if engine.precision in AUTOCAST else 1
+        gflop, gigabytes = gflops[name], sizes[name] * (0.5 if engine.precision in AUTOCAST else 1)
         matrix, memory = gflop / seconds / machine["matrix_gflops"], gigabytes / seconds / machine["memory_gb_per_s"]
         rows.append(
             {

@@ -79,6 +79,28 @@ def test_several_drawn_faces_are_found_each():
     assert all(face.box.width == pytest.approx(0.32 * 360, rel=0.1) for face in faces)
 
 
+@torch.inference_mode()
+def test_the_straightforward_form_draws_the_same():
+    torch.manual_seed(0)
+    networks = DPE(DPEConfig(32, {4: 16, 8: 16, 16: 8, 32: 8}, latent_dim=32)).eval()
+    for name, parameter in networks.named_parameters():
+        if name.endswith("bias"):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    picture, code = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 20)
+    forms = [benchmark.uses_of(form, picture, code) for form in (networks, benchmark.straightforward(networks))]
+    for name in forms[0]:
+        torch.testing.assert_close(forms[1][name](), forms[0][name](), rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_networks_of_the_papers_width_are_measured(quick: Choice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    small = DPEConfig(64, {4: 16, 8: 16, 16: 16, 32: 8, 64: 8}, latent_dim=32)
+    monkeypatch.setattr(benchmark.DPEConfig, "full", lambda: small)
+    rows = benchmark.measure_full(quick, tmp_path, {"matrix_gflops": 100.0, "memory_gb_per_s": 10.0})
+    ms = {row["use"]: row["straightforward_ms"] for row in rows}
+    assert ms["all of exp"] == pytest.approx(ms["encode-source"] + ms["encode-driving"] + ms["generate exp"], abs=0.02)
+    assert all(row["ms"] > 0 for row in rows)
+
+
 def test_everything_is_measured(quick: Choice):
     said = []
     result = benchmark.benchmark(quick, ["360p"], ["exp", "both"], ["video", "still"], 8, said.append, True, True)

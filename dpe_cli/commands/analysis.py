@@ -163,13 +163,14 @@ def doctor() -> None:
 @click.option("--frames", type=click.IntRange(min=8), default=50, show_default=True, help="Length of the drawn clips.")
 @click.option("--compare", is_flag=True, help="Also torch, onnx and openvino, in fp32 and int8, with their PSNR.")
 @click.option("--growth", is_flag=True, help="Also time and memory by frames, size and faces: many minutes.")
+@click.option("--full", is_flag=True, help="Also networks at the paper's width, beside their straightforward form.")
 @click.option("--detector", default="auto", show_default=True, help="As in edit.")
 @click.option("--face-models", type=FILE, help="As in edit.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @shared_options
 def benchmark(
     sizes: tuple[str, ...], modes: tuple[str, ...], sources: tuple[str, ...], frames: int, compare: bool, growth: bool,
-    as_json: bool, quiet: bool, verbose: bool, **choice: Any,
+    full: bool, as_json: bool, quiet: bool, verbose: bool, **choice: Any,
 ) -> None:  # fmt: skip
     """Measure how fast this machine edits, on clips that are drawn for it.
 
@@ -184,7 +185,7 @@ def benchmark(
     from dpe_cli.benchmark import benchmark as measure
 
     say = (lambda message: None) if quiet else (lambda message: click.echo(f"measuring {message}", err=True))
-    result = measure(Choice(**choice), sizes or SIZES, modes, sources, frames, say, compare, growth)
+    result = measure(Choice(**choice), sizes or SIZES, modes, sources, frames, say, compare, growth, full)
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
@@ -195,6 +196,7 @@ def benchmark(
     click.echo(f"{result['engine']['weights']}, {result['engine']['precision']}; faces: {result['detector']}")
     for title, rows in (
         ("Networks, a frame", result["networks"]),
+        ("Networks at the paper's width, a frame", result.get("full_networks")),
         ("Other stages, milliseconds a frame", result["stages"]),
         ("Whole runs", result["runs"]),
         ("The start, seconds", [result["start"]]),
