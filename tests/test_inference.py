@@ -1,5 +1,7 @@
 """The networks as they are used against those that were trained: the same pictures but for the rounding."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,3 +130,13 @@ def test_samples_of_rows_are_those_of_a_grid():
     wanted = sample_grid(features, where, weight)
     assert (wanted == 0).any()
     torch.testing.assert_close(sample_rows(features, where, weight), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_stays_behind_when_the_networks_move_to_a_device(networks: DPE, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inference, "in_float32", lambda x: nullcontext())  # autocast does not know this device
+    model = InferenceDPE(networks).to("meta")  # it computes nothing, but refuses tensors of the CPU among its own
+    edits = three_edits(model, torch.empty(2, 3, 64, 64, device="meta"), torch.empty(2, 3, 64, 64, device="meta"))
+    assert edits["both"].shape == (2, 3, 64, 64)
+    assert all(edit.device.type == "meta" for edit in edits.values())
+    with pytest.raises(RuntimeError, match="device"):
+        model.encode(torch.empty(2, 3, 64, 64))
