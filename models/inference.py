@@ -125,7 +125,7 @@ def fills_caches(config: DPEConfig, size: int) -> bool:
 
 
 def one_by_one(x: Tensor) -> bool:
-    """Whether a batch may be taken apart: not a single picture, nor while it is compiled, picture by picture."""
+    """Whether a batch may be taken apart: not while it is compiled, which would write each picture out."""
     return len(x) > 1 and not torch.compiler.is_compiling()
 
 
