@@ -17,7 +17,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
-from itertools import cycle, islice, pairwise, product
+from itertools import cycle, islice, product
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -78,7 +78,7 @@ class Choice:
         return Engine(self.weights, batch_size=self.batch_size, **chosen)
 
     def finder(self) -> "DrawnFaces":
-        return DrawnFaces(make_detector(self.detector, self.face_models), self.faces)
+        return DrawnFaces(make_detector(self.detector, self.face_models))
 
 
 def benchmark(
@@ -276,20 +276,19 @@ def draw_clip(path: Path, size: tuple[int, int], frames: int, phase: float = 0.0
 class DrawnFaces:
     """Takes the time of a detector, and finds what `drawn` has drawn whatever the detector makes of it."""
 
-    def __init__(self, detector: FaceDetector, faces: int = 1):
-        self.detector, self.name, self.faces = detector, detector.name, faces
+    def __init__(self, detector: FaceDetector):
+        self.detector, self.name = detector, detector.name
 
     def detect(self, rgb: np.ndarray) -> list[Detection]:
         self.detector.detect(rgb)
         step = max(1, min(rgb.shape[:2]) // 90)
         small = rgb[::step, ::step].astype(np.int16)
         skin = small[..., 0] > small[..., 2] + 30  # redder than blue: not the wall
-        edges = np.linspace(0, skin.shape[1], self.faces + 1).round().astype(int)
+        edges = np.flatnonzero(np.diff(np.pad(skin.any(0).astype(int), 1)))  # where heads begin and end, in turn
         found = []
-        for left, right in pairwise(edges):
+        for left, right in edges.reshape(-1, 2):
             rows, columns = np.nonzero(skin[:, left:right])
-            if len(rows):
-                found.append(face_at(rows * step, (columns + left) * step, step))
+            found.append(face_at(rows * step, (columns + left) * step, step))
         return found
 
 

@@ -73,7 +73,7 @@ def test_the_drawn_face_is_found_whatever_the_detector_makes_of_it():
 
 
 def test_several_drawn_faces_are_found_each():
-    faces = DrawnFaces(Blind(), 4).detect(drawn((640, 360), 0.0, 4))
+    faces = DrawnFaces(Blind()).detect(drawn((640, 360), 0.0, 4))
     centres = [face.box.centre for face in faces]
     np.testing.assert_allclose(centres, [(80, 180), (240, 180), (400, 180), (560, 180)], atol=6)
     assert all(face.box.width == pytest.approx(0.32 * 360, rel=0.1) for face in faces)
