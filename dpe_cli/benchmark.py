@@ -11,32 +11,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.util import find_spec
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpe_cli.crop import cut
-from dpe_cli.edit import Driving, EditSettings, edit_video
-from dpe_cli.engine import Engine, describe_device, to_tensor
+from dpe_cli.edit import Driving, Edit, Edits, EditSettings, edit_video
+from dpe_cli.engine import AUTOCAST, Engine, describe_device, to_tensor
 from dpe_cli.face import Box, Detection, FaceDetector, make_detector
 from dpe_cli.models import DPE, DPEConfig
+from dpe_cli.models.layers import GAIN, SLOPE, Blur, StyledConv
 from dpe_cli.paste import make_paster
 from dpe_cli.people import track_faces
 from dpe_cli.report import peak_memory
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames, write_image, write_video
+from dpe_cli.weights import save
 
 SIZES = {"360p": (640, 360), "1080p": (1920, 1080), "2160p": (3840, 2160)}  # width, height
 MODES, SOURCES = ("exp", "pose", "both"), ("video", "still")
@@ -44,16 +49,20 @@ FPS = Fraction(25)
 HELD = 8  # different frames that are kept in memory for a stage
 REPEATS = 5
 GROWTH = (100, 1000, 5000)  # frames
+GROWTH_LENGTHS = (40, 120)  # frames of the two runs that tell what a further frame takes
+FACES = (1, 2, 4)  # that are edited in a frame
 # What may run the networks on a CPU, the one that the others are compared with first.
 RUNTIMES = (("torch", "fp32"), ("onnx", "fp32"), ("openvino", "fp32"), ("onnx", "int8"), ("openvino", "int8"))
 PEAK = 255.0  # of the pictures whose PSNR is taken
-MATRIX, BLOCK = 2048, 32 * 2**20  # side of the matrices, numbers of the block, that the machine is measured with
+# Side of the matrices, and numbers of the block, that the machine is measured with: on a GPU so large that starting
+# the work counts for nothing.
+MATRIX, BLOCK = {"cuda": 8192, "mps": 4096, "cpu": 2048}, {"cuda": 2**28, "mps": 2**26, "cpu": 2**25}
 MATRIX_OPERATIONS = ("convolution", "mm", "addmm", "bmm")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What edits: options of `Engine` and of `make_detector`."""
+    """What edits: options of `Engine` and of `make_detector`; `faces`: how many are drawn in a frame, and edited."""
 
     weights: str | None = None
     device: str = "auto"
@@ -62,6 +71,7 @@ class Choice:
     batch_size: int | None = None
     detector: str = "auto"
     face_models: Path | None = None
+    faces: int = 1
 
     def engine(self) -> Engine:
         chosen = {"device": self.device, "precision": self.precision, "backend": self.backend}
@@ -80,9 +90,11 @@ def benchmark(
     say: Callable[[str], None] = lambda message: None,
     compare: bool = False,
     growth: bool = False,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Measures all of it; ready for JSON. `frames`: of each clip. `compare`: also the other runtimes; `growth`: also
-    clips of GROWTH frames. Raises what `Engine` and `make_detector` do.
+    clips of GROWTH frames, of all SIZES, of FACES faces; `full`: also networks at the paper's width. Raises what
+    `Engine` and `make_detector` do.
     """
     engine, detector = choice.engine(), choice.finder()
     say("the machine and the networks")
@@ -117,6 +129,9 @@ def benchmark(
         if compare:
             say("other runtimes")
             result["runtimes"] = measure_runtimes(choice)
+        if full:
+            say("networks at the paper's width")
+            result["full_networks"] = measure_full(choice, folder, machine)
         if growth:
             result["growth"] = measure_growth(choice, folder, driving, say)
     return result
@@ -172,23 +187,45 @@ def measure_runtimes(choice: Choice) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_growth(
-    choice: Choice, folder: Path, driving: Path, say: Callable[[str], None]
-) -> dict[str, float | list[dict[str, Any]]]:
-    """Whole runs of longer and longer clips at 360p, and what each further frame takes."""
-    rows = []
-    for frames in GROWTH:
-        say(f"a run of {frames} frames")
-        source = draw_clip(folder / f"{frames}.mp4", SIZES["360p"], frames)
-        rows.append(measure_run(choice, source, driving, "exp"))
-        source.unlink()
-    first, last = rows[0], rows[-1]
-    further = last["frames"] - first["frames"]
-    return {
-        "runs": rows,
-        "ms_per_further_frame": round(1000 * (last["seconds"] - first["seconds"]) / further, 2),
-        "kib_per_further_frame": round(1024 * ((last["peak_mib"] or 0) - (first["peak_mib"] or 0)) / further, 2),
+def measure_growth(choice: Choice, folder: Path, driving: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Whole runs of longer clips at 360p, of larger pictures, and of more faces; what one more of each takes.
+
+    Time is that of a further frame, without what a run takes once; memory is the whole run's peak.
+    """
+
+    def run(size: str, faces: int, frames: int) -> dict[str, Any]:
+        say(f"a run of {frames} frames at {size}, {faces} edited in each")
+        source = draw_clip(folder / "growth.mp4", SIZES[size], frames, faces=faces)
+        try:
+            return measure_run(replace(choice, faces=faces), source, driving, "exp")
+        finally:
+            source.unlink()
+
+    longer = [run("360p", 1, frames) for frames in GROWTH]
+    larger = []
+    for size, faces in [(size, 1) for size in SIZES] + [("360p", faces) for faces in FACES[1:]]:
+        runs = [run(size, faces, frames) for frames in GROWTH_LENGTHS]
+        seconds = [one["seconds"] for one in runs]
+        row = {"size": size, "megapixels": round(np.prod(SIZES[size]) / 1e6, 2), "faces": faces}
+        row["ms_a_frame"] = round(1000 * per_unit(GROWTH_LENGTHS, seconds), 1)
+        larger.append(row | {"peak_mib": runs[-1]["peak_mib"]})
+    series = {
+        "frame": ("frames", [(1000 * row["seconds"], row) for row in longer]),
+        "megapixel of a frame": ("megapixels", [(row["ms_a_frame"], row) for row in larger if row["faces"] == 1]),
+        "face in a frame": ("faces", [(row["ms_a_frame"], row) for row in larger if row["size"] == "360p"]),
     }
+    constants = []
+    for what, (unit, rows) in series.items():
+        units = [row[unit] for _, row in rows]
+        ms = per_unit(units, [value for value, _ in rows])
+        mib = per_unit(units, [row["peak_mib"] or 0 for _, row in rows])
+        constants.append({"one_more": what, "ms": round(ms, 2), "kib": round(1024 * mib, 2)})
+    return {"frames": longer, "sizes_and_faces": larger, "constants": constants}
+
+
+def per_unit(units: Sequence[float], values: Sequence[float]) -> float:
+    """Slope of the line that fits the values best."""
+    return float(np.polyfit(units, values, 1)[0])
 
 
 def best(function: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -205,14 +242,14 @@ def best(function: Callable[[], object], repeats: int = REPEATS) -> float:
 # Clips
 
 
-def drawn(size: tuple[int, int], phase: float) -> np.ndarray:
-    """A head before a wall, (H, W, 3) uint8; `phase` counts how often it has swayed and spoken."""
+def drawn(size: tuple[int, int], phase: float, faces: int = 1) -> np.ndarray:
+    """Heads side by side before a wall, (H, W, 3) uint8; `phase` counts how often they have swayed and spoken."""
     width, height = size
     across, down = np.linspace(0, 1, width, dtype=np.float32), np.linspace(0, 1, height, dtype=np.float32)[:, None]
     wall = 90 + 40 * np.sin(9 * across) * np.cos(7 * down) + 12 * np.sin(170 * across + 90 * down)
     rgb = np.stack([wall - 40, wall, wall + 30], -1).clip(0, 255).astype(np.uint8)
     angle = 2 * np.pi * phase
-    x, y, unit = width * (0.5 + 0.01 * np.sin(angle)), height * 0.5, height * 0.16
+    sway, y, unit = width * 0.01 * np.sin(angle), height * 0.5, height * 0.16
     parts = [  # x, y, half width, half height in units, colour
         (0, 0, 1.0, 1.35, (224, 172, 140)),
         (-0.4, -0.3, 0.17, 0.08, (250, 240, 235)),
@@ -222,15 +259,16 @@ def drawn(size: tuple[int, int], phase: float) -> np.ndarray:
         (0, 0.15, 0.12, 0.22, (205, 150, 120)),
         (0, 0.68, 0.35, 0.08 + 0.1 * np.sin(2 * angle) ** 2, (150, 50, 50)),
     ]
-    for right, below, wide, tall, colour in parts:
+    places = [width * (number + 0.5) / faces + sway for number in range(faces)]
+    for x, (right, below, wide, tall, colour) in product(places, parts):
         centre = round(x + right * unit), round(y + below * unit)
         cv2.ellipse(rgb, centre, (round(wide * unit), round(tall * unit)), 0, 0, 360, colour, -1, cv2.LINE_AA)
     return rgb
 
 
-def draw_clip(path: Path, size: tuple[int, int], frames: int, phase: float = 0.0) -> Path:
+def draw_clip(path: Path, size: tuple[int, int], frames: int, phase: float = 0.0, faces: int = 1) -> Path:
     """Writes a drawn clip of one sway in two seconds."""
-    pictures = (Frame(n, n / FPS, drawn(size, phase + float(n / FPS) / 2)) for n in range(frames))
+    pictures = (Frame(n, n / FPS, drawn(size, phase + float(n / FPS) / 2, faces)) for n in range(frames))
     write_video(pictures, VideoInfo(path, *size, FPS, frames), path, preset="ultrafast")
     return path
 
@@ -245,35 +283,47 @@ class DrawnFaces:
         self.detector.detect(rgb)
         step = max(1, min(rgb.shape[:2]) // 90)
         small = rgb[::step, ::step].astype(np.int16)
-        rows, columns = np.nonzero(small[..., 0] > small[..., 2] + 30)  # redder than blue: not the wall
-        if not len(rows):
-            return []
-        x, y = (columns.min() + columns.max() + 1) * step / 2, (rows.min() + rows.max() + 1) * step / 2
-        unit = (columns.max() + 1 - columns.min()) * step / 2
-        points = np.array([[-0.4, -0.3], [0.4, -0.3], [0, 0.2], [-0.3, 0.68], [0.3, 0.68]]) * unit + [x, y]
-        return [Detection(Box(x - unit, y - 1.35 * unit, x + unit, y + 1.35 * unit), points, 1.0)]
+        skin = small[..., 0] > small[..., 2] + 30  # redder than blue: not the wall
+        edges = np.flatnonzero(np.diff(np.pad(skin.any(0).astype(int), 1)))  # where heads begin and end, in turn
+        found = []
+        for left, right in edges.reshape(-1, 2):
+            rows, columns = np.nonzero(skin[:, left:right])
+            found.append(face_at(rows * step, (columns + left) * step, step))
+        return found
+
+
+def face_at(rows: np.ndarray, columns: np.ndarray, step: int) -> Detection:
+    """The head whose pixels these are, of squares of `step` pixels."""
+    x, y = (columns.min() + columns.max() + step) / 2, (rows.min() + rows.max() + step) / 2
+    unit = (columns.max() + step - columns.min()) / 2
+    points = np.array([[-0.4, -0.3], [0.4, -0.3], [0, 0.2], [-0.3, 0.68], [0.3, 0.68]]) * unit + [x, y]
+    return Detection(Box(x - unit, y - 1.35 * unit, x + unit, y + 1.35 * unit), points, 1.0)
 
 
 # The machine
 
 
 def measure_machine(engine: Engine) -> dict[str, Any]:
-    """What the device can do at most, in float32: products of matrices, and copies in its memory."""
+    """What the device can do at most: products of matrices in the engine's 16 bits or in float32, copies in memory."""
     device, done = engine.device, synchroniser(engine.device)
+    precision = engine.precision if engine.precision in AUTOCAST else "fp32"
+    side = MATRIX[device.type]
     with torch.inference_mode():
-        a, b = torch.randn(2, MATRIX, MATRIX, device=device)
+        a, b = torch.randn(2, side, side, device=device).to(AUTOCAST.get(precision, torch.float32))
         seconds = best(lambda: (a @ b, done()))
-        block = torch.zeros(BLOCK, device=device)
+        block = torch.zeros(BLOCK[device.type], device=device)
         copy = torch.empty_like(block)
         copying = best(lambda: (copy.copy_(block), done()))
+        moved = 2 * block.nbytes
     return {
         "device": describe_device(device),
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "matrix_gflops": round(2 * MATRIX**3 / seconds / 1e9, 1),
-        "memory_gb_per_s": round(2 * block.nbytes / copying / 1e9, 1),
+        "matrix_precision": precision,
+        "matrix_gflops": round(2 * side**3 / seconds / 1e9, 1),
+        "memory_gb_per_s": round(moved / copying / 1e9, 1),
     }
 
 
@@ -313,7 +363,7 @@ class Traffic(TorchDispatchMode):
 def count_work(config: DPEConfig, batch: int) -> dict[str, tuple[float, float]]:
     """GFLOP (a product and a sum are two) and GB of each use of the networks, for one frame of a batch.
 
-    Counted in the networks as the paper has them and in float32, whatever short cuts are taken in computing them: a
+    Counted in the networks as the paper has them, bytes in float32, whatever short cuts are taken in computing them: a
     measure of the task.
     """
     with FakeTensorMode(), torch.no_grad():  # shapes without numbers: nothing is computed
@@ -336,19 +386,15 @@ def count_work(config: DPEConfig, batch: int) -> dict[str, tuple[float, float]]:
     return work
 
 
-def measure_networks(engine: Engine, machine: dict[str, Any]) -> list[dict[str, Any]]:
-    """Milliseconds a frame of each use of the networks, and its shares of what the machine can do."""
-    batch, size, networks = engine.batch_size, engine.size, engine.networks
-    crops = np.stack([drawn((size, size), n / batch) for n in range(batch)])
-    picture = to_tensor(crops, engine.device)
-    codes = engine.to_device(engine.motion_codes(crops))
+def uses_of(networks: Any, picture: Tensor, codes: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """What is done with networks in any form; the first comes first."""
     source = []
 
     def encode() -> Tensor:
         source[:] = [networks.encode(picture)]
         return source[0].latent
 
-    uses: dict[str, Callable[[], Tensor]] = {
+    return {
         "encode-source": encode,
         "encode-driving": lambda: networks.motion_code(networks.encode(picture).latent),
         "generate exp": lambda: networks.transfer_expression(source[0], codes),
@@ -357,11 +403,75 @@ def measure_networks(engine: Engine, machine: dict[str, Any]) -> list[dict[str, 
             networks.encode(networks.transfer_expression(source[0], codes)), codes
         ),
     }
+
+
+def with_sums(values: dict[str, float]) -> dict[str, float]:
+    """Also what a frame of each mode takes, where source and driving move."""
+    parts = values["encode-source"] + values["encode-driving"]
+    return values | {f"all of {mode}": parts + values[f"generate {mode}"] for mode in MODES}
+
+
+def measure_full(choice: Choice, folder: Path, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of networks at the paper's width, with random weights, and the straightforward form's milliseconds."""
+    config, file = DPEConfig.full(), folder / "full.safetensors"
+    torch.manual_seed(0)
+    plain = DPE(config).eval()
+    save(file, plain.state_dict(), config)
+    engine = replace(choice, weights=str(file)).engine()
+    rows = measure_networks(engine, machine)
+    device, done = engine.device, synchroniser(engine.device)
+    plain = straightforward(plain).to(device)
+    picture = to_tensor(drawn((config.size, config.size), 0.0)[None], device).contiguous()
+    codes = torch.zeros(1, config.motion_dim, device=device)
+    with torch.inference_mode():
+        uses = uses_of(plain, picture, codes)
+        times = with_sums({name: best(lambda use=use: (use(), done()), 2) for name, use in uses.items()})
+    return [row | {"straightforward_ms": round(1000 * times[row["use"]], 2)} for row in rows]
+
+
+def straightforward(networks: DPE) -> DPE:
+    """A copy that computes as the paper's code does: blurs as convolutions of one channel, and of all pixels; styles in
+    the weights of each sample.
+    """
+
+    def blur(self: Blur, x: Tensor) -> Tensor:
+        x = F.conv2d(x.flatten(0, 1)[:, None], self.kernel[:1], padding=self.padding)
+        return x.view(-1, len(self.kernel), *x.shape[2:])[:, :, :: self.stride, :: self.stride]
+
+    def styled(self: StyledConv, x: Tensor, latent: Tensor) -> Tensor:
+        conv, batch = self.conv, len(x)
+        weight = conv.weight * conv.style(latent)[:, None, :, None, None]
+        weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        x = x.reshape(1, -1, *x.shape[2:])
+        if conv.blur is None:
+            x = F.conv2d(x, weight.flatten(0, 1), padding=conv.padding, groups=batch)
+        else:
+            x = F.conv_transpose2d(x, weight.transpose(1, 2).flatten(0, 1), stride=2, groups=batch)
+        x = x.view(batch, -1, *x.shape[2:])
+        x = x if conv.blur is None else conv.blur(x)
+        return F.leaky_relu(x + self.bias[:, None, None], SLOPE) * GAIN
+
+    networks = deepcopy(networks)
+    for part in networks.modules():
+        form = {Blur: blur, StyledConv: styled}.get(type(part))
+        if form:
+            part.forward = MethodType(form, part)
+    return networks
+
+
+def measure_networks(engine: Engine, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Milliseconds a frame of each use of the networks, and its shares of what the machine can do."""
+    batch = engine.batch_size
+    crops = np.stack([drawn((engine.size, engine.size), n / batch) for n in range(batch)])
+    codes = engine.to_device(engine.motion_codes(crops))
+    uses = uses_of(engine.networks, to_tensor(crops, engine.device), codes)
     work = count_work(engine.loaded.config, batch)
+    # `compute` waits for the device
+    times = with_sums({name: best(lambda use=use: engine.compute(use)) / batch for name, use in uses.items()})
+    gflops, sizes = (with_sums({name: counts[i] for name, counts in work.items()}) for i in range(2))
     rows = []
-    for name, use in uses.items():
-        seconds = best(lambda use=use: engine.compute(use)) / batch  # `compute` waits for the device
-        gflop, gigabytes = work[name]
+    for name, seconds in times.items():
+        gflop, gigabytes = gflops[name], sizes[name] * (0.5 if engine.precision in AUTOCAST else 1)
         matrix, memory = gflop / seconds / machine["matrix_gflops"], gigabytes / seconds / machine["memory_gb_per_s"]
         rows.append(
             {
@@ -436,10 +546,12 @@ def run_whole(choice: Choice, source: Path, driving: Path, mode: str) -> dict[st
     ready = time.perf_counter()
     driver = Driving(None if mode == "pose" else driving, None if mode == "exp" else driving)
     output = source.parent / f"out_{mode}.mp4"
+    if choice.faces > 1:
+        driver = Edits(tuple(Edit(driver, str(number)) for number in range(choice.faces)))
     report = edit_video(source, driver, output, engine, detector, EditSettings(overwrite=True))
     seconds = time.perf_counter() - ready
     output.unlink()
-    frames = len(report.frames)
+    frames = report.output["frames"]
     return {
         "frames": frames,
         "load_s": round(ready - started, 2),

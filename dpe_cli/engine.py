@@ -19,16 +19,20 @@ from torch import Tensor
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.factors import follows_space
 from dpe_cli.measured import MeasuredCodes
-from dpe_cli.models import DPE, Encoded, InferenceDPE
+from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
 from dpe_cli.weights import Loaded, load
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BACKENDS = ("torch", "compile", *FORMATS)
-BATCH_SIZES = {"cuda": 16, "mps": 8, "cpu": 2}  # on a CPU more fit its caches less
+BATCH_SIZES = {"cuda": 32, "mps": 8, "cpu": 4}  # at most: edits begin a new batch every 32 frames
+# A crop in the networks is taken to need the memory of this many of their largest feature maps, and the networks may
+# have this share of what is free on a GPU.
+MAPS, SHARE = 12, 0.5
 Key = tuple[bytes | None, ...]  # of a crop, or of a crop and its codes
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of CUDA, MPS, the CPU
+# Words of CUDA and MPS, the CPU, and of cuDNN and cuBLAS.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 class Engine:
@@ -48,12 +52,12 @@ class Engine:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.backend = choose_backend(backend, self.device, self.precision)
-        self.batch_size = batch_size or BATCH_SIZES[self.device.type]
         self.loaded = load(weights)
         with device_errors(self.device):
             self.networks = build(self.loaded, self.device, self.precision, self.backend)
             known = measure and follows_space(self.loaded.path)
             self.measured = MeasuredCodes(self.loaded.path, str(self.device)) if known else None
+            self.batch_size = batch_size or choose_batch_size(self.device, self.loaded.config)
         self.loaded.state.clear()  # the networks have their own form of the weights
         self.forget()
 
@@ -110,7 +114,7 @@ class Engine:
         networks = self.networks
         with torch.inference_mode():
             shifts = networks.expression_shift(self.to_device(codes)), networks.pose_shift(self.to_device(codes))
-        return shifts[0].cpu().numpy(), shifts[1].cpu().numpy()
+        return fetched(shifts[0]), fetched(shifts[1])
 
     def check_crops(self, crops: np.ndarray) -> None:
         """Raises ValueError unless these are uint8 crops of our size."""
@@ -135,7 +139,7 @@ class Engine:
         fresh = list({key: row for row, key in enumerate(keys) if key not in self.told}.values())
         if fresh:
             chosen = crops[fresh]
-            codes = self.compute(lambda: self.networks.motion_code(self.encode(chosen).latent)).cpu().numpy()
+            codes = fetched(self.compute(lambda: self.networks.motion_code(self.encode(chosen).latent)))
             better = self.measured.improve(chosen, codes) if self.measured else codes
             new = zip((keys[row] for row in fresh), np.stack([codes, better], 1), strict=True)
             self.told = {key: self.told[key] for key in keys if key in self.told} | dict(new)
@@ -183,7 +187,7 @@ class Engine:
 
     def to_device(self, codes: np.ndarray) -> Tensor:
         """Motion codes as a tensor."""
-        return torch.from_numpy(np.array(codes, np.float32, order="C")).to(self.device)
+        return sent(codes, torch.float32, self.device)
 
     # Batches
 
@@ -330,6 +334,16 @@ def choose_backend(name: str, device: torch.device, precision: str) -> str:
     return name
 
 
+def choose_batch_size(device: torch.device, config: DPEConfig) -> int:
+    """Crops at once that suit the device: on a GPU a power of two that its free memory holds, asked after loading."""
+    most = BATCH_SIZES[device.type]
+    if device.type != "cuda":
+        return most
+    crop = MAPS * max(size**2 * config.channels[size] for size in config.resolutions) * torch.float32.itemsize
+    fitting = int(SHARE * torch.cuda.mem_get_info(device)[0] / crop)
+    return min(most, 2 ** max(0, fitting.bit_length() - 1))
+
+
 def describe_device(device: torch.device) -> str:
     """For instance: cuda:0 (NVIDIA H200)."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
@@ -358,6 +372,8 @@ def build(loaded: Loaded, device: torch.device, precision: str, backend: str) ->
     trained = DPE(loaded.config)
     trained.load_state_dict(loaded.state)
     networks = InferenceDPE(trained, winograd=device.type == "cpu" and precision == "fp32").to(device)
+    if device.type == "cuda" and precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False  # convolutions of 10 bits are not what was asked for
     if backend == "compile":
         for part in (networks.encoder, networks.expression_generator, networks.pose_generator):
             part.compile()
@@ -367,13 +383,40 @@ def build(loaded: Loaded, device: torch.device, precision: str, backend: str) ->
 # Pictures
 
 
+def sent(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A copy on the device, of any array (its strides may be negative, it may be read-only).
+
+    To a GPU from pinned memory, without waiting: PyTorch uses that memory again only when the copy is done.
+    """
+    held = pinned(array.shape, dtype, device)
+    held.numpy()[...] = array
+    return held.to(device, non_blocking=device.type == "cuda")
+
+
+def fetched(tensor: Tensor) -> np.ndarray:
+    """A tensor of the device as an array, when it is there."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().numpy()
+    held = pinned(tensor.shape, tensor.dtype, tensor.device)
+    held.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()  # until then there is something else in `held`
+    return held.numpy()
+
+
+def pinned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory of the CPU; for a GPU such that it is copied at full speed and beside the computing."""
+    if device.type != "cuda":
+        return torch.empty(shape, dtype=dtype)
+    with torch.cuda.device(device):  # else the first GPU is woken too
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
 def to_tensor(crops: np.ndarray, device: torch.device) -> Tensor:
     """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 in [-1, 1], channels last."""
-    own = torch.from_numpy(np.array(crops, order="C"))  # a copy: strides may be negative, the array read-only
-    return own.to(device).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    return sent(crops, torch.uint8, device).permute(0, 3, 1, 2).float() / 255 * 2 - 1
 
 
 def to_pictures(image: Tensor) -> np.ndarray:
     """(B, 3, S, S), clamped to [-1, 1] and rounded -> (B, S, S, 3) uint8"""
     levels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return fetched(levels.permute(0, 2, 3, 1).contiguous())

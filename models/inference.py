@@ -12,7 +12,7 @@ Pictures are channels last throughout. Against `DPE` only the rounding differs: 
 mean 5e-6.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 
 import torch
@@ -25,9 +25,11 @@ from .encoder import Encoded, Encoder
 from .generator import DPE
 from .layers import GAIN, Blur, ConvLayer, EqualLinear, ResBlock, StyledConv, activate, in_float32, upsample
 
-# Where Winograd pays: enough channels to hide the transforms, enough tiles to read the fourfold weights for, and
-# transformed pictures that are not much larger than the caches.
-WINOGRAD_CHANNELS, WINOGRAD_SIZES = 64, range(16, 129)
+# Where Winograd pays: enough channels to hide the transforms, enough tiles to read the fourfold weights for.
+WINOGRAD_CHANNELS, WINOGRAD_SIZES = 64, range(8, 257)
+# Where a picture's feature map has this many numbers, each picture of a batch goes through the networks alone, since it
+# fills the caches; elsewhere the batch goes together and shares the reading of the weights.
+ALONE = 2**21
 TILE = 4  # output pixels of a tile along a side; it reads two more
 BAND = 128  # tiles that are transformed at once: few enough for the caches
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # where the polynomials are evaluated, beside infinity: the least rounding
@@ -117,6 +119,16 @@ class PhasedUpConvolution(Convolution):
         return self.blur(x)[..., :-1, :-1]
 
 
+def fills_caches(config: DPEConfig, size: int) -> bool:
+    """Whether the feature map of one picture does, at this size."""
+    return size**2 * config.channels[size] >= ALONE
+
+
+def one_by_one(x: Tensor) -> bool:
+    """Whether a batch may be taken apart: not while it is compiled, which would write each picture out."""
+    return len(x) > 1 and not torch.compiler.is_compiling()
+
+
 def winograd_matrices() -> tuple[Tensor, Tensor, Tensor]:
     """Of one dimension, float64: B^T (6, 6) for pictures, G (6, 3) for kernels, A^T (4, 6) for results.
 
@@ -140,40 +152,46 @@ class WinogradConvolution(nn.Module):
         super().__init__()
         picture, kernel, result = winograd_matrices()
         out_channels, in_channels = weight.shape[:2]
-        taps = weight.detach().permute(2, 3, 1, 0).reshape(9, -1).double()
+        taps = weight.detach().permute(3, 2, 1, 0).reshape(9, -1).double()  # across, down, as the points below
         transformed = torch.kron(kernel, kernel) @ taps
         self.register_buffer("weight", transformed.float().view(-1, in_channels, out_channels))  # (36, in, out)
         self.register_buffer("bias", bias.detach().clone())
-        self.register_buffer("to_points", torch.kron(picture, picture).float())  # (36, 36)
-        self.register_buffer("from_points", torch.kron(result, result).float())  # (16, 36)
+        self.register_buffer("to_points", picture.float().contiguous())  # (6, 6), of one dimension
+        self.register_buffer("from_points", result.float().contiguous())  # (4, 6)
 
     def forward(self, x: Tensor, style: Tensor | None = None, demodulation: Tensor | None = None) -> Tensor:
         (batch, channels, height, width), out_channels = x.shape, self.weight.shape[2]
         rows, columns, reach = -(-height // TILE), -(-width // TILE), TILE + 2
-        padded = x.new_zeros(batch, rows * TILE + 2, columns * TILE + 2, channels)
+        padded = x.new_empty(batch, rows * TILE + 2, columns * TILE + 2, channels)
         inside = padded[:, 1 : height + 1, 1 : width + 1]
+        for border in (padded[:, :1], padded[:, height + 1 :], padded[:, :, :1], padded[:, :, width + 1 :]):
+            border.zero_()
         if style is None:
             inside.copy_(x.permute(0, 2, 3, 1))
         else:
             torch.mul(x.permute(0, 2, 3, 1), style[:, None, None], out=inside)
-        sample, down, across, _ = padded.stride()
-        tiles = padded.as_strided(
-            (reach, reach, batch, rows, columns, channels), (down, across, sample, TILE * down, TILE * across, 1)
-        )
+        sample, line, pixel, _ = padded.stride()
+        strips = padded.as_strided((batch, rows, reach, line), (sample, TILE * line, line, 1))
         result = x.new_empty(batch, rows, TILE, columns, TILE, out_channels)
         step = max(1, BAND // (batch * columns))
         for row in range(0, rows, step):
-            band = tiles[:, :, :, row : row + step]
-            points = (self.to_points @ band.reshape(reach**2, -1)).view(reach**2, -1, channels)
-            pixels = self.from_points @ torch.bmm(points, self.weight).view(reach**2, -1)
-            pixels = pixels.view(TILE, TILE, batch, -1, columns, out_channels).permute(2, 3, 0, 4, 1, 5)
+            down = self.to_points @ strips[:, row : row + step]  # (batch, strips, 6, line)
+            sample, strip, *_ = down.stride()
+            tiles = down.as_strided(
+                (reach, reach, batch, down.shape[1], columns, channels), (pixel, line, sample, strip, TILE * pixel, 1)
+            )
+            points = (self.to_points @ tiles.reshape(reach, -1)).view(reach**2, -1, channels)
+            products = torch.bmm(points, self.weight)
+            across = self.from_points @ products.view(reach, -1)
+            pixels = self.from_points @ across.view(TILE, reach, -1)  # (across, down, the rest)
+            pixels = pixels.view(TILE, TILE, batch, -1, columns, out_channels).permute(2, 3, 1, 4, 0, 5)
             place = result[:, row : row + step]
             if demodulation is None:
                 torch.add(pixels, self.bias, out=place)
             else:
                 torch.addcmul(self.bias, pixels, demodulation[:, None, None, None, None], out=place)
-        result = result.view(batch, rows * TILE, columns * TILE, out_channels)[:, :height, :width]
-        return activate(result.permute(0, 3, 1, 2))
+            activate(place)  # while the caches have it
+        return result.view(batch, rows * TILE, columns * TILE, out_channels)[:, :height, :width].permute(0, 3, 1, 2)
 
 
 def convolution(weight: Tensor, bias: Tensor, size: int, winograd: bool) -> nn.Module:
@@ -215,6 +233,7 @@ class InferenceEncoder(nn.Module):
         super().__init__()
         first, *blocks, last = encoder.convs
         sizes = config.resolutions[::-1]
+        self.alone = sum(fills_caches(config, size) for size in sizes) if winograd else 0
         self.first = folded(first)
         self.blocks = nn.ModuleList(
             HalvingBlock(block, size, winograd) for block, size in zip(blocks, sizes, strict=True)
@@ -224,9 +243,10 @@ class InferenceEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Encoded:
         x, features = self.first(image), []
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             features.append(x)
-            x = block(x)
+            apart = number < self.alone and one_by_one(x)
+            x = torch.cat([block(one) for one in x.split(1)]) if apart else block(x)
         return Encoded(self.to_latent(x.flatten(1)), features[::-1])
 
 
@@ -302,6 +322,7 @@ class InferenceGenerator(nn.Module):
     def __init__(self, generator: Generator, config: DPEConfig, winograd: bool, phased: bool):
         super().__init__()
         self.register_buffer("input", generator.input.detach().clone(memory_format=torch.channels_last))
+        self.together = sum(not (winograd and fills_caches(config, size)) for size in config.resolutions)
         sizes = [4, *[size for size in config.resolutions for _ in range(2)]]
         convs = [generator.conv1, *generator.convs]
         self.convs = nn.ModuleList(
@@ -325,13 +346,31 @@ class InferenceGenerator(nn.Module):
                 for number, style in enumerate(styles[: len(self.convs)])
             ]
         x = self.convs[0](self.input.expand(latent.shape[0], -1, -1, -1), styles[0], demodulations[0])
-        image, raw, last = None, None, len(self.levels) - 1
-        for number, (level, feature) in enumerate(zip(self.levels, features, strict=True)):
+        state = self.through(range(self.together), styles, demodulations, features, x, None, None)
+        rest = range(self.together, len(self.levels))
+        if not rest:
+            return state[-1]
+        if not one_by_one(x):
+            return self.through(rest, styles, demodulations, features, *state)[-1]
+        pictures = []
+        for number in range(len(x)):
+            one = slice(number, number + 1)
+            own = ([part[one] for part in parts] for parts in (styles, demodulations, features))
+            pictures.append(self.through(rest, *own, *[part[one] for part in state])[-1])
+        return torch.cat(pictures)
+
+    def through(
+        self, numbers: range, styles: Sequence[Tensor], demodulations: list[Tensor], features: list[Tensor],
+        x: Tensor, raw: Tensor | None, image: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        """The levels of these numbers: state, raw flow and picture of the level below to those of the last."""
+        for number in numbers:
             for conv in (2 * number + 1, 2 * number + 2):
                 x = self.convs[conv](x, styles[conv], demodulations[conv])
+            level, feature = self.levels[number], features[number]
             with in_float32(x):
                 raw, where, mask = level.flow(x, styles[len(self.convs) + number], raw)
-                if number == last:
+                if number == len(self.levels) - 1:
                     image = level.picture(sample_grid(level.colour(feature), where, mask), image)
                     break
                 rows = x.device.type == "cpu" and not torch.jit.is_tracing()  # other runtimes have grids only
@@ -339,7 +378,7 @@ class InferenceGenerator(nn.Module):
                 warped = sample(feature.float(), where, mask)
                 image = level.picture(level.colour(warped), image)
                 x = torch.addcmul(warped.to(x.dtype), x, (1 - mask).to(x.dtype))
-        return image
+        return x, raw, image
 
 
 def folded_styled(layer: StyledConv, size: int, winograd: bool, phased: bool) -> nn.Module:

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from dpe_cli import engine, weights
-from dpe_cli.engine import Engine, choose_device, choose_precision, to_pictures, to_tensor
+from dpe_cli.engine import (
+    Engine,
+    choose_batch_size,
+    choose_device,
+    choose_precision,
+    fetched,
+    sent,
+    to_pictures,
+    to_tensor,
+)
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.models import DPE, DPEConfig
 
@@ -264,9 +273,10 @@ def small_memory(networks: Engine, monkeypatch: pytest.MonkeyPatch, limit: int, 
         torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         MemoryError(),
     ],
-    ids=["cuda", "mps", "cpu", "python"],
+    ids=["cuda", "mps", "cpu", "cudnn", "python"],
 )
 def test_a_batch_too_large_for_the_memory_is_halved(file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
     networks = Engine(file, device="cpu", batch_size=8)
@@ -365,8 +375,40 @@ def test_what_a_device_refuses_at_the_start_is_a_device_error(file: Path, monkey
         Engine(file, device="cpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
-@pytest.mark.parametrize(("precision", "mean"), [("fp32", 0.5), ("auto", 3)])
+@pytest.mark.parametrize(
+    ("config", "free_gib", "size"),
+    [
+        (DPEConfig.full(), 139, 32),
+        (DPEConfig.full(), 2, 4),
+        (DPEConfig.full(), 0.01, 1),
+        (DPEConfig.compact(), 2, 16),
+        (DPEConfig.compact(), 8, 32),
+    ],
+    ids=str,
+)
+def test_a_gpus_free_memory_decides_how_many_crops_go_at_once(
+    monkeypatch: pytest.MonkeyPatch, config: DPEConfig, free_gib: float, size: int
+):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free_gib * 2**30), 2**40))
+    assert choose_batch_size(torch.device("cuda"), config) == size
+    assert choose_batch_size(CPU, config) == engine.BATCH_SIZES["cpu"]
+
+
+def test_arrays_come_back_from_the_device_as_they_went():
+    array = np.arange(24, dtype=np.float64).reshape(2, 3, 4)[::-1, :, ::2]
+    array.flags.writeable = False
+    there = sent(array, torch.float32, CPU)
+    assert there.dtype == torch.float32 and there.is_contiguous()
+    np.testing.assert_array_equal(fetched(there), array)
+
+
+# What needs a GPU
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+
+
+@on_gpu
+@pytest.mark.parametrize(("precision", "mean"), [("fp32", 0.05), ("auto", 3), ("fp16", 3)])
 def test_a_gpu_draws_the_same_pictures(file: Path, networks: Engine, precision: str, mean: float):
     gpu = Engine(file, device="cuda", precision=precision)
     pictures = crops(5)
@@ -374,3 +416,28 @@ def test_a_gpu_draws_the_same_pictures(file: Path, networks: Engine, precision: 
     exact = networks.edit(pictures, codes, codes).astype(float)
     assert np.abs(gpu.edit(pictures, codes, codes) - exact).mean() < mean
     assert gpu.description["device"].startswith("cuda")
+
+
+@on_gpu
+def test_batches_in_quick_succession_do_not_mix(file: Path):
+    gpu = Engine(file, device="cuda", precision="fp32", batch_size=2)
+    pictures = crops(40)
+    at_once = gpu.motion_codes(pictures)
+    one_by_one = np.concatenate([gpu.motion_codes(pictures[n : n + 2]) for n in range(0, 40, 2)])
+    np.testing.assert_allclose(at_once, one_by_one, rtol=1e-3, atol=1e-5)
+    sent_back = [fetched(sent(picture, torch.uint8, gpu.device)) for picture in pictures]
+    np.testing.assert_array_equal(np.stack(sent_back), pictures)
+
+
+@on_gpu
+def test_a_batch_too_large_for_a_gpu_is_halved(file: Path, networks: Engine):
+    gpu = Engine(file, device="cuda", precision="fp32", batch_size=1024)
+    pictures = np.concatenate([crops(64)] * 16)
+    total = torch.cuda.get_device_properties(gpu.device).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**28) / total)
+    try:
+        codes = gpu.motion_codes(pictures + np.arange(16, dtype=np.uint8).repeat(64)[:, None, None, None])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert gpu.batch_size < 1024 and len(codes) == 1024
+    np.testing.assert_allclose(codes[:4], networks.motion_codes(pictures[:4]), rtol=1e-2, atol=1e-3)

@@ -1,11 +1,13 @@
 """The networks as they are used against those that were trained: the same pictures but for the rounding."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpe_cli.models import DPE, DPEConfig, InferenceDPE
+from dpe_cli.models import DPE, DPEConfig, InferenceDPE, inference
 from dpe_cli.models.inference import TILE, Convolution, WinogradConvolution, sample_grid, sample_rows
 from dpe_cli.weights import load
 
@@ -56,6 +58,18 @@ def test_the_form_for_use_draws_what_the_trained_form_draws(networks: DPE, winog
     torch.testing.assert_close(found.pop("code"), wanted.pop("code"), rtol=1e-4, atol=1e-5)
     for name, picture in wanted.items():
         assert_same_pictures(found[name], picture, name)
+
+
+@torch.inference_mode()
+def test_pictures_that_go_one_by_one_are_those_of_the_batch(networks: DPE, monkeypatch: pytest.MonkeyPatch):
+    source, driving = pictures(3), pictures(3, seed=2)
+    wanted = three_edits(InferenceDPE(networks, winograd=True), source, driving)
+    monkeypatch.setattr(inference, "ALONE", 32**2 * networks.config.channels[32])
+    apart = InferenceDPE(networks, winograd=True)
+    assert (apart.encoder.alone, apart.pose_generator.together) == (2, 2)  # 64 and 32 alone, 8 and 16 together
+    for name, found in three_edits(apart, source, driving).items():
+        torch.testing.assert_close(found, wanted[name], rtol=1e-4, atol=1e-4)
+    assert InferenceDPE(networks).encoder.alone == 0
 
 
 @torch.inference_mode()
@@ -116,3 +130,13 @@ def test_samples_of_rows_are_those_of_a_grid():
     wanted = sample_grid(features, where, weight)
     assert (wanted == 0).any()
     torch.testing.assert_close(sample_rows(features, where, weight), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_stays_behind_when_the_networks_move_to_a_device(networks: DPE, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inference, "in_float32", lambda x: nullcontext())  # autocast does not know this device
+    model = InferenceDPE(networks).to("meta")  # it computes nothing, but refuses tensors of the CPU among its own
+    edits = three_edits(model, torch.empty(2, 3, 64, 64, device="meta"), torch.empty(2, 3, 64, 64, device="meta"))
+    assert edits["both"].shape == (2, 3, 64, 64)
+    assert all(edit.device.type == "meta" for edit in edits.values())
+    with pytest.raises(RuntimeError, match="device"):
+        model.encode(torch.empty(2, 3, 64, 64))

@@ -162,19 +162,21 @@ def doctor() -> None:
 )  # fmt: skip
 @click.option("--frames", type=click.IntRange(min=8), default=50, show_default=True, help="Length of the drawn clips.")
 @click.option("--compare", is_flag=True, help="Also torch, onnx and openvino, in fp32 and int8, with their PSNR.")
-@click.option("--growth", is_flag=True, help="Also time and memory of 100, 1000 and 5000 frames: many minutes.")
+@click.option("--growth", is_flag=True, help="Also time and memory by frames, size and faces: many minutes.")
+@click.option("--full", is_flag=True, help="Also networks at the paper's width, beside their straightforward form.")
 @click.option("--detector", default="auto", show_default=True, help="As in edit.")
 @click.option("--face-models", type=FILE, help="As in edit.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @shared_options
 def benchmark(
     sizes: tuple[str, ...], modes: tuple[str, ...], sources: tuple[str, ...], frames: int, compare: bool, growth: bool,
-    as_json: bool, quiet: bool, verbose: bool, **choice: Any,
+    full: bool, as_json: bool, quiet: bool, verbose: bool, **choice: Any,
 ) -> None:  # fmt: skip
     """Measure how fast this machine edits, on clips that are drawn for it.
 
     Each stage alone in milliseconds a frame; the networks, with their shares of the machine's own rate of matrix
-    products and of its memory; whole runs with wall time, CPU time and peak memory.
+    products and of its memory; whole runs with wall time, CPU time and peak memory. --growth adds runs of 100, 1000 and
+    5000 frames, of all sizes, and with 1, 2 and 4 faces edited, and says what one more of each takes.
 
     \b
     dpe benchmark --size 1080p --frames 25
@@ -183,22 +185,25 @@ def benchmark(
     from dpe_cli.benchmark import benchmark as measure
 
     say = (lambda message: None) if quiet else (lambda message: click.echo(f"measuring {message}", err=True))
-    result = measure(Choice(**choice), sizes or SIZES, modes, sources, frames, say, compare, growth)
+    result = measure(Choice(**choice), sizes or SIZES, modes, sources, frames, say, compare, growth, full)
     if as_json:
         click.echo(json.dumps(result, indent=1))
         return
     machine = result["machine"]
     click.echo(f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; {machine['device']}")
-    click.echo(f"{machine['matrix_gflops']} GFLOP/s in matrix products, {machine['memory_gb_per_s']} GB/s in copies")
+    rate = f"{machine['matrix_gflops']} GFLOP/s in matrix products of {machine['matrix_precision']}"
+    click.echo(f"{rate}, {machine['memory_gb_per_s']} GB/s in copies")
     click.echo(f"{result['engine']['weights']}, {result['engine']['precision']}; faces: {result['detector']}")
     for title, rows in (
         ("Networks, a frame", result["networks"]),
+        ("Networks at the paper's width, a frame", result.get("full_networks")),
         ("Other stages, milliseconds a frame", result["stages"]),
         ("Whole runs", result["runs"]),
         ("The start, seconds", [result["start"]]),
         ("Runtimes", result.get("runtimes")),
-        ("Growth", result["growth"].pop("runs") if growth else None),
-        ("A further frame", [result["growth"]] if growth else None),
+        ("Growth with the frames", growth and result["growth"]["frames"]),
+        ("Growth with the size and the faces", growth and result["growth"]["sizes_and_faces"]),
+        ("What one more takes", growth and result["growth"]["constants"]),
     ):
         if rows:
             print_table(title, rows)
