@@ -30,6 +30,7 @@ MOUTH, LIDS = COORDINATES["mouth"], COORDINATES["lids"]
 CLOSED = 0.1  # share of a clip's frames, those with the smallest opening, that tell its closed mouth
 PAD = 160  # mel columns of a clip before its first frame and after its last
 SHORTEST = 40  # motion frames of a clip
+TEMPO = 0.08  # spread of the logarithm of the tempo in training
 KNOWN = 20  # motion frames that tell a person's usual mouth, least
 LIPS = [*LIPS_OUTER, *LIPS_INNER]
 
@@ -160,8 +161,7 @@ class Sampler:
         talks = talks or [talk for talk in self.talks if len(talk) >= frames]
         talk = talks[random.integers(len(talks))]
         start = int(random.integers((len(talk) - frames) // 5 + 1)) * 5
-        mel, mouth = stretch_of(talk, start, frames, reach), talk.mouth[start : start + frames]
-        lips = (talk.lips[start : start + frames] - talk.closed_lips)[..., :2]
+        mel, mouth, lips = self.at_tempo(talk, start, frames, reach)
         usual, spread = self.mean_mouth, self.mean_spread
         told = self.reference(talk, start, start + frames)
         if len(told) >= KNOWN and random.random() < self.settings.known:
@@ -174,6 +174,19 @@ class Sampler:
             "pose": talk.pose[start : start + frames],
             "style": np.int64(person % self.config.styles),
         }  # fmt: skip
+
+    def at_tempo(self, talk: Talk, start: int, frames: int, reach: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A stretch spoken faster or slower: mel (80, C), mouth (frames, 8), lips from the closed ones (frames, 40, 2),
+        linear between columns and frames."""
+        tempo = float(np.clip(np.exp(self.random.normal(0, TEMPO)), 0.85, 1.18))
+        middle = start + (frames - 1) / 2
+        if min(middle, len(talk) - 1 - middle) < tempo * (frames - 1) / 2:
+            tempo = 1.0
+        times = middle + (np.arange(frames) + start - middle) * tempo
+        columns = start - reach + (np.arange((frames + 2 * reach) * 16 // 5 + 16) - 8) / 3.2
+        columns = PAD + 3.2 * (middle + (columns - middle) * tempo)
+        lips = (talk.lips - talk.closed_lips)[..., :2]
+        return between(talk.mel, columns).T, between(talk.mouth, times), between(lips, times)
 
     def reference(self, talk: Talk, start: int, end: int) -> np.ndarray:
         """Mouths that tell how a person speaks: of another clip, or of this one before `start` or after `end`, for in
@@ -210,6 +223,13 @@ class Sampler:
             at, long = int(random.integers(mel.shape[1])), int(random.integers(8))
             mel[:, at : at + long] = mel.mean()
         return np.clip(mel, -REACH, REACH).astype(np.float32)
+
+
+def between(series: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values of (N, ...) at fractional places inside it, linear between two. -> (len(places), ...) float32"""
+    before = np.minimum(np.floor(places + 1e-6).astype(int), len(series) - 2)
+    share = (places - before).reshape(-1, *[1] * (series.ndim - 1))
+    return (series[before] * (1 - share) + series[before + 1] * share).astype(np.float32)
 
 
 def stretch_of(talk: Talk, start: int, frames: int, reach: int) -> np.ndarray:

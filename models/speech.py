@@ -33,8 +33,8 @@ class SpeechConfig:
     """
 
     mouth: int = 8
-    width: int = 128
-    members: int = 2
+    width: int = 96
+    members: int = 4
     dilations: tuple[int, ...] = (1, 2, 4, 2, 1)
     around: int = 25
     dropout: float = 0.3

@@ -296,6 +296,21 @@ def test_what_tells_the_usual_mouth_is_never_what_is_sought(talking):
     assert len(sampler.reference(sampler.talks[0], 5, 55)) < 20
 
 
+def test_a_stretch_at_another_tempo_keeps_sound_and_mouth_together(talking):
+    talk = load_talks(talking, MotionSpace.load(folder() / "motion-space.json"), held_out=False)[0]
+    moments = np.arange(len(talk.mel), dtype=np.float32)[:, None].repeat(80, 1)  # each column tells when it was
+    talk = replace(talk, mel=moments, mouth=np.arange(60, dtype=np.float32)[:, None].repeat(8, 1))
+    sampler = Sampler([talk], SpeechConfig(), SpeechTraining())
+    tempos = set()
+    for _ in range(5):
+        mel, mouth, _ = sampler.at_tempo(talk, 20, 20, 10)
+        heard = mel[0, 8 + (10 + 5 * np.arange(4)) * 16 // 5]
+        assert np.allclose((heard - PAD) / 3.2, mouth[::5, 0], atol=0.01)
+        tempos.add(round(float(mouth[1, 0] - mouth[0, 0]), 3))
+    assert len(tempos) == 5
+    assert np.array_equal(sampler.at_tempo(talk, 0, 20, 10)[1], talk.mouth[:20])  # nothing to hear before the clip
+
+
 # Measures
 
 
