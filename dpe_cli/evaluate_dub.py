@@ -20,8 +20,8 @@ from dpe_cli.landmarks import mouth_opening
 from dpe_cli.models import SpeechNets
 from dpe_cli.motion_space import POSE_DIM, POSE_SCALE
 from dpe_cli.speech import GRID
-from dpe_cli.speech_motion import PoseMotion
-from dpe_cli.train_speech import CLOSED, PAD, Talk, whole
+from dpe_cli.speech_motion import Person, PoseMotion
+from dpe_cli.train_speech import PAD, Talk, whole
 
 SYSTEMS = ("dub", "constant mean", "own mean", "shuffled speech", "true motion")
 STYLES = 4  # of heads, that are compared for diversity
@@ -98,8 +98,9 @@ def usual_of(talk: Talk) -> np.ndarray:
 @torch.inference_mode()
 def predicted(nets: SpeechNets, heard: Talk, seen: Talk) -> np.ndarray:
     """The mouth of the person in one clip, saying what is said in another. (n, 8)"""
-    person = [torch.from_numpy(one.astype(np.float32))[None] for one in (seen.closed, usual_of(seen))]
-    return nets.expression(whole(heard, nets.config.reach), *person)[0].numpy()
+    spread = seen.mouth[: len(seen) // 2].std(0)
+    person = Person(seen.closed, usual_of(seen), spread)
+    return nets.expression(whole(heard, nets.config.reach), *person.tensors())[0].numpy()
 
 
 @torch.inference_mode()
@@ -120,9 +121,7 @@ def judge(nets: SpeechNets, talk: Talk, mouth: np.ndarray) -> Judged:
 
 def landmark_distance(nets: SpeechNets, talk: Talk, mouth: np.ndarray) -> np.ndarray:
     """Mean distance of lip points seen from the front, percent of the outer eye corners' distance. (n,)"""
-    count = max(1, round(CLOSED * len(talk)))
-    closed = talk.lips[np.argsort(talk.opening)[:count]].mean(0)
-    lips = closed + np.tensordot(mouth, nets.lips.numpy(), 1)
+    lips = talk.closed_lips + np.tensordot(mouth, nets.lips.numpy(), 1)
     return 100 * np.linalg.norm((lips - talk.lips)[..., :2], axis=-1).mean(1)
 
 

@@ -68,17 +68,20 @@ def columns_for(samples: Samples, gain: float, frame: int, frames: int) -> torch
 
 @dataclass(frozen=True)
 class Person:
-    """What speech has to know of a face: its closed mouth, and how far from that it usually is in speech. (8,) each"""
+    """What speech has to know of a face: its closed mouth, how far from that it usually is in speech, and how far it
+    spreads about that. (8,) each"""
 
     closed: np.ndarray
     usual: np.ndarray
+    spread: np.ndarray
 
     @classmethod
     def of(cls, codes: np.ndarray, nets: SpeechNets) -> "Person":
         """By motion codes (N, 20) of some frames.
 
         Closed is the mean of those that are open least; where even these are open, they are closed along the way that
-        opens mouths. Usual is the median where the mouth moves as in speech, else that of all people.
+        opens mouths. Usual is the median, and spread the standard deviation, where the mouth moves as in speech, else
+        both are those of all people.
         """
         mouths = codes[:, POSE_DIM : POSE_DIM + nets.config.mouth].astype(np.float64)
         aperture, (zero, shut) = nets.aperture.double().numpy(), nets.closed.double().tolist()
@@ -88,7 +91,12 @@ class Person:
         closed = mouths[least].mean(0) - aperture * excess / (aperture @ aperture)
         speaks = len(mouths) > 1 and opening.std() > SPEAKS
         usual = np.median(mouths, 0) - closed if speaks else nets.mean_mouth.numpy()
-        return cls(closed.astype(np.float32), np.asarray(usual, np.float32))
+        spread = mouths.std(0) if speaks else nets.mean_spread.numpy()
+        return cls(*(known.astype(np.float32) for known in (closed, usual, spread)))
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """As AudioExpNet takes them, (1, 8) each."""
+        return tuple(torch.from_numpy(known)[None] for known in (self.closed, self.usual, self.spread))
 
 
 def hear(path: Path, loudness: Loudness) -> Callable[[int, int], torch.Tensor]:
@@ -130,7 +138,7 @@ class SpeechMotion:
 
     def __init__(self, path: Path, nets: SpeechNets, loudness: Loudness, person: "Person", loop: bool = False):
         self.path, self.nets, self.loudness, self.loop = path, nets, loudness, loop
-        self.person = torch.from_numpy(person.closed)[None], torch.from_numpy(person.usual)[None]
+        self.person = person.tensors()
         self.turn = 0
         self.begin()
 

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,10 @@ from dpe_cli.weights import save
 
 MOUTH, LIDS = COORDINATES["mouth"], COORDINATES["lids"]
 CLOSED = 0.1  # share of a clip's frames, those with the smallest opening, that tell its closed mouth
-PAD = 80  # mel columns of a clip before its first frame and after its last
+PAD = 160  # mel columns of a clip before its first frame and after its last
 SHORTEST = 40  # motion frames of a clip
+TEMPO = 0.08  # spread of the logarithm of the tempo in training
+KNOWN = 20  # motion frames that tell a person's usual mouth, least
 LIPS = [*LIPS_OUTER, *LIPS_INNER]
 
 
@@ -43,12 +46,13 @@ class SpeechTraining:
     weight_decay: float = 0.02
     ema: float = 0.998
     frames: int = 50  # of a sample, a multiple of five
-    velocity_weight: float = 2.0
+    mouth_weight: float = 0.3
+    velocity_weight: float = 0.5
     opening_weight: float = 0.5
-    lips_weight: float = 1.0
+    lips_weight: float = 3.0
     sync_weight: float = 0.1
     kl_weight: float = 0.002
-    known: float = 0.75  # share of the samples in which the person's usual mouth is known
+    known: float = 0.85  # share of the samples in which the person's usual mouth is known
     silence: float = 0.06  # share of the samples that are noise without speech, with a closed mouth
     threads: int = 1
     seed: int = 0
@@ -72,6 +76,11 @@ class Talk:
 
     def __len__(self) -> int:
         return len(self.mouth)
+
+    @cached_property
+    def closed_lips(self) -> np.ndarray:
+        """Lip points of the closed mouth, (40, 3)."""
+        return self.lips[np.argsort(self.opening)[: max(1, round(CLOSED * len(self)))]].mean(0)
 
 
 def load_talks(folder: Path, space: MotionSpace, held_out: bool) -> list[Talk]:
@@ -135,11 +144,12 @@ class Sampler:
         self.people = sorted({talk.identity for talk in talks})
         self.of = {person: [talk for talk in talks if talk.identity == person] for person in self.people}
         self.mean_mouth = np.concatenate([talk.mouth for talk in talks]).mean(0)
+        self.mean_spread = np.mean([talk.mouth.std(0) for talk in talks], 0)
         self.random = np.random.default_rng(settings.seed)
 
     def batch(self, frames: int, reach: int) -> dict[str, Tensor]:
-        """mel (B, 80, 3.2 (frames + 2 reach) + 16), mouth (B, frames, 8), closed and usual mouth (B, 8), pose
-        (B, frames, 6), style (B,)."""
+        """mel (B, 80, 3.2 (frames + 2 reach) + 16), mouth (B, frames, 8), lips from the closed ones (B, frames, 40, 2),
+        closed and usual mouth and its spread (B, 8), pose (B, frames, 6), style (B,)."""
         rows = [self.sample(frames, reach) for _ in range(self.settings.batch)]
         return {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
 
@@ -151,19 +161,43 @@ class Sampler:
         talks = talks or [talk for talk in self.talks if len(talk) >= frames]
         talk = talks[random.integers(len(talks))]
         start = int(random.integers((len(talk) - frames) // 5 + 1)) * 5
-        mel, mouth = stretch_of(talk, start, frames, reach), talk.mouth[start : start + frames]
-        usual = self.mean_mouth
-        if random.random() < self.settings.known:
-            other = self.of[talk.identity][random.integers(len(self.of[talk.identity]))]
-            begin = random.integers(len(other) - SHORTEST + 1)
-            usual = np.median(other.mouth[begin:][: random.integers(SHORTEST, 2 * SHORTEST)], 0)
+        mel, mouth, lips = self.at_tempo(talk, start, frames, reach)
+        usual, spread = self.mean_mouth, self.mean_spread
+        told = self.reference(talk, start, start + frames)
+        if len(told) >= KNOWN and random.random() < self.settings.known:
+            usual, spread = np.median(told, 0), told.std(0)
         if random.random() < self.settings.silence:  # nobody speaks: the mouth is closed
-            mel, mouth = self.noise(mel.shape[1]), np.zeros_like(mouth)
+            mel, mouth, lips = self.noise(mel.shape[1]), np.zeros_like(mouth), np.zeros_like(lips)
         return {
-            "mel": self.vary(mel), "mouth": mouth, "closed": talk.closed, "usual": usual,
+            "mel": self.vary(mel), "mouth": mouth, "lips": lips, "closed": talk.closed,
+            "usual": usual.astype(np.float32), "spread": spread.astype(np.float32),
             "pose": talk.pose[start : start + frames],
             "style": np.int64(person % self.config.styles),
         }  # fmt: skip
+
+    def at_tempo(self, talk: Talk, start: int, frames: int, reach: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A stretch spoken faster or slower: mel (80, C), mouth (frames, 8), lips from the closed ones (frames, 40, 2),
+        linear between columns and frames."""
+        tempo = float(np.clip(np.exp(self.random.normal(0, TEMPO)), 0.85, 1.18))
+        middle = start + (frames - 1) / 2
+        if min(middle, len(talk) - 1 - middle) < tempo * (frames - 1) / 2:
+            tempo = 1.0
+        times = middle + (np.arange(frames) + start - middle) * tempo
+        columns = start - reach + (np.arange((frames + 2 * reach) * 16 // 5 + 16) - 8) / 3.2
+        columns = PAD + 3.2 * (middle + (columns - middle) * tempo)
+        lips = (talk.lips - talk.closed_lips)[..., :2]
+        return between(talk.mel, columns).T, between(talk.mouth, times), between(lips, times)
+
+    def reference(self, talk: Talk, start: int, end: int) -> np.ndarray:
+        """Mouths that tell how a person speaks: of another clip, or of this one before `start` or after `end`, for in
+        use they are never those that are sought. (N, 8)"""
+        random = self.random
+        others = self.of[talk.identity]
+        other = others[random.integers(len(others))]
+        mouths = other.mouth if other is not talk else max(talk.mouth[:start], talk.mouth[end:], key=len)
+        long = int(random.integers(KNOWN, 5 * KNOWN))
+        begin = int(random.integers(max(1, len(mouths) - long + 1)))
+        return mouths[begin : begin + long]
 
     def noise(self, columns: int) -> np.ndarray:
         """What a room sounds like without speech. (80, columns)"""
@@ -191,6 +225,13 @@ class Sampler:
         return np.clip(mel, -REACH, REACH).astype(np.float32)
 
 
+def between(series: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values of (N, ...) at fractional places inside it, linear between two. -> (len(places), ...) float32"""
+    before = np.minimum(np.floor(places + 1e-6).astype(int), len(series) - 2)
+    share = (places - before).reshape(-1, *[1] * (series.ndim - 1))
+    return (series[before] * (1 - share) + series[before + 1] * share).astype(np.float32)
+
+
 def stretch_of(talk: Talk, start: int, frames: int, reach: int) -> np.ndarray:
     """Mel columns that a network with this reach hears for motion frames from `start`, a multiple of 5. (80, C)"""
     first = PAD + (start - reach) * 16 // 5 - 8
@@ -209,17 +250,18 @@ def audio_loss(
     nets: SpeechNets, batch: dict[str, Tensor], spread: Tensor, settings: SpeechTraining
 ) -> dict[str, Tensor]:
     """Named terms, already weighted: coordinates in units of their spread within clips."""
-    found, wanted = nets.expression(batch["mel"], batch["closed"], batch["usual"]), batch["mouth"]
+    found = nets.expression.each(batch["mel"], batch["closed"], batch["usual"], batch["spread"]).float()
+    wanted, reading = batch["mouth"], nets.lips[..., :2]
     opening = (found - wanted) @ nets.aperture
-    velocity = (found.diff(dim=1) - wanted.diff(dim=1)) / spread
-    lips = torch.tensordot(found - wanted, nets.lips[..., :2], 1)
-    usual = torch.tensordot(wanted - nets.mean_mouth, nets.lips[..., :2], 1)
+    velocity = (found.diff(dim=-2) - wanted.diff(dim=-2)) / spread
+    lips = torch.tensordot(found, reading, 1) - batch["lips"]
+    usual = torch.tensordot(nets.mean_mouth, reading, 1) - batch["lips"]
     reach = nets.config.reach * 16 // 5
     heard = nets.sync.hear(batch["mel"][..., reach:-reach])
     seen = nets.sync.watch(wanted)
     return {
-        "mouth": ((found - wanted) / spread).square().mean(),
-        "lips": lips.square().mean() / usual.square().mean().clamp_min(1e-6) * settings.lips_weight,
+        "mouth": ((found - wanted) / spread).square().mean() * settings.mouth_weight,
+        "lips": lips.norm(dim=-1).mean() / usual.norm(dim=-1).mean() * settings.lips_weight,
         "velocity": velocity.square().mean() * settings.velocity_weight,
         "opening": opening.square().mean() / (wanted @ nets.aperture).var().clamp_min(1e-6) * settings.opening_weight,
         "sync": contrast(heard, seen, nets.sync.scale.exp()) * settings.sync_weight,
@@ -248,7 +290,7 @@ def pose_loss(nets: SpeechNets, batch: dict[str, Tensor], settings: SpeechTraini
     kl = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean() / 2
     return {
         "pose": (found - wanted).square().mean(),
-        "velocity": (found.diff(dim=1) - wanted.diff(dim=1)).square().mean() * 5 * settings.velocity_weight,
+        "velocity": (found.diff(dim=1) - wanted.diff(dim=1)).square().mean() * 20 * settings.velocity_weight,
         "kl": kl * settings.kl_weight,
     }
 
@@ -272,6 +314,7 @@ def measure_people(nets: SpeechNets, talks: list[Talk]) -> Tensor:
     known = {
         "aperture": aperture, "closed": np.array([zero, shut]),
         "mean_mouth": np.concatenate([talk.mouth for talk in talks]).mean(0),
+        "mean_spread": np.mean([talk.mouth.std(0) for talk in talks], 0),
         "lips": by_coordinate([talk.lips for talk in talks]),
         "blink": np.mean([low - middle for low, middle in lids], 0), "pose_scale": np.maximum(pose.std(0), 0.05),
     }  # fmt: skip

@@ -48,7 +48,7 @@ class Checkpoint:
 # After new weights: write the output of `sha256sum weights/*.safetensors` here.
 COMPACT_SHA256: str | None = "53e99b0b716dd652594961eb9f8cf21ec676be2e511354b02714af338d10e3f5"
 LANDMARKS_SHA256: str | None = "60d73de7268a146109785889205d72fc15e4cbb6f897bfbf45e7ec9552625713"
-SPEECH_SHA256: str | None = "c0c8f1b1048dcca827e2c5abbf7e1791c5d98155989ff38efa950e1e02c6f122"
+SPEECH_SHA256: str | None = "4895e6c1d302678635fec810ab67b99e5a0a5df4315421f0dc5aec6a5635542d"
 
 
 def known(*checkpoints: Checkpoint) -> dict[str, Checkpoint]:

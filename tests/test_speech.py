@@ -15,11 +15,13 @@ from dpe_cli import metrics
 from dpe_cli.errors import InputError
 from dpe_cli.main import cli
 from dpe_cli.models import SpeechConfig, SpeechNets
+from dpe_cli.models.speech import Voice
+from dpe_cli.motion_space import MotionSpace
 from dpe_cli.prepare import Source, cut_sound, open_sound
 from dpe_cli.speech import COLUMNS, HOP, RATE, WINDOW, Loudness, Samples, gate, measure, mel_columns, mel_filters
 from dpe_cli.speech_motion import Person, PoseMotion, SpeechMotion, blink_at, hear, read_loudness
 from dpe_cli.tracks import read_sound
-from dpe_cli.train_speech import SpeechTraining, contrast, load_talks
+from dpe_cli.train_speech import PAD, Sampler, SpeechTraining, contrast, load_talks
 from dpe_cli.weights import folder, load_speech
 
 
@@ -131,12 +133,13 @@ def nets() -> SpeechNets:
     return nets.eval().requires_grad_(False)
 
 
-PERSON = Person(np.zeros(8, np.float32), np.full(8, 0.5, np.float32))
+PERSON = Person(*(np.full(8, value, np.float32) for value in (0, 0.5, 0.6)))
 
 
 def test_networks_give_a_frame_for_a_frame_and_refuse_sizes_that_do_not_fit(nets):
     mel = torch.randn(2, 80, (20 + 10) * 16 // 5 + 16)
-    assert nets.expression(mel, torch.zeros(2, 8), torch.zeros(2, 8)).shape == (2, 20, 8)
+    longer = torch.randn(2, 80, (20 + 2 * nets.config.reach) * 16 // 5 + 16)
+    assert nets.expression(longer, *torch.zeros(3, 2, 8)).shape == (2, 20, 8)
     assert nets.sync.hear(mel).shape == nets.sync.watch(torch.randn(2, 30, 8)).shape == (2, 20, 64)
     pose, style = torch.randn(2, 32, 6), torch.tensor([0, 3])
     heard = nets.pose.hear(torch.randn(2, 80, 35 * 16 // 5 + 16))
@@ -144,17 +147,29 @@ def test_networks_give_a_frame_for_a_frame_and_refuse_sizes_that_do_not_fit(nets
     assert nets.pose.decode(mean, heard, style).shape == pose.shape
     with pytest.raises(ValueError, match="multiple of five"):
         SpeechConfig(dilations=(1, 2))
+    with pytest.raises(ValueError, match="multiple of five"):
+        SpeechConfig(around=4)
 
 
 def test_a_frame_hears_what_is_around_it_and_nothing_else(nets):
     frames, reach = 40, nets.config.reach
     mel = torch.zeros(1, 80, (frames + 2 * reach) * 16 // 5 + 16)
-    quiet = nets.expression(mel, torch.zeros(1, 8), torch.zeros(1, 8))[0]
+    quiet = nets.expression(mel, *torch.zeros(3, 1, 8))[0]
     mel[..., 8 + (20 + reach) * 16 // 5] = 3.0  # at the time of frame 20
-    moved = (nets.expression(mel, torch.zeros(1, 8), torch.zeros(1, 8))[0] - quiet).abs().sum(1).nonzero()[:, 0]
+    moved = (nets.expression(mel, *torch.zeros(3, 1, 8))[0] - quiet).abs().sum(1).nonzero()[:, 0]
     assert 20 in moved
     assert moved.min() >= 20 - reach - 2
     assert moved.max() <= 20 + reach + 2
+
+
+def test_a_microphone_is_taken_out_of_speech_and_silence_stays_silent():
+    torch.manual_seed(0)
+    voice = Voice(40)
+    columns = torch.randn(1, 80, 160)
+    tone = torch.linspace(-1, 1, 80)[:, None]
+    assert torch.allclose(voice(columns + 1 + tone), voice(columns + 1 - tone), atol=0.15)
+    assert voice(columns + 1).mean().abs() < 0.2
+    assert voice(torch.full((1, 80, 160), -4.0)).max() < -2
 
 
 def test_parts_give_exactly_the_motion_of_the_whole(nets, tmp_path):
@@ -206,6 +221,7 @@ def test_a_mouth_that_is_never_closed_is_closed_by_the_way_it_opens(nets):
     assert float(nets.opening(torch.from_numpy(person.closed + person.usual))) > 0.1
     still = Person.of(codes[:1], nets)
     assert np.array_equal(still.usual, nets.mean_mouth.numpy())
+    assert np.array_equal(still.spread, nets.mean_spread.numpy())
 
 
 # Prepared sound and training
@@ -263,12 +279,36 @@ def test_contrast_is_least_where_the_same_moments_agree():
 
 
 def test_talks_lie_on_the_grid(talking):
-    from dpe_cli.motion_space import MotionSpace
-
     talks = load_talks(talking, MotionSpace.load(folder() / "motion-space.json"), held_out=False)
     assert {len(talk) for talk in talks} == {60}
-    assert all(talk.mel.shape == (60 * 16 // 5 + 160, 80) for talk in talks)
+    assert all(talk.mel.shape == (60 * 16 // 5 + 2 * PAD, 80) for talk in talks)
     assert SpeechTraining().frames % 5 == 0
+
+
+def test_what_tells_the_usual_mouth_is_never_what_is_sought(talking):
+    talks = load_talks(talking, MotionSpace.load(folder() / "motion-space.json"), held_out=False)[:1]
+    numbers = np.arange(60, dtype=np.float32)[:, None].repeat(8, 1)
+    sampler = Sampler([replace(talks[0], mouth=numbers)], SpeechConfig(), SpeechTraining())
+    for start, allowed in ((0, range(20, 60)), (40, range(40))):
+        told = sampler.reference(sampler.talks[0], start, start + 20)[:, 0]
+        assert len(told) >= 20
+        assert set(told) <= set(allowed)
+    assert len(sampler.reference(sampler.talks[0], 5, 55)) < 20
+
+
+def test_a_stretch_at_another_tempo_keeps_sound_and_mouth_together(talking):
+    talk = load_talks(talking, MotionSpace.load(folder() / "motion-space.json"), held_out=False)[0]
+    moments = np.arange(len(talk.mel), dtype=np.float32)[:, None].repeat(80, 1)  # each column tells when it was
+    talk = replace(talk, mel=moments, mouth=np.arange(60, dtype=np.float32)[:, None].repeat(8, 1))
+    sampler = Sampler([talk], SpeechConfig(), SpeechTraining())
+    tempos = set()
+    for _ in range(5):
+        mel, mouth, _ = sampler.at_tempo(talk, 20, 20, 10)
+        heard = mel[0, 8 + (10 + 5 * np.arange(4)) * 16 // 5]
+        assert np.allclose((heard - PAD) / 3.2, mouth[::5, 0], atol=0.01)
+        tempos.add(round(float(mouth[1, 0] - mouth[0, 0]), 3))
+    assert len(tempos) == 5
+    assert np.array_equal(sampler.at_tempo(talk, 0, 20, 10)[1], talk.mouth[:20])  # nothing to hear before the clip
 
 
 # Measures
@@ -297,7 +337,6 @@ def test_beats_on_the_sound_align_and_others_do_not():
 
 def test_true_motion_is_nearer_to_the_truth_than_a_constant_mouth(talking):
     from dpe_cli.evaluate_dub import SYSTEMS, evaluate_dub
-    from dpe_cli.motion_space import MotionSpace
     from dpe_cli.train_speech import measure_people
 
     random = np.random.default_rng(0)
