@@ -9,14 +9,18 @@ is asked for
     a(X - b) = 0           the code of the part is the donor's, whoever the host is
     a(X' - a) = 0          another part that changes hands does not count
 
-Codes and expression shifts are affine in each other, so this is linear least squares on codes (whitened by their
-covariance inside clips): no steps, no rate, no seed. Banks are fitted in the paper's order, mouth, eyes, brows, each on
-what the ones before it leave. A direction that comes over by less than half is left out.
+Codes and expression shifts are affine in each other, so this is linear least squares on codes (those that the
+expression head looks at, whitened by their covariance inside clips): no steps, no rate, no seed. Banks are fitted in
+the paper's order, mouth, eyes, brows, each on what the ones before it leave. A direction that comes over by less than
+half is left out.
 
 In the end all heads are solved for together, so that banks are orthogonal to each other's heads: what one bank adds the
 others do not read, and it reads itself in full (least squares alone would shrink it, as codes are noisy). Directions
 that are orthogonal in the shifts themselves, one QR over all banks as EDTalk has it, were tried and told eyes and brows
 apart worse than no fit. The rest is the complement: all banks at strength one are the full transfer.
+
+That is what codes say. The generator, which is not trained, judges last (`held_still`): a bank is changed by the least
+that lets pictures show all of a driving's own measures and none of the others'.
 
 Inside the eyes' bank a linear read-out of the lids' opening parts blink from gaze. The paper's emotion, learnt last
 from averages over time, has no bank: emotion is what brows and rest hold.
@@ -47,6 +51,7 @@ PARTS = {
     "brows": Part("upper", "eyes", ("brow_raise",)),
 }  # in the order of the fit
 RIDGE = 0.03  # of the codes' mean square
+LOOSE = 0.03  # of the answers' mean square
 FOLLOWED = 0.5  # of a direction, at least: what comes over with the part
 TURN = 4.0  # degrees between two heads up to which a part fits the other face; each more counts like 0.15 sigma less
 
@@ -97,15 +102,20 @@ def transplant(
     return np.round(host + share[..., None] * (moved.astype(np.float32) - host)).astype(np.uint8)
 
 
-def fit_banks(codes: np.ndarray, opening: np.ndarray, transplants: Mapping[str, Transplants]) -> dict[str, np.ndarray]:
-    """Projectors (K, K) by factor, without the rest.
+def fit_banks(
+    codes: np.ndarray, transplants: Mapping[str, Transplants], alive: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Projectors (K, K) by part of PARTS.
 
-    codes: (N, K) and opening: (N,) of the lids, differences within clips; transplants: by part, all of PARTS.
+    codes: (N, K), differences within clips; transplants: by part, all of PARTS; alive: (R, K) orthonormal rows, the
+    directions of a code that the expression head looks at, by default all.
     """
-    covariance = codes.T @ codes / len(codes)
+    alive = np.eye(codes.shape[1]) if alive is None else alive
+    covariance = alive @ (codes.T @ codes / len(codes)) @ alive.T
     spread = np.linalg.cholesky(covariance + np.diag(1e-3 * np.diag(covariance) + 1e-12))
-    whiten = np.linalg.inv(spread)
-    size = codes.shape[1]
+    whiten = np.linalg.inv(spread) @ alive
+    spread = alive.T @ spread
+    size = len(alive)
     white = {name: [rows @ whiten.T for rows in (one.host, one.donor, one.mixed)] for name, one in transplants.items()}
     done, directions, heads = np.zeros((size, size)), {}, []
     for name in PARTS:
@@ -128,8 +138,24 @@ def fit_banks(codes: np.ndarray, opening: np.ndarray, transplants: Mapping[str, 
     for name, own in directions.items():
         banks[name] = spread @ own @ joint[first : first + own.shape[1]] @ whiten
         first += own.shape[1]
-    eyes = banks.pop("eyes")
-    return {"mouth": banks["mouth"], **part_lids(codes @ eyes.T, opening, eyes), "brows": banks["brows"]}
+    return banks
+
+
+def held_still(
+    banks: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray], covariance: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Banks (K, K) by part that move what pictures show of their part, in full, and of the others nothing.
+
+    answer: (K,) by measure of PARTS, how much pictures change with a code, in standard deviations of the measure;
+    covariance: (K, K) of codes, in whose metric the change is the least. What pictures hardly show is not held.
+    """
+    owner = {measure: name for name, part in PARTS.items() for measure in part.measures}
+    rows = np.stack([answer[measure] for measure in owner])
+    strength = rows @ covariance @ rows.T
+    loose = LOOSE * np.trace(strength) / len(strength) + 1e-12
+    back = covariance @ rows.T @ np.linalg.inv(strength + loose * np.eye(len(strength)))
+    own = {name: np.array([owner[measure] == name for measure in owner])[:, None] for name in banks}
+    return {name: bank + back @ (own[name] * rows - rows @ bank) for name, bank in banks.items()}
 
 
 def part_lids(codes: np.ndarray, opening: np.ndarray, bank: np.ndarray) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ from dpe_cli.landmark_net import NetworkLandmarker
 from dpe_cli.landmarks import head_angles
 from dpe_cli.measures import MEASURES, TABLE, measures_of, measures_of_faces
 from dpe_cli.motion_space import normalise
-from dpe_cli.train_banks import PARTS, Part, Transplants, choose_pair, fit_banks, transplant
+from dpe_cli.train_banks import PARTS, Part, Transplants, choose_pair, fit_banks, held_still, part_lids, transplant
 
 PER_CLIP = 6  # frames, evenly spread
 RIDGE = 1e-3  # of the codes' variance
@@ -315,23 +315,26 @@ def fit_factors(
     weights = Path(engine.description["weights"])
     unit = np.eye(codes.shape[1], dtype=np.float32)
     head = (engine.shifts(unit)[0] - engine.shifts(0 * unit)[0]).T
+    _, singular, rows = np.linalg.svd(head.astype(np.float64), full_matrices=False)
+    alive = rows[singular > DEAD * singular[0]]
+    covariance = alive.T @ alive @ (codes.T @ codes / len(codes)) @ alive.T @ alive  # what pictures can answer to
+    sigma = measures.std(0)
+    ends = tuple(np.percentile(train.measures, [0.5, 99.5], axis=0))
+    landmarks = NetworkLandmarker()
+    fitting, judge = (Judge(portraits(one), engine, landmarks, template, progress) for one in (train, test))
+    answer = answers(fitting, covariance)
     if banks:
+        told = {measure.name: answer[place] / sigma[place] for place, measure in enumerate(MEASURES)}
+        parts = held_still(fit_banks(codes, train.transplants, alive), told, covariance)
         opening = measures[:, [measure.name for measure in TABLE].index("blink")]
-        fitted = read_banks(codes, measures, fit_banks(codes, opening, train.transplants))
+        eyes = parts.pop("eyes")
+        fitted = read_banks(codes, measures, parts | part_lids(codes @ eyes.T, opening, eyes))
     elif follows_space(weights):
         fitted = fit_coordinates(codes, measures)
     else:
         fitted = fit_projectors(codes, measures, head)
     r2 = explained(test.within(test.measures), test.within(test.codes) @ fitted.read.T)
     bias = (train.measures - train.codes @ fitted.read.T).mean(0)
-    sigma = measures.std(0)
-    ends = tuple(np.percentile(train.measures, [0.5, 99.5], axis=0))
-    _, singular, rows = np.linalg.svd(head.astype(np.float64), full_matrices=False)
-    alive = rows[singular > DEAD * singular[0]]
-    covariance = alive.T @ alive @ (codes.T @ codes / len(codes)) @ alive.T @ alive  # what pictures can answer to
-    landmarks = NetworkLandmarker()
-    fitting, judge = (Judge(portraits(one), engine, landmarks, template, progress) for one in (train, test))
-    answer = answers(fitting, covariance)
     lines = {}
     for place, measure in enumerate(progress(TABLE, len(TABLE), "sliders")):
         axis = slider_axis(place, answer, covariance, sigma)
