@@ -12,10 +12,11 @@ codes inside clips, and the rest is uncorrelated with all that is measured.
 
 What codes tell is not what pictures show: generators answer less to some coordinates than to others. So a slider is not
 taken from C but from the answer J of the pictures, measured by our landmark network on people that were fitted: the
-likeliest change of the code, W J' inv(J W J'), that moves one measure, and neither the others nor the head. Answers
-are not linear: open lids do not open, they only close. So each slider is tried on the same people at the steps that
-it is for, J is put right along it (Broyden's update), and the slider is taken anew. Held-out people are then shown
-steps of each slider, and it counts how much of what was asked comes out (shown, an R2 too).
+likeliest change of the code that moves one measure, and neither the others nor the head of any of them (least squares
+over people: a head that turns left in one and right in another has turned). Answers are not linear: open lids do not
+open, they only close. So each slider is tried on the same people at the steps that it is for, J is put right along it
+(Broyden's update), and the slider is taken anew. Held-out people are then shown steps of each slider, and it counts how
+much of what was asked comes out (shown, an R2 too).
 """
 
 import functools
@@ -43,7 +44,7 @@ DEAD = 1e-3  # of the largest singular value: what the head makes less of is not
 PROBED = 16  # people whose pictures are looked at
 PROBE = 2.0  # standard deviations of the code along a principal axis, each way
 ASKED = (-2.0, -1.0, 1.0, 2.0)  # standard deviations of a measure that sliders are tried with
-LOOSE = 0.03  # of the answers' mean square: a measure that hardly answers cannot be held still at any price
+LOOSE = 0.05  # what a standard deviation of the code costs, against one of a measure, squared
 LEAST_MOVED = 0.05  # of what was asked: less is no slider, and would be blown up
 # What may move along: everything else that is measured is held. Landmarks see an iris go down where lids close.
 ALONG = {"smile": ("mouth_width",), "mouth_width": ("smile",), "blink": ("gaze_y",)}
@@ -246,20 +247,21 @@ class Judge:
 
 
 def answers(judge: Judge, covariance: np.ndarray) -> np.ndarray:
-    """J: how much pictures' measures and head angles change with a code, (M + 3, K), means over people."""
+    """J: how much each person's picture changes with a code, its measures and head angles. (P, M + 3, K)"""
     size, rows = np.linalg.eigh(covariance)
     axes = [(row, PROBE * np.sqrt(one)) for row, one in zip(rows.T, size, strict=True) if one > 1e-6 * size[-1]]
-    result = np.zeros((len(TABLE) + ANGLES, len(covariance)))
+    result = np.zeros((len(judge.own), len(TABLE) + ANGLES, len(covariance)))
     for row, step in judge.progress(axes, len(axes), "directions"):
         seen = [judge.seen(moved) for moved in (judge.own - step * row, judge.own + step * row)]
-        result += np.nan_to_num(np.nanmean(seen[1] - seen[0], axis=0))[:, None] * row / (2 * step)
+        result += np.nan_to_num(seen[1] - seen[0])[..., None] * row / (2 * step)
     return result
 
 
 def slider_axis(place: int, answer: np.ndarray, covariance: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """The change of the code (K,) for one unit of a measure of TABLE in pictures; the rest and the head stay.
 
-    answer: (M + 3, K), as `answers` has it; sigma: (M,).
+    Least squares over people: what stays in the mean and moves in each of them does not stay. answer: (P, M + 3, K), as
+    `answers` has it; sigma: (M,).
     """
     names, measure = [measure.name for measure in TABLE], TABLE[place]
     if measure.factor == "emotion":
@@ -268,12 +270,15 @@ def slider_axis(place: int, answer: np.ndarray, covariance: np.ndarray, sigma: n
         kept = (other.name for other in MEASURES if other.name not in (measure.name, *ALONG.get(measure.name, ())))
         held = [names.index(name) for name in kept]
     chosen = [place, *held]
-    rows = np.vstack([answer[chosen] / sigma[chosen, None], answer[len(TABLE) :]])
-    strength = rows @ covariance @ rows.T
-    loose = LOOSE * np.trace(strength[: len(chosen), : len(chosen)]) / len(chosen)
-    axis = covariance @ rows.T @ np.linalg.inv(strength + (loose + 1e-12) * np.eye(len(strength)))[:, 0]
-    moved = float(rows[0] @ axis)  # less than asked, by LOOSE
-    return axis / (max(moved, LEAST_MOVED) * sigma[place])
+    rows = np.concatenate([answer[:, chosen] / sigma[chosen, None], answer[:, len(TABLE) :]], axis=1)
+    size, directions = np.linalg.eigh(covariance)
+    spread = directions * np.sqrt(np.maximum(size, 0))
+    rows = rows @ spread  # of a code in standard deviations
+    own = rows[:, 0].mean(0)
+    square = np.einsum("prk,prl->kl", rows, rows) / len(rows)
+    axis = np.linalg.solve(square + LOOSE * np.eye(len(square)), own)
+    moved = float(own @ axis)  # less than asked, by LOOSE
+    return spread @ axis / (max(moved, LEAST_MOVED) * sigma[place])
 
 
 def tried(
@@ -294,10 +299,11 @@ def tried(
 def put_right(
     answer: np.ndarray, covariance: np.ndarray, axis: np.ndarray, asked: np.ndarray, change: np.ndarray
 ) -> np.ndarray:
-    """The answer (M + 3, K) made true along an axis that was tried (Broyden's update, in the metric of the codes)."""
-    seen = (asked[..., None] * change).sum((0, 1)) / max((asked**2).sum(), 1e-12)
+    """Answers (P, M + 3, K) made true along an axis that was tried: Broyden's update, in the metric of the codes."""
+    weight = np.maximum((asked**2).sum(0), 1e-12)[:, None]
+    seen = np.where(weight > 1e-9, (asked[..., None] * change).sum(0) / weight, answer @ axis)
     force = np.linalg.pinv(covariance, hermitian=True) @ axis
-    return answer + np.outer(seen - answer @ axis, force) / max(axis @ force, 1e-12)
+    return answer + (seen - answer @ axis)[..., None] * force / max(axis @ force, 1e-12)
 
 
 def fit_factors(
@@ -324,7 +330,7 @@ def fit_factors(
     fitting, judge = (Judge(portraits(one), engine, landmarks, template, progress) for one in (train, test))
     answer = answers(fitting, covariance)
     if banks:
-        told = {measure.name: answer[place] / sigma[place] for place, measure in enumerate(MEASURES)}
+        told = {measure.name: answer[:, place].mean(0) / sigma[place] for place, measure in enumerate(MEASURES)}
         parts = held_still(fit_banks(codes, train.transplants, alive), told, covariance)
         opening = measures[:, [measure.name for measure in TABLE].index("blink")]
         eyes = parts.pop("eyes")
@@ -352,7 +358,7 @@ def fit_factors(
             "high": float(ends[1][place]),
             "bias": float(bias[place]),
             "read": fitted.read[place].tolist(),
-            "answer": own[place].tolist(),
+            "answer": own[:, place].mean(0).tolist(),
             "axis": axis.tolist(),
         }
     path = output / fit_of(weights).name

@@ -78,15 +78,16 @@ def test_coordinates_of_a_factor_alone_are_read():
     assert not read[:, 16:18][[0, 1, 2, 3, 6, 7]].any()  # gaze tells nothing but gaze
 
 
-def made_answer(scale: float = 1.0) -> np.ndarray:
-    return scale * random.normal(0, 1, (len(TABLE) + ANGLES, K))
+def made_answer(scale: float = 1.0, people: int = 3) -> np.ndarray:
+    """Of people who are all alike."""
+    return np.repeat(scale * random.normal(0, 3, (1, len(TABLE) + ANGLES, K)), people, axis=0)
 
 
 def test_a_slider_asks_pictures_for_one_unit_and_holds_the_others_and_the_head():
     answer, sigma = made_answer(), random.uniform(0.5, 2, len(TABLE))
     covariance, names = np.diag(random.uniform(0.5, 2, K)), [measure.name for measure in TABLE]
     axes = np.column_stack([slider_axis(place, answer, covariance, sigma) for place in range(len(TABLE))])
-    change = answer @ axes
+    change = answer[0] @ axes
     change[: len(TABLE)] *= sigma / sigma[:, None]  # in sigma, of one sigma asked
     assert np.allclose(np.diag(change), 1, atol=1e-6)
     mouth = change[:, names.index("mouth_open")]
@@ -95,9 +96,17 @@ def test_a_slider_asks_pictures_for_one_unit_and_holds_the_others_and_the_head()
     assert np.abs(change[names.index("gaze_x"), names.index("happy")]) < 0.1
 
 
+def test_what_stays_in_the_mean_and_moves_in_each_person_is_held_too():
+    answer = np.zeros((2, len(TABLE) + ANGLES, K))
+    answer[:, 0, :2] = 1  # two directions open the mouth alike
+    answer[:, -1, 1] = [3, -3]  # one of them turns a head to the left and another to the right
+    axis = slider_axis(0, answer, np.eye(K), np.ones(len(TABLE)))
+    assert abs(axis[1]) < 0.05 and axis[0] == pytest.approx(1, abs=0.05)
+
+
 def test_a_measure_that_pictures_do_not_show_is_not_blown_up():
     answer = made_answer()
-    answer[0] *= 1e-4
+    answer[:, 0] *= 1e-4
     assert np.linalg.norm(slider_axis(0, answer, np.eye(K), np.ones(len(TABLE)))) < 1
 
 
@@ -140,7 +149,7 @@ def test_the_pictures_answer_is_found_and_sliders_are_tried(painted):
     truth = random.normal(0, 1, (len(TABLE), K))
     judge = painted(truth)
     found = answers(judge, np.diag(random.uniform(0.5, 2, K)))
-    assert np.allclose(found[: len(TABLE)], truth, atol=1e-4) and np.allclose(found[len(TABLE) :], 0, atol=1e-6)
+    assert np.allclose(found[:, : len(TABLE)], truth, atol=1e-4) and np.allclose(found[:, len(TABLE) :], 0, atol=1e-6)
     asked, change = tried(judge, 1, 0.5 * np.linalg.pinv(truth)[:, 1], ONE, FAR)
     assert np.allclose(change[..., 1], 0.5 * asked, atol=1e-4) and np.allclose(change[..., 0], 0, atol=1e-4)
     assert explained(asked.ravel(), change[..., 1].ravel()) == pytest.approx(0.75, abs=1e-3)
@@ -153,18 +162,19 @@ def test_a_trial_puts_the_answer_right_along_the_slider_alone(painted):
     judge, guess = painted(truth), made_answer(0.3)
     axis, other = slider_axis(0, guess, covariance, ONE), random.normal(0, 1, K)
     better = put_right(guess, covariance, axis, *tried(judge, 0, axis, ONE, FAR))
-    assert np.allclose(better[: len(TABLE)] @ axis, truth @ axis, atol=1e-3)
+    assert np.allclose(better[:, : len(TABLE)] @ axis, truth @ axis, atol=1e-3)
     other -= axis * (other @ np.linalg.solve(covariance, axis)) / (axis @ np.linalg.solve(covariance, axis))
     assert np.allclose(better @ other, guess @ other)
 
 
 def test_a_slider_is_made_for_what_pictures_do_on_the_way(painted):
     """What goes no farther than a limit shows less than asked in the mean, and the slider is made longer for it."""
-    truth = np.eye(len(TABLE), K)
-    judge, axis = painted(truth, limit=1.5), np.eye(K)[0]
+    truth = 3 * np.eye(len(TABLE), K)
+    judge = painted(truth, limit=4.5)
+    answer = np.repeat(np.vstack([truth, np.zeros((ANGLES, K))])[None], 3, axis=0)
+    axis = slider_axis(0, answer, np.eye(K), ONE)
     asked, change = tried(judge, 0, axis, ONE, FAR)
-    answer = put_right(np.vstack([truth, np.zeros((ANGLES, K))]), np.eye(K), axis, asked, change)
-    again = slider_axis(0, answer, np.eye(K), ONE)
+    again = slider_axis(0, put_right(answer, np.eye(K), axis, asked, change), np.eye(K), ONE)
     given = [(tried(judge, 0, one, ONE, FAR)[1][..., 0] * asked).sum() / (asked**2).sum() for one in (axis, again)]
     assert given[0] < given[1] <= 1.01
 
