@@ -44,11 +44,12 @@ DEAD = 1e-3  # of the largest singular value: what the head makes less of is not
 PROBED = 16  # people whose pictures are looked at
 PROBE = 2.0  # standard deviations of the code along a principal axis, each way
 ASKED = (-2.0, -1.0, 1.0, 2.0)  # standard deviations of a measure that sliders are tried with
-LOOSE = 0.05  # what a standard deviation of the code costs, against one of a measure, squared
+LOOSE = 0.02  # what a standard deviation of the code costs, against one of a measure, squared
 LEAST_MOVED = 0.05  # of what was asked: less is no slider, and would be blown up
 # What may move along: everything else that is measured is held. Landmarks see an iris go down where lids close.
 ALONG = {"smile": ("mouth_width",), "mouth_width": ("smile",), "blink": ("gaze_y",)}
-ANGLES = 3  # rows of an answer after the measures: yaw, pitch, roll in degrees, each held as a measure's sigma is
+ANGLES = 3  # rows of an answer after the measures: yaw, pitch, roll in degrees
+DEGREE = 0.3  # sigma of a measure that a degree of the head counts like: with 1, others' measures paid for the head
 
 Progress = Callable[[Iterable, int | None, str], Iterator]
 
@@ -270,7 +271,7 @@ def slider_axis(place: int, answer: np.ndarray, covariance: np.ndarray, sigma: n
         kept = (other.name for other in MEASURES if other.name not in (measure.name, *ALONG.get(measure.name, ())))
         held = [names.index(name) for name in kept]
     chosen = [place, *held]
-    rows = np.concatenate([answer[:, chosen] / sigma[chosen, None], answer[:, len(TABLE) :]], axis=1)
+    rows = np.concatenate([answer[:, chosen] / sigma[chosen, None], DEGREE * answer[:, len(TABLE) :]], axis=1)
     size, directions = np.linalg.eigh(covariance)
     spread = directions * np.sqrt(np.maximum(size, 0))
     rows = rows @ spread  # of a code in standard deviations
