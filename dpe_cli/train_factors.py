@@ -45,7 +45,7 @@ PROBED = 16  # people whose pictures are looked at
 PROBE = 2.0  # standard deviations of the code along a principal axis, each way
 ASKED = (-2.0, -1.0, 1.0, 2.0)  # standard deviations of a measure that sliders are tried with
 LOOSE = 0.02  # what a standard deviation of the code costs, against one of a measure, squared
-LEAST_MOVED = 0.05  # of what was asked: less is no slider, and would be blown up
+LEAST_MOVED = 0.2  # of what was asked: less is no slider, and would be blown up
 # What may move along: everything else that is measured is held. Landmarks see an iris go down where lids close.
 ALONG = {"smile": ("mouth_width",), "mouth_width": ("smile",), "blink": ("gaze_y",)}
 ANGLES = 3  # rows of an answer after the measures: yaw, pitch, roll in degrees
