@@ -1,21 +1,26 @@
-"""Fits the factors of some weights in closed form: `dpe train --set stage=factors`. No network is trained.
+"""Fits the factors of some weights: `dpe train --set stage=factors`, or banks. The weights themselves learn nothing.
 
 On prepared clips the weights' own motion codes are set beside what landmarks measure (`measures.py`). Only differences
 to a clip's mean are compared, which cancels identity. A measure c is read as C z (ridge regression); held-out people
 say how well (R2).
 
-Codes taught by `motion_space` have factors by construction; a measure then reads the coordinates of its factor alone.
+Stage banks: pictures with a part of another frame tell factors apart, see `train_banks`. Stage factors needs none.
+Codes taught by `motion_space` then have factors by construction; a measure reads the coordinates of its factor alone.
 For other weights z = S V' code, of the expression head's singular values: what moves the picture counts, what the head
 ignores does not. Their factors are oblique projectors, W C' inv(C W C') taken by rows of C, with the covariance W of
 codes inside clips, and the rest is uncorrelated with all that is measured.
 
 What codes tell is not what pictures show: generators answer less to some coordinates than to others. So a slider is not
 taken from C but from the answer J of the pictures, measured by our landmark network on people that were fitted: the
-likeliest change of the code, W J' inv(J W J'), that moves one measure and none of the others. Held-out people are then
-shown steps of each slider, and it counts how much of what was asked comes out (shown, an R2 too).
+likeliest change of the code that moves one measure, and neither the others nor the head of any of them (least squares
+over people: a head that turns left in one and right in another has turned). Answers are not linear: open lids do not
+open, they only close. So each slider is tried on the same people at the steps that it is for, J is put right along it
+(Broyden's update), and the slider is taken anew. Held-out people are then shown steps of each slider, and it counts how
+much of what was asked comes out (shown, an R2 too).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +30,28 @@ from dpe_cli.crop import cut
 from dpe_cli.dataset import face_at, split_of
 from dpe_cli.engine import Engine
 from dpe_cli.errors import InputError
-from dpe_cli.face import crop_box
+from dpe_cli.face import Box, crop_box
 from dpe_cli.factors import FORMAT, NAMES, coordinate_projectors, fit_of, follows_space, write_fit
 from dpe_cli.landmark_net import NetworkLandmarker
+from dpe_cli.landmarks import head_angles
 from dpe_cli.measures import MEASURES, TABLE, measures_of, measures_of_faces
+from dpe_cli.motion_space import normalise
+from dpe_cli.train_banks import PARTS, Part, Transplants, choose_pair, fit_banks, held_still, part_lids, transplant
 
 PER_CLIP = 6  # frames, evenly spread
 RIDGE = 1e-3  # of the codes' variance
 DEAD = 1e-3  # of the largest singular value: what the head makes less of is not looked at
 PROBED = 16  # people whose pictures are looked at
-PROBE = 3.0  # standard deviations of the code along a principal axis, each way: answers are near linear that far
+PROBE = 2.0  # standard deviations of the code along a principal axis, each way
 ASKED = (-2.0, -1.0, 1.0, 2.0)  # standard deviations of a measure that sliders are tried with
-LOOSE = 0.03  # of the answers' mean square: a measure that hardly answers cannot be held still at any price
-LEAST_MOVED = 0.05  # of what was asked: less is no slider, and would be blown up
-# What may move along: everything else that is measured is held.
-ALONG = {"smile": ("mouth_width",), "mouth_width": ("smile",)}
+LOOSE = 0.02  # what a standard deviation of the code costs, against one of a measure, squared
+LEAST_MOVED = 0.2  # of what was asked: less is no slider, and would be blown up
+# What may move along: everything else that is measured is held. Landmarks see an iris go down where lids close.
+ALONG = {"smile": ("mouth_width",), "mouth_width": ("smile",), "blink": ("gaze_y",)}
+ANGLES = 3  # rows of an answer after the measures: yaw, pitch, roll in degrees
+DEGREE = 0.3  # sigma of a measure that a degree of the head counts like: with 1, others' measures paid for the head
+
+Progress = Callable[[Iterable, int | None, str], Iterator]
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class Samples:
     clip: np.ndarray  # (N,) int
     crops: np.ndarray  # (clips, S, S, 3) uint8, the first frame of each
     people: list[str]  # whose face each clip shows
+    transplants: Mapping[str, Transplants]  # by part; empty where none were asked for
 
     def within(self, values: np.ndarray) -> np.ndarray:
         """Differences to the clip's mean, (N, ...)."""
@@ -62,28 +75,68 @@ class Samples:
 
 def gather(
     data: Path, held_out: bool, engine: Engine, template: np.ndarray, per_clip: int = PER_CLIP,
-    progress: Callable[[Iterable, int | None, str], Iterator] = lambda items, total, what: iter(items),
+    progress: Progress = lambda items, total, what: iter(items), parts: Mapping[str, Part] = {},
 ) -> Samples:  # fmt: skip
-    """Codes and measures of one split, framed as the tool frames faces. Raises InputError where there is no clip."""
+    """Codes and measures of one split, framed as the tool frames faces, and codes of transplants of the given parts.
+
+    Raises InputError where there is no clip.
+    """
     paths = split_of(data, held_out)
     if not paths:
         split = "test" if held_out else "train"
         raise InputError(f"{data}: no prepared clips to {split} on", f"prepare some: dpe prepare VIDEOS -o {data}")
-    codes, measures, clip, first = [], [], [], []
-    for number, (path, _) in enumerate(progress(paths, len(paths), "held-out clips" if held_out else "clips")):
+    looks = [Look.of(path, template, per_clip) for path, _ in paths]
+    clip = np.repeat(np.arange(len(looks)), [len(look.points) for look in looks])
+    measures = np.concatenate([look.measures for look in looks])
+    sigma = measures.std(0) + 1e-9
+    codes, first, swapped = [], [], {name: [] for name in parts}
+    for look in progress(looks, len(looks), "held-out clips" if held_out else "clips"):
+        frames = np.load(look.path.with_suffix(".npy"), mmap_mode="r")[look.chosen]
+        crops = [cut(frame, box, engine.size)[0] for frame, box in zip(frames, look.boxes, strict=True)]
+        pairs = {} if len(frames) < 2 else {name: look.pair(part, sigma) for name, part in parts.items()}
+        for name, (host, donor) in pairs.items():
+            picture = transplant(frames[host], frames[donor], look.points[host], look.points[donor], parts[name])
+            crops.append(cut(picture, look.boxes[host], engine.size)[0])
+        found = engine.motion_codes(np.stack(crops)).astype(np.float64)
+        codes.append(found[: len(frames)])
+        first.append(crops[0])
+        for (name, (host, donor)), mixed in zip(pairs.items(), found[len(frames) :], strict=True):
+            swapped[name].append((found[host], found[donor], mixed))
+    transplants = {name: Transplants(*map(np.stack, zip(*rows, strict=True))) for name, rows in swapped.items()}
+    return Samples(
+        np.concatenate(codes), measures, clip, np.stack(first), [identity for _, identity in paths], transplants
+    )
+
+
+@dataclass(frozen=True)
+class Look:
+    """The frames of a clip that are looked at."""
+
+    path: Path
+    chosen: np.ndarray  # (N,) places in the clip
+    points: np.ndarray  # (N, 478, 3)
+    measures: np.ndarray  # (N, M)
+    rotations: np.ndarray  # (N, 3, 3) of the head
+
+    @classmethod
+    def of(cls, path: Path, template: np.ndarray, count: int) -> "Look":
+        """`count` frames of a prepared clip, evenly spread."""
         with np.load(path) as file:
             points, blendshapes = file["points"], file["blendshapes"]
-        chosen = np.unique(np.linspace(0, len(points) - 1, per_clip).round().astype(int))
-        frames = np.load(path.with_suffix(".npy"), mmap_mode="r")
-        crops = np.stack([cut(np.asarray(frames[i]), crop_box(face_at(points[i])), engine.size)[0] for i in chosen])
-        codes.append(engine.motion_codes(crops))
-        measures.append(measures_of(points[chosen], blendshapes[chosen], template))
-        clip += [number] * len(chosen)
-        first.append(crops[0])
-    return Samples(
-        np.concatenate(codes).astype(np.float64), np.concatenate(measures), np.array(clip), np.stack(first),
-        [identity for _, identity in paths],
-    )  # fmt: skip
+        chosen = np.unique(np.linspace(0, len(points) - 1, count).round().astype(int))
+        points = points[chosen]
+        measures = measures_of(points, blendshapes[chosen], template)
+        return cls(path, chosen, points, measures, normalise(points, template)[2])
+
+    @property
+    def boxes(self) -> list[Box]:
+        """The crop of each face."""
+        return [crop_box(face_at(points)) for points in self.points]
+
+    def pair(self, part: Part, sigma: np.ndarray) -> tuple[int, int]:
+        """Host and donor of a part. sigma: (M,)"""
+        own = [place for place, measure in enumerate(TABLE) if measure.name in part.measures]
+        return choose_pair(self.measures[:, own], self.rotations, sigma[own])
 
 
 # Factors: what codes tell
@@ -134,6 +187,16 @@ def fit_projectors(codes: np.ndarray, measures: np.ndarray, head: np.ndarray) ->
     return Fitted(projectors, np.vstack([read, emotions @ forward.T]))
 
 
+def read_banks(codes: np.ndarray, measures: np.ndarray, banks: Mapping[str, np.ndarray]) -> Fitted:
+    """Of codes with banks: (K, K) by factor, without the rest. A measure reads the bank of its factor alone."""
+    owner = {**banks, "emotion": banks["mouth"] + banks["blink"] + banks["brows"]}
+    read = np.zeros((len(TABLE), codes.shape[1]))
+    for place, measure in enumerate(TABLE):
+        own = owner[measure.factor]
+        read[place] = solve(codes @ own.T, measures[:, [place]])[0][0] @ own
+    return Fitted({**banks, "rest": np.eye(codes.shape[1]) - sum(banks.values())}, read)
+
+
 def explained(truth: np.ndarray, read: np.ndarray) -> np.ndarray:
     """R2 of each column, differences within clips. (N, M) twice -> (M,)"""
     return 1 - ((truth - read) ** 2).sum(0) / np.maximum((truth**2).sum(0), 1e-12)
@@ -157,96 +220,148 @@ def portraits(samples: Samples, count: int = PROBED) -> np.ndarray:
     return samples.crops[first[np.linspace(0, len(first) - 1, min(count, len(first))).astype(int)]]
 
 
-def answers(
-    crops: np.ndarray, covariance: np.ndarray, engine: Engine, landmarks: NetworkLandmarker, template: np.ndarray,
-    progress: Callable[[Iterable, int | None, str], Iterator],
-) -> np.ndarray:  # fmt: skip
-    """J: how much pictures' measures change with a code, (M, K), means over people."""
-    own = engine.motion_codes(crops).astype(np.float64)
+@dataclass(frozen=True)
+class Judge:
+    """People whose edited pictures are looked at by our landmark network."""
+
+    crops: np.ndarray  # (P, S, S, 3) uint8
+    engine: Engine
+    landmarks: NetworkLandmarker
+    template: np.ndarray
+    progress: Progress
+
+    @functools.cached_property
+    def own(self) -> np.ndarray:
+        """The people's codes, (P, K) float64."""
+        return self.engine.motion_codes(self.crops).astype(np.float64)
+
+    @functools.cached_property
+    def still(self) -> np.ndarray:
+        """What is seen of them unedited (but reconstructed)."""
+        return self.seen(self.own)
+
+    def seen(self, codes: np.ndarray) -> np.ndarray:
+        """Measures and head angles of the people with other codes. (P, K) -> (P, M + 3), NaN without a face"""
+        faces = self.landmarks.detect_batch(self.engine.edit(self.crops, codes.astype(np.float32), None))
+        angles = [np.full(ANGLES, np.nan) if face is None else head_angles(face.rotation) for face in faces]
+        return np.column_stack([measures_of_faces(faces, self.template), np.array(angles)])
+
+
+def answers(judge: Judge, covariance: np.ndarray) -> np.ndarray:
+    """J: how much each person's picture changes with a code, its measures and head angles. (P, M + 3, K)"""
     size, rows = np.linalg.eigh(covariance)
     axes = [(row, PROBE * np.sqrt(one)) for row, one in zip(rows.T, size, strict=True) if one > 1e-6 * size[-1]]
-    result = np.zeros((len(TABLE), len(covariance)))
-    for row, step in progress(axes, len(axes), "directions"):
-        seen = [
-            measures_of_faces(landmarks.detect_batch(engine.edit(crops, moved.astype(np.float32), None)), template)
-            for moved in (own - step * row, own + step * row)
-        ]
-        result += np.nan_to_num(np.nanmean(seen[1] - seen[0], axis=0))[:, None] * row / (2 * step)
+    result = np.zeros((len(judge.own), len(TABLE) + ANGLES, len(covariance)))
+    for row, step in judge.progress(axes, len(axes), "directions"):
+        seen = [judge.seen(moved) for moved in (judge.own - step * row, judge.own + step * row)]
+        result += np.nan_to_num(seen[1] - seen[0])[..., None] * row / (2 * step)
     return result
 
 
-def slider_axes(answer: np.ndarray, covariance: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Changes of the code (K, M), each for one unit of its measure in pictures."""
-    names = [measure.name for measure in TABLE]
-    told = answer / sigma[:, None]
-    axes = []
-    for place, measure in enumerate(TABLE):
-        if measure.factor == "emotion":
-            held = [names.index(other.name) for other in MEASURES if other.factor == "gaze"]
-        else:
-            kept = (other.name for other in MEASURES if other.name not in (measure.name, *ALONG.get(measure.name, ())))
-            held = [names.index(name) for name in kept]
-        rows = told[[place, *held]]
-        strength = rows @ covariance @ rows.T
-        loose = LOOSE * np.trace(strength) / len(strength)
-        axis = covariance @ rows.T @ np.linalg.inv(strength + (loose + 1e-12) * np.eye(len(strength)))[:, 0]
-        moved = float(told[place] @ axis)  # less than asked, by LOOSE
-        axes.append(axis / (max(moved, LEAST_MOVED) * sigma[place]))
-    return np.column_stack(axes)
+def slider_axis(place: int, answer: np.ndarray, covariance: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """The change of the code (K,) for one unit of a measure of TABLE in pictures; the rest and the head stay.
 
-
-def shown_of(
-    crops: np.ndarray, axes: np.ndarray, sigma: np.ndarray, ends: tuple[np.ndarray, np.ndarray], engine: Engine,
-    landmarks: NetworkLandmarker, template: np.ndarray, progress: Callable[[Iterable, int | None, str], Iterator],
-) -> np.ndarray:  # fmt: skip
-    """Of each slider the R2 between what is asked of it and what pictures show. (M,)
-
-    ASKED, but no more than takes a face to the ends (M,) of what faces do: who does not smile cannot smile less.
+    Least squares over people: what stays in the mean and moves in each of them does not stay. answer: (P, M + 3, K), as
+    `answers` has it; sigma: (M,).
     """
-    own = engine.motion_codes(crops).astype(np.float64)
-    still = measures_of_faces(landmarks.detect_batch(engine.edit(crops, own.astype(np.float32), None)), template)
-    result = []
-    for place in progress(range(len(sigma)), len(sigma), "sliders"):
-        wanted, missed = 0.0, 0.0
-        low, high = (end[place] for end in ends)
-        for step in ASKED:
-            goal = still[:, place] + step * sigma[place]
-            asked = np.nan_to_num(np.clip(goal, np.minimum(low, still[:, place]), np.maximum(high, still[:, place])))
-            asked = asked - np.nan_to_num(still[:, place])
-            codes = own + asked[:, None] * axes[:, place]
-            faces = landmarks.detect_batch(engine.edit(crops, codes.astype(np.float32), None))
-            change = np.nan_to_num((measures_of_faces(faces, template) - still)[:, place])  # a face that is lost: none
-            wanted, missed = wanted + (asked**2).sum(), missed + ((change - asked) ** 2).sum()
-        result.append(1 - missed / max(wanted, 1e-12))
-    return np.array(result)
+    names, measure = [measure.name for measure in TABLE], TABLE[place]
+    if measure.factor == "emotion":
+        held = [names.index(other.name) for other in MEASURES if other.factor == "gaze"]
+    else:
+        kept = (other.name for other in MEASURES if other.name not in (measure.name, *ALONG.get(measure.name, ())))
+        held = [names.index(name) for name in kept]
+    chosen = [place, *held]
+    rows = np.concatenate([answer[:, chosen] / sigma[chosen, None], DEGREE * answer[:, len(TABLE) :]], axis=1)
+    size, directions = np.linalg.eigh(covariance)
+    spread = directions * np.sqrt(np.maximum(size, 0))
+    rows = rows @ spread  # of a code in standard deviations
+    own = rows[:, 0].mean(0)
+    square = np.einsum("prk,prl->kl", rows, rows) / len(rows)
+    axis = np.linalg.solve(square + LOOSE * np.eye(len(square)), own)
+    moved = float(own @ axis)  # less than asked, by LOOSE
+    return spread @ axis / (max(moved, LEAST_MOVED) * sigma[place])
+
+
+def tried(
+    judge: Judge, place: int, axis: np.ndarray, sigma: np.ndarray, ends: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a slider is asked for (S, P), in its unit, and all that pictures then show more than before (S, P, M + 3).
+
+    ASKED, but no more than takes a face to the ends (M,) of what faces do: who does not smile cannot smile less. A face
+    that is lost shows nothing.
+    """
+    still = np.nan_to_num(judge.still[:, place])
+    low, high = np.minimum(ends[0][place], still), np.maximum(ends[1][place], still)
+    asked = np.stack([np.clip(still + step * sigma[place], low, high) - still for step in ASKED])
+    change = np.stack([judge.seen(judge.own + steps[:, None] * axis) for steps in asked]) - judge.still
+    return asked, np.nan_to_num(change)
+
+
+def put_right(
+    answer: np.ndarray, covariance: np.ndarray, axis: np.ndarray, asked: np.ndarray, change: np.ndarray
+) -> np.ndarray:
+    """Answers (P, M + 3, K) made true along an axis that was tried: Broyden's update, in the metric of the codes."""
+    weight = np.maximum((asked**2).sum(0), 1e-12)[:, None]
+    seen = np.where(weight > 1e-9, (asked[..., None] * change).sum(0) / weight, answer @ axis)
+    force = np.linalg.pinv(covariance, hermitian=True) @ axis
+    return answer + (seen - answer @ axis)[..., None] * force / max(axis @ force, 1e-12)
 
 
 def fit_factors(
-    data: Path, output: Path, engine: Engine, template: np.ndarray, per_clip: int = PER_CLIP,
-    progress: Callable[[Iterable, int | None, str], Iterator] = lambda items, total, what: iter(items),
+    data: Path, output: Path, engine: Engine, template: np.ndarray, per_clip: int = PER_CLIP, banks: bool = False,
+    progress: Progress = lambda items, total, what: iter(items),
 ) -> Path:  # fmt: skip
     """Fits the factors of an engine's weights on prepared clips and writes them to the folder `output`.
 
     Its name there is that of the weights with .factors.json for its ending; beside the weights the tool finds it.
-    Raises InputError without clips of either split.
+    banks: by `train_banks`, else in closed form. Raises InputError without clips of either split.
     """
-    train, test = (gather(data, held_out, engine, template, per_clip, progress) for held_out in (False, True))
+    train = gather(data, False, engine, template, per_clip, progress, PARTS if banks else {})
+    test = gather(data, True, engine, template, per_clip, progress)
     codes, measures = train.within(train.codes), train.within(train.measures)
     weights = Path(engine.description["weights"])
-    if follows_space(weights):
+    unit = np.eye(codes.shape[1], dtype=np.float32)
+    head = (engine.shifts(unit)[0] - engine.shifts(0 * unit)[0]).T
+    _, singular, rows = np.linalg.svd(head.astype(np.float64), full_matrices=False)
+    alive = rows[singular > DEAD * singular[0]]
+    covariance = alive.T @ alive @ (codes.T @ codes / len(codes)) @ alive.T @ alive  # what pictures can answer to
+    sigma = measures.std(0)
+    ends = tuple(np.percentile(train.measures, [0.5, 99.5], axis=0))
+    landmarks = NetworkLandmarker()
+    fitting, judge = (Judge(portraits(one), engine, landmarks, template, progress) for one in (train, test))
+    answer = answers(fitting, covariance)
+    if banks:
+        told = {measure.name: answer[:, place].mean(0) / sigma[place] for place, measure in enumerate(MEASURES)}
+        parts = held_still(fit_banks(codes, train.transplants, alive), told, covariance)
+        opening = measures[:, [measure.name for measure in TABLE].index("blink")]
+        eyes = parts.pop("eyes")
+        fitted = read_banks(codes, measures, parts | part_lids(codes @ eyes.T, opening, eyes))
+    elif follows_space(weights):
         fitted = fit_coordinates(codes, measures)
     else:
-        unit = np.eye(codes.shape[1], dtype=np.float32)
-        head = (engine.shifts(unit)[0] - engine.shifts(0 * unit)[0]).T
         fitted = fit_projectors(codes, measures, head)
     r2 = explained(test.within(test.measures), test.within(test.codes) @ fitted.read.T)
     bias = (train.measures - train.codes @ fitted.read.T).mean(0)
-    sigma = measures.std(0)
-    low, high = np.percentile(train.measures, [0.5, 99.5], axis=0)
-    covariance, landmarks = codes.T @ codes / len(codes), NetworkLandmarker()
-    answer = answers(portraits(train), covariance, engine, landmarks, template, progress)
-    axes = slider_axes(answer, covariance, sigma)
-    shown = shown_of(portraits(test), axes, sigma, (low, high), engine, landmarks, template, progress)
+    lines = {}
+    for place, measure in enumerate(progress(TABLE, len(TABLE), "sliders")):
+        axis = slider_axis(place, answer, covariance, sigma)
+        own = put_right(answer, covariance, axis, *tried(fitting, place, axis, sigma, ends))
+        axis = slider_axis(place, own, covariance, sigma)
+        asked, change = tried(judge, place, axis, sigma, ends)
+        lines[measure.name] = {
+            "factor": measure.factor,
+            "unit": measure.unit,
+            "neutral": measure.neutral,
+            "r2": float(r2[place]),
+            "shown": float(explained(asked.ravel(), change[..., place].ravel())),
+            "sigma": float(sigma[place]),
+            "low": float(ends[0][place]),
+            "high": float(ends[1][place]),
+            "bias": float(bias[place]),
+            "read": fitted.read[place].tolist(),
+            "answer": own[:, place].mean(0).tolist(),
+            "axis": axis.tolist(),
+        }
     path = output / fit_of(weights).name
     output.mkdir(parents=True, exist_ok=True)
     write_fit(
@@ -259,23 +374,7 @@ def fit_factors(
             "frames": {"fitted": len(train.codes), "held_out": len(test.codes)},
             "projectors": fitted.projectors and {name: matrix.tolist() for name, matrix in fitted.projectors.items()},
             "neutral": neutral_code(train, sigma).tolist(),
-            "sliders": {
-                measure.name: {
-                    "factor": measure.factor,
-                    "unit": measure.unit,
-                    "neutral": measure.neutral,
-                    "r2": float(r2[place]),
-                    "shown": float(shown[place]),
-                    "sigma": float(sigma[place]),
-                    "low": float(low[place]),
-                    "high": float(high[place]),
-                    "bias": float(bias[place]),
-                    "read": fitted.read[place].tolist(),
-                    "answer": answer[place].tolist(),
-                    "axis": axes[:, place].tolist(),
-                }
-                for place, measure in enumerate(TABLE)
-            },
+            "sliders": lines,
         },
     )
     return path

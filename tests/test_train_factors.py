@@ -15,14 +15,18 @@ from dpe_cli.landmarks import CORNERS, FaceShape
 from dpe_cli.main import cli
 from dpe_cli.measures import EYE_RADIUS, MEASURES, TABLE, measures_of
 from dpe_cli.train_factors import (
+    ANGLES,
+    Judge,
     Samples,
     answers,
     explained,
     fit_coordinates,
     fit_projectors,
-    shown_of,
-    slider_axes,
+    put_right,
+    read_banks,
+    slider_axis,
     solve,
+    tried,
 )
 
 random = np.random.default_rng(0)
@@ -74,22 +78,36 @@ def test_coordinates_of_a_factor_alone_are_read():
     assert not read[:, 16:18][[0, 1, 2, 3, 6, 7]].any()  # gaze tells nothing but gaze
 
 
-def test_a_slider_asks_pictures_for_one_unit_and_holds_the_others():
-    answer, sigma = random.normal(0, 1, (len(TABLE), K)), random.uniform(0.5, 2, len(TABLE))
-    axes = slider_axes(answer, np.diag(random.uniform(0.5, 2, K)), sigma)
-    names = [measure.name for measure in TABLE]
-    change = (answer @ axes) / sigma[:, None] * sigma  # in sigma, of one sigma asked
+def made_answer(scale: float = 1.0, people: int = 3) -> np.ndarray:
+    """Of people who are all alike."""
+    return np.repeat(scale * random.normal(0, 3, (1, len(TABLE) + ANGLES, K)), people, axis=0)
+
+
+def test_a_slider_asks_pictures_for_one_unit_and_holds_the_others_and_the_head():
+    answer, sigma = made_answer(), random.uniform(0.5, 2, len(TABLE))
+    covariance, names = np.diag(random.uniform(0.5, 2, K)), [measure.name for measure in TABLE]
+    axes = np.column_stack([slider_axis(place, answer, covariance, sigma) for place in range(len(TABLE))])
+    change = answer[0] @ axes
+    change[: len(TABLE)] *= sigma / sigma[:, None]  # in sigma, of one sigma asked
     assert np.allclose(np.diag(change), 1, atol=1e-6)
     mouth = change[:, names.index("mouth_open")]
     assert np.abs(np.delete(mouth[: len(MEASURES)], 0)).max() < 0.1
+    assert np.abs(mouth[len(TABLE) :]).max() < 0.1
     assert np.abs(change[names.index("gaze_x"), names.index("happy")]) < 0.1
 
 
+def test_what_stays_in_the_mean_and_moves_in_each_person_is_held_too():
+    answer = np.zeros((2, len(TABLE) + ANGLES, K))
+    answer[:, 0, :2] = 1  # two directions open the mouth alike
+    answer[:, -1, 1] = [3, -3]  # one of them turns a head to the left and another to the right
+    axis = slider_axis(0, answer, np.eye(K), np.ones(len(TABLE)))
+    assert abs(axis[1]) < 0.05 and axis[0] == pytest.approx(1, abs=0.05)
+
+
 def test_a_measure_that_pictures_do_not_show_is_not_blown_up():
-    answer = random.normal(0, 1, (len(TABLE), K))
-    answer[0] *= 1e-4
-    lengths = np.linalg.norm(slider_axes(answer, np.eye(K), np.ones(len(TABLE))), axis=0)
-    assert lengths[0] < 1
+    answer = made_answer()
+    answer[:, 0] *= 1e-4
+    assert np.linalg.norm(slider_axis(0, answer, np.eye(K), np.ones(len(TABLE)))) < 1
 
 
 class PaintingEngine:
@@ -102,26 +120,72 @@ class PaintingEngine:
         return expression
 
 
-def test_the_pictures_answer_is_found_and_sliders_are_tried(monkeypatch):
-    truth = random.normal(0, 1, (len(TABLE), K))
-    monkeypatch.setattr(train_factors, "measures_of_faces", lambda faces, template: faces @ truth.T)
+class Seeing:
+    """A head that never turns; where there is a limit, measures do not rise above it."""
+
+    def __init__(self, truth: np.ndarray, limit: float = np.inf):
+        self.truth, self.limit = truth, limit
+
+    def detect_batch(self, pictures: np.ndarray) -> list[FaceShape]:
+        values = np.minimum(pictures.astype(np.float64) @ self.truth.T, self.limit)
+        return [FaceShape(row, np.zeros(52), np.eye(3)) for row in values]
+
+
+@pytest.fixture
+def painted(monkeypatch):
+    """People whose pictures are their codes, to be looked at with some truth."""
+    monkeypatch.setattr(train_factors, "measures_of_faces", lambda faces, template: np.stack([f.points for f in faces]))
     crops = random.integers(0, 4, (3, 1, K, 3)).astype(np.uint8)
+    return lambda truth, **more: Judge(
+        crops, PaintingEngine(), Seeing(truth, **more), None, lambda items, total, what: items
+    )
 
-    class Seeing:
-        def detect_batch(self, pictures):
-            return pictures.astype(np.float64)
 
-    def all_of(items, total, what):
-        return iter(items)
+FAR = np.full(len(TABLE), -99.0), np.full(len(TABLE), 99.0)
+ONE = np.ones(len(TABLE))
 
-    found = answers(crops, np.diag(random.uniform(0.5, 2, K)), PaintingEngine(), Seeing(), None, all_of)
-    assert np.allclose(found, truth, atol=1e-4)
-    axes = np.linalg.pinv(truth)
-    ends = np.full(len(TABLE), -99.0), np.full(len(TABLE), 99.0)
-    axes[:, 1] *= 0.5  # shows half of what is asked: errors of a half, squared
-    shown = shown_of(crops, axes, np.ones(len(TABLE)), ends, PaintingEngine(), Seeing(), None, all_of)
-    assert shown[1] == pytest.approx(0.75, abs=1e-3)
-    assert np.allclose(np.delete(shown, 1), 1, atol=1e-3)
+
+def test_the_pictures_answer_is_found_and_sliders_are_tried(painted):
+    truth = random.normal(0, 1, (len(TABLE), K))
+    judge = painted(truth)
+    found = answers(judge, np.diag(random.uniform(0.5, 2, K)))
+    assert np.allclose(found[:, : len(TABLE)], truth, atol=1e-4) and np.allclose(found[:, len(TABLE) :], 0, atol=1e-6)
+    asked, change = tried(judge, 1, 0.5 * np.linalg.pinv(truth)[:, 1], ONE, FAR)
+    assert np.allclose(change[..., 1], 0.5 * asked, atol=1e-4) and np.allclose(change[..., 0], 0, atol=1e-4)
+    assert explained(asked.ravel(), change[..., 1].ravel()) == pytest.approx(0.75, abs=1e-3)
+    asked, _ = tried(judge, 1, np.zeros(K), ONE, (judge.still[:, 1].min() * ONE, FAR[1]))
+    assert asked.min() >= -(np.ptp(judge.still[:, 1])) - 1e-6  # nobody is asked for less than the least
+
+
+def test_a_trial_puts_the_answer_right_along_the_slider_alone(painted):
+    truth, covariance = random.normal(0, 1, (len(TABLE), K)), np.diag(random.uniform(0.5, 2, K))
+    judge, guess = painted(truth), made_answer(0.3)
+    axis, other = slider_axis(0, guess, covariance, ONE), random.normal(0, 1, K)
+    better = put_right(guess, covariance, axis, *tried(judge, 0, axis, ONE, FAR))
+    assert np.allclose(better[:, : len(TABLE)] @ axis, truth @ axis, atol=1e-3)
+    other -= axis * (other @ np.linalg.solve(covariance, axis)) / (axis @ np.linalg.solve(covariance, axis))
+    assert np.allclose(better @ other, guess @ other)
+
+
+def test_a_slider_is_made_for_what_pictures_do_on_the_way(painted):
+    """What goes no farther than a limit shows less than asked in the mean, and the slider is made longer for it."""
+    truth = 3 * np.eye(len(TABLE), K)
+    judge = painted(truth, limit=4.5)
+    answer = np.repeat(np.vstack([truth, np.zeros((ANGLES, K))])[None], 3, axis=0)
+    axis = slider_axis(0, answer, np.eye(K), ONE)
+    asked, change = tried(judge, 0, axis, ONE, FAR)
+    again = slider_axis(0, put_right(answer, np.eye(K), axis, asked, change), np.eye(K), ONE)
+    given = [(tried(judge, 0, one, ONE, FAR)[1][..., 0] * asked).sum() / (asked**2).sum() for one in (axis, again)]
+    assert given[0] < given[1] <= 1.01
+
+
+def test_measures_read_their_own_bank():
+    codes, measures = random.normal(0, 1, (COUNT, K)), random.normal(0, 1, (COUNT, len(TABLE)))
+    measures[:, 0] = codes[:, 3] + codes[:, 9]
+    picks = {name: np.diag((np.arange(K) // 4 == place).astype(float)) for place, name in enumerate(NAMES[:-1])}
+    fitted = read_banks(codes, measures, picks)
+    assert np.allclose(sum(fitted.projectors.values()), np.eye(K))
+    assert abs(fitted.read[0, 3] - 1) < 0.15 and np.abs(fitted.read[0, 4:]).max() < 1e-9  # the mouth's are 0 to 3
 
 
 def test_r2_is_one_for_the_truth_and_zero_for_the_mean():
@@ -132,7 +196,7 @@ def test_r2_is_one_for_the_truth_and_zero_for_the_mean():
 
 def test_differences_within_clips_have_no_identity():
     clip = np.array([0, 0, 1, 1, 1])
-    samples = Samples(np.zeros((5, 1)), np.zeros((5, 1)), clip, np.zeros((2, 1, 1, 3)), ["a", "b"])
+    samples = Samples(np.zeros((5, 1)), np.zeros((5, 1)), clip, np.zeros((2, 1, 1, 3)), ["a", "b"], {})
     assert samples.within(np.array([[1.0], [3], [10], [10], [13]]))[:, 0].tolist() == [-1, 1, -1, -1, 2]
 
 
@@ -173,24 +237,25 @@ def small(tmp_path, monkeypatch):
 
     class Random:
         def detect_batch(self, pictures):
-            return [FaceShape(synthetic_face(), random.uniform(0, 1, 52)) for _ in pictures]
+            return [FaceShape(synthetic_face(), random.uniform(0, 1, 52), np.eye(3)) for _ in pictures]
 
     monkeypatch.setattr(train_factors, "NetworkLandmarker", Random)
     return folder / "small.safetensors"
 
 
+@pytest.mark.parametrize("stage", ["factors", "banks"])
 @pytest.mark.parametrize("supervised", [True, False])
-def test_the_stage_fits_and_binds_factors_to_their_weights(small, tmp_path, supervised: bool):
+def test_the_stage_fits_and_binds_factors_to_their_weights(small, tmp_path, supervised: bool, stage: str):
     if supervised:
         (small.parent / "motion-space.json").write_text("{}")
     assert follows_space(small) is supervised
-    command = ["train", "--set", "stage=factors", "--data", tmp_path, "-o", small.parent, "--init", small]
+    command = ["train", "--set", f"stage={stage}", "--data", tmp_path, "-o", small.parent, "--init", small]
     done = CliRunner().invoke(cli, [str(part) for part in command])
     assert done.exit_code == 0, done.output
     path = small.parent / "small.factors.json"
     assert done.stdout.strip() == str(path)
     fit = read_fit(path)
-    assert (fit["projectors"] is None) is supervised
+    assert (fit["projectors"] is None) is (supervised and stage == "factors")
     assert set(fit["sliders"]) == {measure.name for measure in TABLE}
     factors = Factors.load(small)
     assert factors.rest.shape == (20,) and np.allclose(sum(factors.projectors.values()), np.eye(20), atol=1e-5)

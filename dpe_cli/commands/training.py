@@ -136,7 +136,7 @@ def train(
     if any(phase.stage == "landmarks" for phase in phases):
         click.echo(train_landmark_network(phases, data, output, init, space, device, say))
         return
-    if any(phase.stage == "factors" for phase in phases):
+    if any(phase.stage in ("factors", "banks") for phase in phases):
         click.echo(fit_factors(phases, data, output, init, space, device, quiet))
         return
     if any(phase.stage in ("audio", "pose") for phase in phases):
@@ -313,7 +313,7 @@ def train_landmark_network(
 def fit_factors(
     phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, device: str, quiet: bool
 ) -> Path:
-    """`dpe train --set stage=factors`: fits the factors of the weights --init, by default the tool's own."""
+    """`dpe train --set stage=factors`, or banks: fits the factors of the weights --init, by default the tool's own."""
     if len(phases) > 1:
         raise click.UsageError("factors are fitted in a run of its own, of one phase")
 
@@ -328,7 +328,9 @@ def fit_factors(
     if not space.is_file():
         raise InputError(f"{space}: no such motion space", "name a motion-space.json with --space")
     template = MotionSpace.load(space).template
-    path = fit_factors(data, output, Engine(init, device=device), template, progress=progress_for(quiet, "clips"))
+    banks = phases[0].stage == "banks"
+    engine, progress = Engine(init, device=device), progress_for(quiet, "clips")
+    path = fit_factors(data, output, engine, template, banks=banks, progress=progress)
     if not quiet:
         for name, slider in Factors.of_fit(read_fit(path)).sliders.items():
             verdict = slider.why_not_shown or ("+= only: " + slider.why_not if slider.why_not else "available")

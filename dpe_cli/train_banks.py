@@ -1,0 +1,168 @@
+"""Factor banks by transplanted parts: PD-FGC's progressive signals (arXiv 2211.14506) in DPE's expression space.
+
+What a driving shares with an edit is told by pictures in which one part of the face is another frame's: X shows frame a
+with b's mouth (PD-FGC has such an anchor for the eyes, EDTalk for the mouth). A bank is B a(code): a few directions B
+of the expression and as many linear heads a. Of frames a, b and X, which has b's part, and X' with another part, it
+is asked for
+
+    B a(b - a) = X - a     what goes over to X is what the part is: X is reconstructed, from a as from b
+    a(X - b) = 0           the code of the part is the donor's, whoever the host is
+    a(X' - a) = 0          another part that changes hands does not count
+
+Codes and expression shifts are affine in each other, so this is linear least squares on codes (those that the
+expression head looks at, whitened by their covariance inside clips): no steps, no rate, no seed. Banks are fitted in
+the paper's order, mouth, eyes, brows, each on what the ones before it leave. A direction that comes over by less than
+half is left out.
+
+In the end all heads are solved for together, so that banks are orthogonal to each other's heads: what one bank adds the
+others do not read, and it reads itself in full (least squares alone would shrink it, as codes are noisy). Directions
+that are orthogonal in the shifts themselves, one QR over all banks as EDTalk has it, were tried and told eyes and brows
+apart worse than no fit. The rest is the complement: all banks at strength one are the full transfer.
+
+That is what codes say. The generator, which is not trained, judges last (`held_still`): a bank is changed by the least
+that lets pictures show all of a driving's own measures and none of the others'.
+
+Inside the eyes' bank a linear read-out of the lids' opening parts blink from gaze. The paper's emotion, learnt last
+from averages over time, has no bank: emotion is what brows and rest hold.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dpe_cli.landmarks import RIGID
+from dpe_cli.regions import region_mask
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is transplanted: a region of `regions`, less another; and the names of its measures."""
+
+    region: str
+    spared: str | None
+    measures: tuple[str, ...]
+
+
+PARTS = {
+    "mouth": Part("lower", None, ("mouth_open", "mouth_width", "smile")),
+    "eyes": Part("eyes", None, ("blink", "gaze_x", "gaze_y")),
+    "brows": Part("upper", "eyes", ("brow_raise",)),
+}  # in the order of the fit
+RIDGE = 0.03  # of the codes' mean square
+LOOSE = 0.03  # of the answers' mean square
+FOLLOWED = 0.5  # of a direction, at least: what comes over with the part
+TURN = 4.0  # degrees between two heads up to which a part fits the other face; each more counts like 0.15 sigma less
+
+
+@dataclass(frozen=True)
+class Transplants:
+    """Motion codes of P pictures with a part of another frame of the same clip."""
+
+    host: np.ndarray  # (P, K)
+    donor: np.ndarray  # (P, K)
+    mixed: np.ndarray  # (P, K)
+
+
+def choose_pair(measures: np.ndarray, rotations: np.ndarray, sigma: np.ndarray) -> tuple[int, int]:
+    """Host and donor among the frames of a clip: far apart in a part's measures, near in pose.
+
+    measures: (N, M) of the part; rotations: (N, 3, 3); sigma: (M,) their spread. N is two or more.
+    """
+    apart = (np.abs(measures[:, None] - measures) / sigma).mean(-1)
+    cosine = (np.einsum("nij,mij->nm", rotations, rotations) - 1) / 2
+    turn = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    score = apart - 0.15 * np.maximum(turn - TURN, 0)
+    np.fill_diagonal(score, -np.inf)
+    host, donor = np.unravel_index(score.argmax(), score.shape)
+    return int(host), int(donor)
+
+
+def transplant(
+    host: np.ndarray, donor: np.ndarray, host_points: np.ndarray, donor_points: np.ndarray, part: Part
+) -> np.ndarray:
+    """The host's picture with a part of the donor's face, moved to its place by a similarity, with a soft edge.
+
+    (S, S, 3) uint8 twice, (478, >=2) pixels twice -> (S, S, 3) uint8
+    """
+    similarity, _ = cv2.estimateAffinePartial2D(
+        donor_points[RIGID, :2].astype(np.float32), host_points[RIGID, :2].astype(np.float32), method=cv2.LMEDS
+    )
+    if similarity is None:
+        return host.copy()
+    points = donor_points[:, :2] @ similarity[:, :2].T + similarity[:, 2]
+    centres = similarity.copy()  # a pixel's centre is at +0.5 in the points' coordinates, at +0 in OpenCV's
+    centres[:, 2] += similarity[:, :2] @ [0.5, 0.5] - 0.5
+    size = len(host)
+    moved = cv2.warpAffine(donor, centres, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    share = np.maximum(region_mask(host_points, part.region, size), region_mask(points, part.region, size))
+    if part.spared:
+        share = share * (1 - region_mask(host_points, part.spared, size))
+    return np.round(host + share[..., None] * (moved.astype(np.float32) - host)).astype(np.uint8)
+
+
+def fit_banks(
+    codes: np.ndarray, transplants: Mapping[str, Transplants], alive: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Projectors (K, K) by part of PARTS.
+
+    codes: (N, K), differences within clips; transplants: by part, all of PARTS; alive: (R, K) orthonormal rows, the
+    directions of a code that the expression head looks at, by default all.
+    """
+    alive = np.eye(codes.shape[1]) if alive is None else alive
+    covariance = alive @ (codes.T @ codes / len(codes)) @ alive.T
+    spread = np.linalg.cholesky(covariance + np.diag(1e-3 * np.diag(covariance) + 1e-12))
+    whiten = np.linalg.inv(spread) @ alive
+    spread = alive.T @ spread
+    size = len(alive)
+    white = {name: [rows @ whiten.T for rows in (one.host, one.donor, one.mixed)] for name, one in transplants.items()}
+    done, directions, heads = np.zeros((size, size)), {}, []
+    for name in PARTS:
+        host, donor, mixed = white[name]
+        asked = [(donor - host, mixed - host), (mixed - host, mixed - host), (mixed - donor, 0 * host)]
+        asked += [(x - a, 0 * a) for other, (a, _, x) in white.items() if other != name]
+        given, wanted = (np.concatenate(rows) for rows in zip(*asked, strict=True))
+        square = given.T @ given / len(given)
+        square += RIDGE * np.trace(square) / size * np.eye(size)
+        bank = np.linalg.solve(square, given.T @ wanted / len(given)).T @ (np.eye(size) - done)
+        left, followed, _ = np.linalg.svd(bank)
+        own = left[:, : max(1, (followed >= FOLLOWED).sum())]
+        head = own.T @ bank
+        done = done + own @ np.linalg.solve(head @ own, head)
+        directions[name] = own
+        heads.append(head)
+    together, joint = np.hstack(list(directions.values())), np.vstack(heads)
+    joint = np.linalg.solve(joint @ together, joint)
+    banks, first = {}, 0
+    for name, own in directions.items():
+        banks[name] = spread @ own @ joint[first : first + own.shape[1]] @ whiten
+        first += own.shape[1]
+    return banks
+
+
+def held_still(
+    banks: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray], covariance: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Banks (K, K) by part that move what pictures show of their part, in full, and of the others nothing.
+
+    answer: (K,) by measure of PARTS, how much pictures change with a code, in standard deviations of the measure;
+    covariance: (K, K) of codes, in whose metric the change is the least. What pictures hardly show is not held.
+    """
+    owner = {measure: name for name, part in PARTS.items() for measure in part.measures}
+    rows = np.stack([answer[measure] for measure in owner])
+    strength = rows @ covariance @ rows.T
+    loose = LOOSE * np.trace(strength) / len(strength) + 1e-12
+    back = covariance @ rows.T @ np.linalg.inv(strength + loose * np.eye(len(strength)))
+    own = {name: np.array([owner[measure] == name for measure in owner])[:, None] for name in banks}
+    return {name: bank + back @ (own[name] * rows - rows @ bank) for name, bank in banks.items()}
+
+
+def part_lids(codes: np.ndarray, opening: np.ndarray, bank: np.ndarray) -> dict[str, np.ndarray]:
+    """The eyes' bank (K, K) as blink and gaze. codes: (N, K), what it takes of them; opening: (N,)."""
+    covariance = codes.T @ codes / len(codes)
+    loaded = covariance + RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    read = np.linalg.solve(loaded, codes.T @ opening / len(codes))
+    axis = covariance @ read / max(read @ covariance @ read, 1e-12)  # the likeliest change with that opening
+    blink = np.outer(axis, read) @ bank
+    return {"blink": blink, "gaze": bank - blink}
