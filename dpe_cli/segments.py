@@ -13,7 +13,7 @@ FILE.safetensors, for N frames, E edits, D drivers: `ticks` (N,) int64, times in
 number of the source's frame that is shown then, whose own time is that of the same number; `cuts` (N,) uint8;
 `boxes` (E, N, 4) float64, pixels, not a number without a face; `scores` (E, N) float64; `tracks` (E, N) int64, 0 for
 none; `others` (E, N) uint8; for driver d its smoothed codes `codesD` (M, K) float32 at `timesD` (M,) float64 seconds;
-of a dub `closed` and `usual` (8,) float32, see `speech_motion.Person`.
+of a dub `closed`, `usual` and `spread` (8,) float32, see `speech_motion.Person`.
 Beside them, for segment 3: FILE.0003.mp4 and its part of the report, FILE.0003.json, which says that both are whole.
 """
 
@@ -468,7 +468,7 @@ def write_plan(plan: Plan) -> None:
 
 def dub_words(dub: Dub, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     """What the JSON says of a dub, less what it has in common with edits; the person goes to the tensors."""
-    tensors |= {"closed": dub.person.closed, "usual": dub.person.usual}
+    tensors |= asdict(dub.person)
     settings = {**asdict(dub.settings), "edit": None}
     followed = [name for name in ("pose", "blink") if Path(settings[name]) in dub.drivers]
     settings |= {name: path_text(Path(settings[name])) for name in followed}
@@ -485,14 +485,14 @@ def dub_from(
         "settings": DubSettings(**{field.name: words["settings"][field.name] for field in fields(DubSettings)}),
         "lengths": Lengths(**words["lengths"]),
         "loudness": Loudness(**words["loudness"]),
-        "person": Person(tensors["closed"], tensors["usual"]),
+        "person": Person(*(tensors[part.name] for part in fields(Person))),
         "drivers": drivers,
     }
     parts["settings"] = replace(parts["settings"], edit=edit)
     dub = Dub(**{name: words[name] for name in ("audio_bytes", "still", "networks")}, **parts)
     for checked in (dub, dub.settings, dub.lengths, dub.loudness):
         check_types(checked)
-    if dub.person.closed.shape != dub.person.usual.shape or dub.person.closed.ndim != 1:
+    if len({known.shape for known in asdict(dub.person).values()}) > 1 or dub.person.closed.ndim != 1:
         raise ValueError("its person is wrong")
     return dub
 
