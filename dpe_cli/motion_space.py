@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpe_cli.errors import InputError
 from dpe_cli.landmarks import BLENDSHAPES, align, eye_openings, gaze, head_angles
 
 GROUPS = {"mouth": 8, "lids": 2, "gaze": 2, "brows": 2}  # expression coordinates, in this order after the pose
@@ -145,13 +146,19 @@ class MotionSpace:
 
     @classmethod
     def load(cls, path: Path) -> "MotionSpace":
-        """Reads what `to_json` wrote."""
-        data = json.loads(Path(path).read_text())
-        return cls(
-            np.array(data["template"]),
-            {k: np.array(v) for k, v in data["mean"].items()},
-            {k: np.array(v) for k, v in data["basis"].items()},
-        )
+        """Reads what `to_json` wrote. Raises InputError for a file that is missing or something else."""
+        try:
+            data = json.loads(Path(path).read_text())
+            mean, basis = (
+                {group: np.array(data[part][group], float) for group in GROUPS} for part in ("mean", "basis")
+            )
+            template = np.array(data["template"], float)
+            if template.shape != (478, 3) or any(basis[group].shape[1:] != (count,) for group, count in GROUPS.items()):
+                raise ValueError("its shapes are wrong")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = f"{path} is no motion space: {type(error).__name__} {error}"
+            raise InputError(problem, "take the motion-space.json that was written beside the weights") from error
+        return cls(template, mean, basis)
 
 
 def normalise(points: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ import torch
 
 from dpe_cli import weights
 from dpe_cli.engine import Engine
+from dpe_cli.errors import InputError
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.measured import SURE, MeasuredCodes
 from dpe_cli.models import DPE, DPEConfig
@@ -82,3 +83,12 @@ def test_weights_whose_codes_have_no_known_meaning_are_read_by_the_encoder(tmp_p
     assert Engine(tmp_path / "random.safetensors", device="cpu").description["codes"] == "encoder"
     assert Engine(device="cpu").description["codes"] == "landmarks"
     assert Engine(device="cpu", measure=False).description["codes"] == "encoder"
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"template": [[0, 0, 0]], "mean": {}, "basis": {}}', None])
+def test_a_motion_space_that_is_none_is_one_clear_line(tmp_path: Path, text: str | None):
+    path = tmp_path / "motion-space.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=r"motion-space.json is no motion space.*; take"):
+        MotionSpace.load(path)

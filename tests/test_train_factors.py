@@ -1,6 +1,7 @@
 """The fit of factors: on made-up codes whose factors are known, and whole, on a small network and made-up clips."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import synthetic_face, write_clips
 from dpe_cli import train_factors
 from dpe_cli.dataset import is_held_out
 from dpe_cli.errors import WeightsError
-from dpe_cli.factors import NAMES, Factors, follows_space, read_fit
+from dpe_cli.factors import NAMES, SPACE, Factors, follows_space, read_fit
 from dpe_cli.landmarks import CORNERS, FaceShape
 from dpe_cli.main import cli
 from dpe_cli.measures import EYE_RADIUS, MEASURES, TABLE, measures_of
@@ -28,6 +29,7 @@ from dpe_cli.train_factors import (
     solve,
     tried,
 )
+from dpe_cli.weights import folder
 
 random = np.random.default_rng(0)
 COUNT, K = 400, 20
@@ -247,7 +249,7 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.parametrize("supervised", [True, False])
 def test_the_stage_fits_and_binds_factors_to_their_weights(small, tmp_path, supervised: bool, stage: str):
     if supervised:
-        (small.parent / "motion-space.json").write_text("{}")
+        shutil.copy(folder() / SPACE, small.parent)
     assert follows_space(small) is supervised
     command = ["train", "--set", f"stage={stage}", "--data", tmp_path, "-o", small.parent, "--init", small]
     done = CliRunner().invoke(cli, [str(part) for part in command])

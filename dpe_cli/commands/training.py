@@ -193,7 +193,6 @@ def evaluate_command(
     """
     from dpe_cli.detectors import ArcFace
     from dpe_cli.edit import check_output
-    from dpe_cli.errors import InputError
     from dpe_cli.evaluate import evaluate
     from dpe_cli.extractors import Extractors, Lpips
     from dpe_cli.landmark_net import NetworkLandmarker
@@ -221,8 +220,6 @@ def evaluate_command(
     from dpe_cli.weights import folder
 
     space = space or folder() / "motion-space.json"
-    if not space.is_file():
-        raise InputError(f"{space}: no such motion space", "name a motion-space.json with --space")
     extractors = Extractors(
         Landmarker(landmarker) if landmarker else NetworkLandmarker(),
         ArcFace.load(identity) if identity else None,
@@ -318,15 +315,12 @@ def fit_factors(
         raise click.UsageError("factors are fitted in a run of its own, of one phase")
 
     from dpe_cli.engine import Engine
-    from dpe_cli.errors import InputError
     from dpe_cli.factors import Factors, read_fit
     from dpe_cli.motion_space import MotionSpace
     from dpe_cli.train_factors import fit_factors
     from dpe_cli.weights import folder
 
     space = space or folder() / "motion-space.json"
-    if not space.is_file():
-        raise InputError(f"{space}: no such motion space", "name a motion-space.json with --space")
     template = MotionSpace.load(space).template
     banks = phases[0].stage == "banks"
     engine, progress = Engine(init, device=device), progress_for(quiet, "clips")
