@@ -46,8 +46,8 @@ class Checkpoint:
 
 
 # After new weights: write the output of `sha256sum weights/*.safetensors` here.
-COMPACT_SHA256: str | None = "53e99b0b716dd652594961eb9f8cf21ec676be2e511354b02714af338d10e3f5"
-LANDMARKS_SHA256: str | None = "60d73de7268a146109785889205d72fc15e4cbb6f897bfbf45e7ec9552625713"
+COMPACT_SHA256: str | None = "aea08610b28ab2cdc00ebe03031a3695a6d4ce364a60692cba744273fb9e7089"
+LANDMARKS_SHA256: str | None = "09e74b613648d3821ddfcbc50250842caa6eca6be138585cac9821e5f5a32b69"
 SPEECH_SHA256: str | None = "4895e6c1d302678635fec810ab67b99e5a0a5df4315421f0dc5aec6a5635542d"
 
 
