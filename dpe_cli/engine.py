@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.factors import follows_space
-from dpe_cli.measured import MeasuredCodes
+from dpe_cli.measured import MeasuredCodes, drawable
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
 from dpe_cli.weights import Loaded, load
@@ -149,6 +149,7 @@ class Engine:
         """One batch, edited."""
         if self.measured:
             codes = self.both_codes(crops)
+            expression = None if expression is None else drawable(expression, codes[:, 1])
             own = codes[:, 0] - codes[:, 1]
             expression, pose = (None if asked is None else asked + own for asked in (expression, pose))
 

@@ -204,7 +204,7 @@ def test_the_wrong_network_is_one_clear_line(tmp_path: Path):
 @shipped
 def test_the_shipped_network_is_the_registered_one():
     assert weights.digest(SHIPPED) == weights.LANDMARKS_SHA256, "write its sha256sum into weights.py"
-    assert 1e6 < SHIPPED.stat().st_size < 3e6
+    assert 1e6 < SHIPPED.stat().st_size < 4e6
     metadata = weights.load_landmarks().metadata
     assert {"training", "held_out"} <= metadata.keys()
     done = CliRunner().invoke(cli, ["weights", "verify", "landmarks"])
