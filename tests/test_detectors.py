@@ -131,7 +131,9 @@ def test_other_detectors_see_the_same_face_in_silence(
     ours, theirs = crop_box(centerface.detect(astronaut)[0]), crop_box(face)
     assert 0.88 < theirs.width / ours.width < 1.12  # so that another detector does not change the framing much
     assert np.abs(np.subtract(ours.centre, theirs.centre)).max() < 0.04 * ours.width
-    assert capfd.readouterr() == ("", "")
+    said = capfd.readouterr()
+    # Where its memory happens to lie badly, MediaPipe says so at some picture: nothing that we could prevent.
+    assert said.out == "" and not [line for line in said.err.splitlines() if "memory is not aligned" not in line]
 
 
 @each_other

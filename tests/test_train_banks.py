@@ -9,6 +9,14 @@ from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_OUTER
 from dpe_cli.train_banks import PARTS, Transplants, choose_pair, fit_banks, held_still, part_lids, transplant
 
 random = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """Each test draws the same numbers, whichever ran before it."""
+    random.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 COUNT, K = 600, 20
 OWNER = np.array(["rest"] * 6 + ["mouth"] * 8 + ["eyes"] * 4 + ["brows"] * 2)
 MIX = random.normal(0, 1, (K, K))  # what the networks made of the factors: no coordinate is any factor's
