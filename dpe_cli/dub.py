@@ -123,11 +123,7 @@ def dub_video(
     """
     settings, started = settings or DubSettings(), time.monotonic()
     info, report = check_dub(source, audio, output, settings), Report()
-
-    def remark(message: str) -> None:
-        report.notes.append(message)
-        say(message)
-
+    remark = report.remarking(say)
     dub = decide(info, audio, engine, detector, settings, report, progress, remark)
     paster, edit = dub.paster(engine, detector), dub.settings.edit
     sights: dict[int, Sight] = {}

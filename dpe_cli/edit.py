@@ -252,11 +252,7 @@ def edit_video(
     source_info, driver_infos = check_request(source, edits, output, settings, preview)
     settings = without_span(settings) if source_info.is_image else settings
     report = start_report(source_info, driver_infos, edits, detector, settings)
-
-    def remark(message: str) -> None:
-        report.notes.append(message)
-        say(message)
-
+    remark = report.remarking(say)
     settings = bind_control(settings, engine, remark)
     paste = decide_paste(edits, settings, remark)
     pasters = [paster_for(settings, engine, detector) if paste else None for _ in edits.each]

@@ -37,6 +37,7 @@ EYES = ([33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161,
 BROWS = [70, 63, 105, 66, 107, 55, 65, 52, 53, 46, 300, 293, 334, 296, 336, 285, 295, 282, 283, 276]
 LIDS = (((160, 144), (159, 145), (158, 153)), ((385, 380), (386, 374), (387, 373)))
 CORNERS = ((33, 133), (362, 263))
+IRIS_CENTRES = (468, 473)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def eye_openings(points: np.ndarray) -> np.ndarray:
 def gaze(points: np.ndarray) -> np.ndarray:
     """Iris centre relative to the eye's middle, in eye widths, mean of both eyes. (..., 478, 3) -> (..., 2) as x, y."""
     offsets = []
-    for iris, (a, b) in zip((468, 473), CORNERS, strict=True):
+    for iris, (a, b) in zip(IRIS_CENTRES, CORNERS, strict=True):
         middle = (points[..., a, :2] + points[..., b, :2]) / 2
         offsets.append((points[..., iris, :2] - middle) / _distance(points, a, b)[..., None])
     return np.mean(offsets, axis=0)

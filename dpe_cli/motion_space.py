@@ -30,6 +30,7 @@ MOUTH_GAPS = ((13, 14), (82, 87), (312, 317), (78, 308), (61, 291))
 MOUTH_OFFSETS = (  # one point against another, and along which axis
     (61, 0, 1), (291, 0, 1), (13, 2, 1), (14, 2, 1), (152, 2, 1), (13, 2, 2), (14, 2, 2),
 )  # fmt: skip
+BLINK_SHARE = 0.15  # of the blendshape eyeBlink, taken off the lids' opening
 BROW_HEIGHTS = ((105, 33), (334, 263), (107, 133), (336, 362))
 MOUTH_BLENDSHAPES = [i for i, name in enumerate(BLENDSHAPES) if name.startswith(("jaw", "mouth"))]
 BROW_BLENDSHAPES = [i for i, name in enumerate(BLENDSHAPES) if name.startswith("brow")]
@@ -82,7 +83,7 @@ def _features(shape: np.ndarray, blendshapes: np.ndarray) -> dict[str, np.ndarra
     opening = eye_openings(shape)  # picture's left first, which is the person's right
     return {
         "mouth": np.concatenate([mouth, blendshapes[:, MOUTH_BLENDSHAPES]], -1),
-        "lids": opening - 0.15 * blink[:, ::-1],
+        "lids": opening - BLINK_SHARE * blink[:, ::-1],
         "gaze": gaze(shape),
         "brows": np.concatenate([brows, blendshapes[:, BROW_BLENDSHAPES]], -1),
     }

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,15 @@ class Report:
     self_reconstruction: list[tuple[int, float]] = field(default_factory=list)  # sampled frames: index, PSNR in dB
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    def remarking(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """What says a remark and keeps it."""
+
+        def remark(message: str) -> None:
+            self.notes.append(message)
+            say(message)
+
+        return remark
 
     def counts(self) -> dict[str, Any]:
         """How many frames were edited and passed, and why they were passed.

@@ -239,11 +239,7 @@ def make_plan(
         raise InputError("a still edited by a still is one picture, which has no segments", "leave that out")
     settings = without_span(settings) if source_info.is_image else settings
     report = start_report(source_info, driver_infos, edits, detector, settings)
-
-    def remark(message: str) -> None:
-        report.notes.append(message)
-        say(message)
-
+    remark = report.remarking(say)
     started = time.monotonic()
     bound = bind_control(settings, engine, remark)  # what the weights cannot do is known now
     paste = decide_paste(edits, settings, remark)
@@ -296,11 +292,7 @@ def make_dub_plan(
     started, report = time.monotonic(), Report()
     info = check_dub(source, audio, output, settings)
     check_container(output)
-
-    def remark(message: str) -> None:
-        report.notes.append(message)
-        say(message)
-
+    remark = report.remarking(say)
     dub = decide(info, audio, engine, detector, settings, report, progress, remark)
     dub.paster(engine, detector)  # what it lacks is known now
     edit, edits = dub.settings.edit, edits_for(source, dub.settings.edit)

@@ -170,11 +170,17 @@ def fit_coordinates(codes: np.ndarray, measures: np.ndarray) -> Fitted:
     return Fitted(None, read)
 
 
-def fit_projectors(codes: np.ndarray, measures: np.ndarray, head: np.ndarray) -> Fitted:
-    """Of any codes; head: (L, K), what the expression head does to a code, less its constant part."""
+def looked_at(head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a head (L, K) does not ignore of a code: singular values (k,), orthonormal rows (k, K)."""
     _, singular, rows = np.linalg.svd(head.astype(np.float64), full_matrices=False)
     alive = singular > DEAD * singular[0]
-    forward, back = rows[alive].T * singular[alive], rows[alive] / singular[alive, None]  # code to z (K, k), z to code
+    return singular[alive], rows[alive]
+
+
+def fit_projectors(codes: np.ndarray, measures: np.ndarray, head: np.ndarray) -> Fitted:
+    """Of any codes; head: (L, K), what the expression head does to a code, less its constant part."""
+    singular, rows = looked_at(head)
+    forward, back = rows.T * singular, rows / singular[:, None]  # code to z (K, k), z to code
     count = len(MEASURES)
     read, axis = solve(codes @ forward, measures[:, :count])
     read, axis = read @ forward.T, back.T @ axis
@@ -322,8 +328,7 @@ def fit_factors(
     weights = Path(engine.description["weights"])
     unit = np.eye(codes.shape[1], dtype=np.float32)
     head = (engine.shifts(unit)[0] - engine.shifts(0 * unit)[0]).T
-    _, singular, rows = np.linalg.svd(head.astype(np.float64), full_matrices=False)
-    alive = rows[singular > DEAD * singular[0]]
+    _, alive = looked_at(head)
     covariance = alive.T @ alive @ (codes.T @ codes / len(codes)) @ alive.T @ alive  # what pictures can answer to
     sigma = measures.std(0)
     ends = tuple(np.percentile(train.measures, [0.5, 99.5], axis=0))

@@ -26,6 +26,7 @@ from dpe_cli.landmarks import (
     BLENDSHAPES,
     CORNERS,
     EYES,
+    IRIS_CENTRES,
     LIDS,
     LIPS_INNER,
     LIPS_OUTER,
@@ -36,6 +37,7 @@ from dpe_cli.landmarks import (
 )
 from dpe_cli.models import LandmarkNet, Landmarks
 from dpe_cli.motion_space import (
+    BLINK_SHARE,
     BROW_BLENDSHAPES,
     BROW_HEIGHTS,
     GROUPS,
@@ -358,12 +360,12 @@ def expression_codes(shape: Tensor, blendshapes: Tensor, space: MotionSpace) -> 
     widths = [gap(*corners) for corners in CORNERS]
     closed = [blendshapes[:, BLENDSHAPES.index(name)] for name in ("eyeBlinkRight", "eyeBlinkLeft")]
     lids = [
-        sum(gap(*pair) for pair in pairs) / len(pairs) / width - 0.15 * shut
+        sum(gap(*pair) for pair in pairs) / len(pairs) / width - BLINK_SHARE * shut
         for pairs, width, shut in zip(LIDS, widths, closed, strict=True)
     ]
     looks = [
         (shape[:, iris, :2] - (shape[:, a, :2] + shape[:, b, :2]) / 2) / width[:, None]
-        for iris, (a, b), width in zip((468, 473), CORNERS, widths, strict=True)
+        for iris, (a, b), width in zip(IRIS_CENTRES, CORNERS, widths, strict=True)
     ]
     middle = (shape[:, 61, 0] + shape[:, 291, 0]) / 2
     mouth = [*(gap(*pair) for pair in MOUTH_GAPS), *(apart(*one) for one in MOUTH_OFFSETS), middle]

@@ -109,7 +109,6 @@ def dub(
 
     from dpe_cli.dub import check_dub, dub_video
     from dpe_cli.provenance import read_consent
-    from dpe_cli.video import sealed
 
     read_consent(consent)
     if resume:
@@ -133,12 +132,10 @@ def dub(
             seal=record.seal, finish=lambda done: record.finish(done, say), **common,
         )  # fmt: skip
     else:
-        with sealed(output, record.signer and record.seal, settings.edit.overwrite) as part:
-            done = dub_video(source, audio, part, engine, finder, settings, **common)
-        done.output["path"] = str(output)
-        record.finish(done, say)
-        if report:
-            done.write(report)
+        done = record.keep(
+            lambda part: dub_video(source, audio, part, engine, finder, settings, **common),
+            settings.edit.overwrite, report, say,
+        )  # fmt: skip
     say(closing_words(done.summary()))
     click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
     return done

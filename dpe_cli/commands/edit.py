@@ -264,7 +264,6 @@ def edit(
     record = begin_record(ctx, output, lambda: ingredients(ctx, source if piped else None))
 
     from dpe_cli.detectors import RESEARCH_ONLY
-    from dpe_cli.video import sealed
 
     say = speaker(quiet)
     host = ctx.ensure_object(Host)  # torch takes seconds to import, so what can fail has failed before
@@ -282,12 +281,10 @@ def edit(
                 seal=record.seal, finish=lambda done: record.finish(done, say), **common,
             )  # fmt: skip
         else:
-            with sealed(output, record.signer and record.seal, chosen.overwrite) as part:
-                done = edit_video(source, drivers, part, engine, finder, chosen, preview=preview, **common)
-            done.output["path"] = str(output)
-            record.finish(done, say)
-            if report:
-                done.write(report)
+            done = record.keep(
+                lambda part: edit_video(source, drivers, part, engine, finder, chosen, preview=preview, **common),
+                chosen.overwrite, report, say,
+            )  # fmt: skip
     except QualityError as error:
         if report:
             error.report.write(report)

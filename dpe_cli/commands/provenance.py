@@ -160,6 +160,20 @@ class Record:
         if self.signer:
             self.signer.sign(part, self.output.name)
 
+    def keep(
+        self, work: Callable[[Path], "Report"], overwrite: bool, report: Path | None, say: Callable[[str], None]
+    ) -> "Report":
+        """Has the output made in one piece by `work`, which is told where, seals it and writes what is to be kept."""
+        from dpe_cli.video import sealed
+
+        with sealed(self.output, self.signer and self.seal, overwrite) as part:
+            done = work(part)
+        done.output["path"] = str(self.output)
+        self.finish(done, say)
+        if report:
+            done.write(report)
+        return done
+
     def finish(self, done: "Report", say: Callable[[str], None]) -> None:
         """For an output that is there: compares, writes the sidecar. Raises OutputError."""
         from dpe_cli.container import PIPE
