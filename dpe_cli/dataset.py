@@ -13,6 +13,7 @@ import csv
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,15 @@ from scipy.spatial import Delaunay
 
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box, Detection, crop_box
-from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER, LIPS_OUTER, five_points
+from dpe_cli.landmarks import (
+    EYES,
+    FACE_OVAL,
+    LIPS_INNER,
+    LIPS_OUTER,
+    eye_openings,
+    five_points,
+    mouth_opening,
+)
 from dpe_cli.motion_space import (
     COORDINATES,
     POSE_DIM,
@@ -38,6 +47,9 @@ HELD_OUT = 0.1  # share of the identities that training never sees
 LIDS_AND_GAZE = slice(COORDINATES["lids"].start - POSE_DIM, COORDINATES["gaze"].stop - POSE_DIM)
 CROP = 256  # side of the prepared crops, pixels
 INDEX = "index.csv"
+WIDE = np.array([0.2, 0.3, 0.3])  # openings of mouth and eyes that count as 1
+HIDDEN, SHOWN = 0.25, 0.7  # share of an opening that the source must have for its inside to be unseen and seen
+TURNED = 10.0  # degrees from which T shows the source's face, bent: the driving's would have to be turned too far
 # split: train or test; fps: frames kept a second; start, end: seconds in the source; side: of the crop there, pixels
 INDEX_COLUMNS = ["name", "identity", "split", "frames", "fps", "start", "end", "side", "sharpness", "source"]
 
@@ -84,6 +96,11 @@ class Clip:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    @cached_property
+    def openings(self) -> np.ndarray:
+        """How far mouth, left and right eye of the picture are open, in units of a wide opening. (N, 3)"""
+        return np.c_[mouth_opening(self.shapes), eye_openings(self.shapes)] / WIDE
 
 
 def load_clips(folder: Path, space: MotionSpace | None, held_out: bool, size: int) -> tuple[list[Clip], MotionSpace]:
@@ -232,20 +249,23 @@ class Sampler:
       source, target, driving: (3, R, R) uint8: S, T and D of the module's docstring;
       source_code, driving_code: (20,) float32 motion coordinates of S and D;
       exp_flow, pose_flow: (2, F, F) float32 sampling positions in [-1, 1] (pixel centres): T from S, D from T;
-      exp_valid, pose_valid: (F, F) float32, where the flows are known; weight: (R, R) of T; pose_weight: (R, R) of D.
+      exp_valid, pose_valid: (F, F) float32, where the flows are known; weight: (R, R) of T; pose_weight: (R, R) of D;
+      seen: (F, F) float32 in [0, 1], 0 inside of a mouth or an eye of T that is shut in S: no flow finds it there.
 
     eye_share: of the pairs, those chosen by how far lids and gaze are apart. eye_weight: how much more the eyes' flow
     counts: lids move by a pixel or two of the flow where lips move by ten, and errors count by their square.
+    open_share: those in which a mouth or an eye opens; turn_share: those in which the head turns.
     """
 
     def __init__(
         self, clips: list[Clip], mesh: Mesh, seed: int, augment: bool = True, codes_only: bool = False,
-        eye_share: float = 0.0, eye_weight: float = 1.0,
+        eye_share: float = 0.0, eye_weight: float = 1.0, open_share: float = 0.0, turn_share: float = 0.0,
     ):  # fmt: skip
         self.mesh = mesh
         self.random = np.random.default_rng(seed)
         self.augment, self.codes_only = augment, codes_only
         self.eye_share, self.eye_weight = eye_share, eye_weight
+        self.open_share, self.turn_share = open_share, turn_share
         self.mirror = mirror_permutation(mesh.template)
         people: dict[str, list[Clip]] = {}
         for clip in clips:
@@ -263,14 +283,21 @@ class Sampler:
         s = int(self.random.integers(len(clip)))
         if self.random.random() < 0.1:
             return clip, s, s
-        if self.random.random() < self.eye_share:
+        what = self.random.random() - self.eye_share
+        if what < 0:
             apart = np.linalg.norm((clip.expression - clip.expression[s])[:, LIDS_AND_GAZE], axis=1)
             return clip, s, int((2 * apart + self.random.gumbel(0, 1.0, len(clip))).argmax())
+        if what < self.open_share:
+            s = int((self.random.gumbel(0, 0.3, len(clip)) - clip.openings[:, self.random.integers(3)]).argmax())
+            opened = np.maximum(clip.openings - clip.openings[s], 0) @ [1.0, 0.5, 0.5]
+            score = 4 * opened - 0.1 * np.maximum(turns(clip, s) - 6, 0)
+            return clip, s, int((score + self.random.gumbel(0, 0.7, len(clip))).argmax())
+        if what < self.open_share + self.turn_share:
+            turned = np.minimum(turns(clip, s), 30) / 6
+            return clip, s, int((turned + self.random.gumbel(0, 1.0, len(clip))).argmax())
         others = self.random.integers(0, len(clip), 6)
         difference = np.linalg.norm(clip.expression[others] - clip.expression[s], axis=1)
-        cosine = (np.einsum("nij,ij->n", clip.rotation[others], clip.rotation[s]) - 1) / 2
-        turn = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-        score = difference - 0.15 * np.maximum(turn - 6, 0) + self.random.gumbel(0, 1.0, len(others))
+        score = difference - 0.15 * np.maximum(turns(clip, s)[others] - 6, 0) + self.random.gumbel(0, 1.0, len(others))
         return clip, s, int(others[score.argmax()])
 
     def sample(self) -> dict[str, np.ndarray]:
@@ -305,7 +332,10 @@ class Sampler:
         place = self.mesh.locate(target_points, size)
         from_source = dense_map(place, target_points, source_points, size)
         from_driving = dense_map(place, target_points, driving_points, size)
-        target = self._compose(source, driving, from_source, from_driving, target_points, size)
+        if turns(clip, s)[d] > TURNED:
+            target = warp(source, from_source, size)
+        else:
+            target = self._compose(source, driving, from_source, from_driving, target_points, size)
         pose_flow = dense_map(self.mesh.locate(driving_points, size), driving_points, target_points, size)
         resolution = source.shape[0]
         return learnt | {
@@ -315,6 +345,7 @@ class Sampler:
             "pose_valid": _valid(driving_points, size, 0.0),
             "weight": region_weights(target_points, size, resolution),
             "pose_weight": region_weights(driving_points, size, resolution),
+            "seen": _seen(target_points, clip.openings[s], clip.openings[d], size),
         }  # fmt: skip
 
     def _framing(self, points: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
@@ -416,6 +447,22 @@ def _planes(image: np.ndarray) -> np.ndarray:
 def _positions(where: np.ndarray, size: float) -> np.ndarray:
     """Pixels of a crop to [-1, 1] with -1 and 1 at its edges (grid_sample's align_corners=False)."""
     return np.ascontiguousarray((where / size * 2 - 1).transpose(2, 0, 1))
+
+
+def turns(clip: Clip, index: int) -> np.ndarray:
+    """By how many degrees the head is turned in each frame of a clip against one of them. (N,)"""
+    cosine = (np.einsum("nij,ij->n", clip.rotation, clip.rotation[index]) - 1) / 2
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
+def _seen(target: np.ndarray, before: np.ndarray, after: np.ndarray, size: float) -> np.ndarray:
+    """What the source shows of the target's face: less inside of what was shut, by how far it was, `Clip.openings`."""
+    seen = np.ones((FLOW_SIZE, FLOW_SIZE), np.float32)
+    for part, was, now in zip((LIPS_INNER, *EYES), before, after, strict=True):
+        share = np.clip((was / max(now, 1e-3) - HIDDEN) / (SHOWN - HIDDEN), 0, 1)
+        if now > 0.2:
+            seen = np.where(_polygon(target, part, size, FLOW_SIZE) > 0, np.float32(share), seen)
+    return seen
 
 
 def _valid(target: np.ndarray, size: float, outside: float, eye_weight: float = 1.0) -> np.ndarray:

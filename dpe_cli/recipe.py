@@ -34,6 +34,7 @@ STAGES = {
     "guided": "everything, from landmarks and the intermediate image they give",
     "flows": "the flows of both generators alone, guided",
     "expression": "the expression head and generator alone, guided",
+    "posing": "the pose head and generator alone, guided",
     "cycle": "the paper's stage 1: bidirectional cycle, self-reconstruction, GAN, asymmetric back-propagation",
     "audio": "the networks of ours that hear speech, for the mouth and for its synchrony, a run of its own",
     "pose": "the network of ours that moves heads to speech, a run of its own",
@@ -67,11 +68,14 @@ class Phase:
     flow_weight: float = 2.0
     flow_beta: float = 0.03  # flow errors up to this count by their square, half pictures
     eye_share: float = 0.0  # share of the pairs that are chosen for different lids and gaze
+    open_share: float = 0.0  # share of the pairs in which a mouth or an eye opens that is shut in the source
+    turn_share: float = 0.0  # share of the pairs in which the head turns far
+    unseen_weight: float = 0.0  # of the expression masks, and of pixels, inside of what was shut: it must be painted
     eye_weight: float = 1.0  # of the eyes within the flow loss: they move little, and errors count by their square
     code_weight: float = 15.0  # less, and the pictures' gradients drown it in the shared encoder
     motion_weight: float = 1.0  # of the codes' difference between the two frames of a clip, relative to the codes
     landmark_weight: float = 0.0  # of landmarks read from the latent by a layer that is thrown away: richer latents
-    measured: bool = False  # guided, flows, expression: codes go in as with `measured.py`, own + (driving - source)
+    measured: bool = False  # codes go in as with `measured.py`: own + (driving - source); not in stages codes and cycle
     guide: float = 1.0  # of the guided terms inside the cycle
     middle_weight: float = 1.0  # cycle: the intermediate pair S', D'
     self_weight: float = 1.0  # cycle: self-reconstruction

@@ -66,8 +66,8 @@ class _Samples(Dataset):
     """Samples by number."""
 
     def __init__(self, clips: list[Clip], mesh: Mesh, phase: Phase, codes_only: bool):
-        eyes = {"eye_share": phase.eye_share, "eye_weight": phase.eye_weight}
-        self.sampler, self.seed = Sampler(clips, mesh, phase.seed, codes_only=codes_only, **eyes), phase.seed
+        choice = {name: getattr(phase, name) for name in ("eye_share", "eye_weight", "open_share", "turn_share")}
+        self.sampler, self.seed = Sampler(clips, mesh, phase.seed, codes_only=codes_only, **choice), phase.seed
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         self.sampler.random = np.random.default_rng([self.seed, number])

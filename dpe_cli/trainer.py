@@ -28,6 +28,8 @@ from dpe_cli.recipe import Phase
 
 COARSE = 64  # side of the finest flow that stage `flows` learns
 LANDMARKS = 2 * 478  # x and y of MediaPipe's face mesh
+SHOWING = 0.95  # of a finest mask where the source shows what is wanted: `see_through` begins there
+UNSEEN = 20.0  # how much more the few pixels count that must be painted
 PATIENCE = 30  # steps without a finite gradient before the run gives up
 
 
@@ -152,6 +154,8 @@ class Trainer:
                 losses = self.guided(batch)
             elif phase.stage == "expression":
                 losses = self.expression_only(batch)
+            elif phase.stage == "posing":
+                losses = self.pose_only(batch)
             elif phase.stage == "flows":
                 losses = self.flows(batch)
             else:
@@ -193,6 +197,15 @@ class Trainer:
             return driving
         return driving + self.model.motion_code(latent).detach().float() - known
 
+    def express_driving(self, source: Encoded, batch: dict[str, Tensor]) -> Rendered:
+        """S -> T: the sources with the driving frames' expressions."""
+        return self.express(source, self.given(source.latent, batch["source_code"], batch["driving_code"]))
+
+    def turn_to_driving(self, target: Encoded, batch: dict[str, Tensor]) -> Rendered:
+        """T -> D: the first targets of a batch, as many as were encoded, in the driving frames' poses."""
+        count = len(target.latent)
+        return self.turn(target, self.given(target.latent, target_code(batch)[:count], batch["driving_code"][:count]))
+
     def codes(self, batch: dict[str, Tensor]) -> Losses:
         """Motion codes of source and driving alone: the encoder without the generators."""
         losses = Losses()
@@ -222,24 +235,18 @@ class Trainer:
     def guided(self, batch: dict[str, Tensor]) -> Losses:
         """Landmark-supervised step: S -> T by the expression generator, T -> D by the pose generator."""
         model, phase, losses = self.model, self.phase, Losses()
-        source, target, driving = (to_image(batch[k]) for k in ("source", "target", "driving"))
-        source_code, driving_code = batch["source_code"], batch["driving_code"]
+        source, target = (to_image(batch[k]) for k in ("source", "target"))
         size = len(source)
         count = max(1, round(size * phase.pose_share))
-        target_code = torch.cat([source_code[:, :POSE_DIM], driving_code[:, POSE_DIM:]], 1)
 
         both = torch.cat([source, target[:count]]).contiguous(memory_format=torch.channels_last)
         of_source, of_target = split(model.encode(both), size)
         self.add_codes(losses, of_source.latent, batch)
         codes = model.motion_code(of_target.latent).float()
-        losses.add("code_target", F.smooth_l1_loss(codes, target_code[:count]), phase.code_weight * count / size)
+        losses.add("code_target", F.smooth_l1_loss(codes, target_code(batch)[:count]), phase.code_weight * count / size)
 
         self.add_expression(losses, of_source, batch)
-        posed = self.turn(of_target, self.given(of_target.latent, target_code[:count], driving_code[:count]))
-        share = phase.pose_share * 2
-        losses.add("pose", weighted_l1(posed.image, driving[:count], batch["pose_weight"][:count]), share)
-        flows = self.flow_error("pose", posed.flows, batch)
-        losses.add("pose_flow", flows, phase.flow_weight * share)
+        self.add_pose(losses, of_target, batch, phase.pose_share * 2)
         return losses
 
     def expression_only(self, batch: dict[str, Tensor]) -> Losses:
@@ -248,6 +255,14 @@ class Trainer:
             encoded = self.model.encode(to_image(batch["source"]))
         losses = Losses()
         self.add_expression(losses, encoded, batch)
+        return losses
+
+    def pose_only(self, batch: dict[str, Tensor]) -> Losses:
+        """The pose half of a guided step; the encoder rests."""
+        with torch.no_grad():
+            encoded = self.model.encode(to_image(batch["target"]))
+        losses = Losses()
+        self.add_pose(losses, encoded, batch)
         return losses
 
     def flow_error(self, which: str, flows: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
@@ -265,11 +280,9 @@ class Trainer:
             encoded = self.model.encode(both.contiguous(memory_format=torch.channels_last))
             coarse = [feature for feature in encoded.features if feature.shape[-1] <= COARSE]
             of_source, of_target = split(Encoded(encoded.latent, coarse), size)
-        known, wanted = batch["source_code"], batch["driving_code"]
-        expressed = self.express(of_source, self.given(of_source.latent, known, wanted))
+        expressed = self.express_driving(of_source, batch)
         losses.add("exp_flow", self.flow_error("exp", expressed.flows, batch), phase.flow_weight)
-        target = torch.cat([known[:, :POSE_DIM], wanted[:, POSE_DIM:]], 1)
-        posed = self.turn(of_target, self.given(of_target.latent, target[:count], wanted[:count]))
+        posed = self.turn_to_driving(of_target, batch)
         flows = self.flow_error("pose", posed.flows, batch)
         losses.add("pose_flow", flows, phase.flow_weight * phase.pose_share * 2)
         return losses
@@ -277,10 +290,25 @@ class Trainer:
     def add_expression(self, losses: Losses, source: Encoded, batch: dict[str, Tensor]) -> None:
         """Terms of S -> T: the expression generator on the measured code of the driving frame."""
         phase, target = self.phase, to_image(batch["target"])
-        result = self.express(source, self.given(source.latent, batch["source_code"], batch["driving_code"]))
-        losses.add("exp", weighted_l1(result.image, target, batch["weight"]), phase.image_weight)
+        result, weight = self.express_driving(source, batch), batch["weight"]
+        if phase.unseen_weight:
+            seen = F.interpolate(batch["seen"][:, None], size=weight.shape[-1], mode="bilinear", align_corners=False)
+            mask, unseen = result.flows[-1][:, 2:].float(), 1 - seen
+            error = F.binary_cross_entropy_with_logits(mask, SHOWING * seen, reduction="none")
+            losses.add("mask", (error * (1 + UNSEEN * unseen)).mean(), phase.unseen_weight)
+            weight = weight + phase.unseen_weight * UNSEEN * unseen[:, 0]
+        losses.add("exp", weighted_l1(result.image, target, weight), phase.image_weight)
         losses.add("exp_flow", self.flow_error("exp", result.flows, batch), phase.flow_weight)
         self.add_perceptual(losses, result.image, target, batch["weight"])
+
+    def add_pose(self, losses: Losses, target: Encoded, batch: dict[str, Tensor], share: float = 1.0) -> None:
+        """Terms of T -> D: the pose generator on the measured code of the driving frame, for the first targets."""
+        count = len(target.latent)
+        posed, driving = self.turn_to_driving(target, batch), to_image(batch["driving"][:count])
+        losses.add("pose", weighted_l1(posed.image, driving, batch["pose_weight"][:count]), share)
+        losses.add("pose_flow", self.flow_error("pose", posed.flows, batch), self.phase.flow_weight * share)
+        if self.phase.stage == "posing":
+            self.add_perceptual(losses, posed.image, driving, batch["pose_weight"])
 
     def cycle(self, batch: dict[str, Tensor]) -> tuple[Losses, Tensor, Tensor]:
         """The paper's stage 1 step: the losses, and the final images and the real ones for the discriminator."""
@@ -356,6 +384,11 @@ class Trainer:
         model.load_state_dict(self.average)
         separate(model)
         return model.to(self.device).eval()
+
+
+def target_code(batch: dict[str, Tensor]) -> Tensor:
+    """Motion codes of T: the source's pose, the driving's expression. (B, K)"""
+    return torch.cat([batch["source_code"][:, :POSE_DIM], batch["driving_code"][:, POSE_DIM:]], 1)
 
 
 def split(encoded: Encoded, size: int) -> tuple[Encoded, Encoded]:

@@ -191,6 +191,29 @@ def test_with_measured_codes_the_generators_see_the_true_difference(model, batch
     assert seen[1] < 1e-5 < seen[0]
 
 
+@pytest.mark.parametrize(("stage", "learning"), [("expression", "expression"), ("posing", "pose")])
+def test_a_stage_of_one_generator_leaves_the_rest_as_it_is(model, batch, stage, learning):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    Trainer(model, Phase(stage=stage)).step(batch, 0)
+    changed = {k.split(".")[0] for k, v in model.state_dict().items() if not torch.allclose(v, before[k], atol=1e-6)}
+    assert changed == {f"{learning}_generator", f"{learning}_head"}
+
+
+def test_masks_learn_where_the_source_shows_nothing(model, batch):
+    seen = torch.ones(4, 64, 64)
+    seen[:, 24:40, 24:40] = 0
+    batch = batch | {"seen": seen}
+    trainer = Trainer(model, Phase(stage="expression", unseen_weight=0.5, lr=1e-2, flow_weight=0))
+    first = trainer.step(batch, 0)["mask"]
+    for _ in range(30):
+        last = trainer.step(batch, 0)["mask"]
+    assert last < 0.8 * first
+    with torch.no_grad():
+        encoded = model.encode(to_image(batch["source"]))
+        mask = trainer.express(encoded, batch["driving_code"]).flows[-1][:, 2].sigmoid()
+    assert mask[:, 13:19, 13:19].mean() < mask[:, :4].mean() - 0.1
+
+
 def test_gains_are_checked():
     with pytest.raises(InputError, match="lids"):
         Phase(gains="eyes=2")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import synthetic_face, turned
 
-from dpe_cli.dataset import FLOW_SIZE, Mesh, Sampler, dense_map, is_held_out, load_clips, warp
+from dpe_cli.dataset import FLOW_SIZE, Mesh, Sampler, _seen, dense_map, is_held_out, load_clips, turns, warp
 from dpe_cli.errors import InputError
 from dpe_cli.landmarks import BLENDSHAPES, Landmarker, align, head_angles, mouth_opening
 from dpe_cli.motion_space import MOTION_DIM, POSE_DIM, MotionSpace, mirror_blendshapes, normalise
@@ -115,6 +115,42 @@ def test_samples_have_the_stated_shapes_and_ranges(prepared):
     assert sample["exp_flow"].shape == (2, FLOW_SIZE, FLOW_SIZE)
     assert sample["weight"].min() >= 1
     assert all(np.isfinite(v).all() for v in sample.values())
+
+
+def test_what_opens_is_unseen_and_what_was_open_is_seen():
+    points = 85 * MotionSpace.load(folder() / "motion-space.json").template + [128, 128, 0]
+    points[14, 1] += 20  # the lower lip, so that the mouth has an inside
+    mouth = tuple(np.round(points[[13, 14], :2].mean(0) * FLOW_SIZE / 256).astype(int)[::-1])
+    shut, half, wide = np.array([0.05, 1, 1]), np.array([0.45, 1, 1]), np.ones(3)
+    assert _seen(points, shut, wide, 256)[mouth] == 0
+    assert 0.2 < _seen(points, half, wide, 256)[mouth] < 0.7
+    assert _seen(points, wide, wide, 256).min() == _seen(points, wide, shut, 256).min() == 1
+    assert _seen(points, shut, wide, 256).mean() > 0.95
+
+
+def test_pairs_are_chosen_for_what_opens_or_turns(prepared):
+    clips, space = load_clips(prepared, None, held_out=False, size=64)
+    for clip in clips:
+        clip.rotation = np.repeat(np.eye(3)[None], len(clip), 0)
+        clip.openings = np.linspace(0, 1, len(clip))[:, None].repeat(3, 1)
+
+    def picked(**settings):
+        sampler = Sampler(clips, Mesh(space.template), 0, **settings)
+        return [sampler.pick() for _ in range(100)]
+
+    def opened(pairs):
+        return np.mean([(clip.openings[d] - clip.openings[s])[0] for clip, s, d in pairs])
+
+    assert opened(picked(open_share=1.0)) > opened(picked()) + 0.4
+    for clip in clips:
+        angle = np.radians(np.linspace(0, 30, len(clip)))
+        clip.rotation[:, 0, 0] = clip.rotation[:, 1, 1] = np.cos(angle)
+        clip.rotation[:, 1, 0], clip.rotation[:, 0, 1] = np.sin(angle), -np.sin(angle)
+
+    def turned(pairs):
+        return np.mean([turns(clip, s)[d] for clip, s, d in pairs])
+
+    assert turned(picked(turn_share=1.0)) > turned(picked()) + 3
 
 
 def test_a_mirrored_face_has_mirrored_pose_coordinates(prepared):
