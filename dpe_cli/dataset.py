@@ -27,7 +27,6 @@ from dpe_cli.landmarks import (
     FACE_OVAL,
     LIPS_INNER,
     LIPS_OUTER,
-    eye_openings,
     five_points,
     mouth_opening,
 )
@@ -47,8 +46,8 @@ HELD_OUT = 0.1  # share of the identities that training never sees
 LIDS_AND_GAZE = slice(COORDINATES["lids"].start - POSE_DIM, COORDINATES["gaze"].stop - POSE_DIM)
 CROP = 256  # side of the prepared crops, pixels
 INDEX = "index.csv"
-WIDE = np.array([0.2, 0.3, 0.3])  # openings of mouth and eyes that count as 1
-HIDDEN, SHOWN = 0.25, 0.7  # share of an opening that the source must have for its inside to be unseen and seen
+WIDE = 0.2  # opening of a mouth that counts as 1
+HIDDEN, SHOWN = 0.25, 0.7  # shares of an opening that the source has where its inside is unseen and where it is seen
 TURNED = 10.0  # degrees from which T shows the source's face, bent: the driving's would have to be turned too far
 # split: train or test; fps: frames kept a second; start, end: seconds in the source; side: of the crop there, pixels
 INDEX_COLUMNS = ["name", "identity", "split", "frames", "fps", "start", "end", "side", "sharpness", "source"]
@@ -98,9 +97,9 @@ class Clip:
         return len(self.points)
 
     @cached_property
-    def openings(self) -> np.ndarray:
-        """How far mouth, left and right eye of the picture are open, in units of a wide opening. (N, 3)"""
-        return np.c_[mouth_opening(self.shapes), eye_openings(self.shapes)] / WIDE
+    def opening(self) -> np.ndarray:
+        """How far the mouth is open, in units of a wide opening. (N,)"""
+        return mouth_opening(self.shapes) / WIDE
 
 
 def load_clips(folder: Path, space: MotionSpace | None, held_out: bool, size: int) -> tuple[list[Clip], MotionSpace]:
@@ -250,11 +249,11 @@ class Sampler:
       source_code, driving_code: (20,) float32 motion coordinates of S and D;
       exp_flow, pose_flow: (2, F, F) float32 sampling positions in [-1, 1] (pixel centres): T from S, D from T;
       exp_valid, pose_valid: (F, F) float32, where the flows are known; weight: (R, R) of T; pose_weight: (R, R) of D;
-      seen: (F, F) float32 in [0, 1], 0 inside of a mouth or an eye of T that is shut in S: no flow finds it there.
+      seen: (F, F) float32 in [0, 1], 0 inside of a mouth of T that is shut in S: no flow finds it there.
 
     eye_share: of the pairs, those chosen by how far lids and gaze are apart. eye_weight: how much more the eyes' flow
     counts: lids move by a pixel or two of the flow where lips move by ten, and errors count by their square.
-    open_share: those in which a mouth or an eye opens; turn_share: those in which the head turns.
+    open_share: those in which a mouth opens; turn_share: those in which the head turns.
     """
 
     def __init__(
@@ -288,9 +287,8 @@ class Sampler:
             apart = np.linalg.norm((clip.expression - clip.expression[s])[:, LIDS_AND_GAZE], axis=1)
             return clip, s, int((2 * apart + self.random.gumbel(0, 1.0, len(clip))).argmax())
         if what < self.open_share:
-            s = int((self.random.gumbel(0, 0.3, len(clip)) - clip.openings[:, self.random.integers(3)]).argmax())
-            opened = np.maximum(clip.openings - clip.openings[s], 0) @ [1.0, 0.5, 0.5]
-            score = 4 * opened - 0.1 * np.maximum(turns(clip, s) - 6, 0)
+            s = int((self.random.gumbel(0, 0.3, len(clip)) - clip.opening).argmax())
+            score = 4 * (clip.opening - clip.opening[s]) - 0.1 * np.maximum(turns(clip, s) - 6, 0)
             return clip, s, int((score + self.random.gumbel(0, 0.7, len(clip))).argmax())
         if what < self.open_share + self.turn_share:
             turned = np.minimum(turns(clip, s), 30) / 6
@@ -345,7 +343,7 @@ class Sampler:
             "pose_valid": _valid(driving_points, size, 0.0),
             "weight": region_weights(target_points, size, resolution),
             "pose_weight": region_weights(driving_points, size, resolution),
-            "seen": _seen(target_points, clip.openings[s], clip.openings[d], size),
+            "seen": _seen(target_points, clip.opening[s], clip.opening[d], size),
         }  # fmt: skip
 
     def _framing(self, points: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
@@ -455,13 +453,12 @@ def turns(clip: Clip, index: int) -> np.ndarray:
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 
-def _seen(target: np.ndarray, before: np.ndarray, after: np.ndarray, size: float) -> np.ndarray:
-    """What the source shows of the target's face: less inside of what was shut, by how far it was, `Clip.openings`."""
+def _seen(target: np.ndarray, before: float, after: float, size: float) -> np.ndarray:
+    """What the source shows of the target's face: less inside of a mouth that was shut, by its `Clip.opening`."""
     seen = np.ones((FLOW_SIZE, FLOW_SIZE), np.float32)
-    for part, was, now in zip((LIPS_INNER, *EYES), before, after, strict=True):
-        share = np.clip((was / max(now, 1e-3) - HIDDEN) / (SHOWN - HIDDEN), 0, 1)
-        if now > 0.2:
-            seen = np.where(_polygon(target, part, size, FLOW_SIZE) > 0, np.float32(share), seen)
+    if after > 0.2:
+        share = np.clip((before / after - HIDDEN) / (SHOWN - HIDDEN), 0, 1)
+        seen[_polygon(target, LIPS_INNER, size, FLOW_SIZE) > 0] = share
     return seen
 
 

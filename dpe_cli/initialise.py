@@ -10,6 +10,8 @@ from torch import Tensor
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
 
+INSIDE = (-0.6, -0.8, -0.8)  # of an open mouth; darker than the median of prepared clips, which is too red in dim light
+
 
 def to_image(batch: Tensor) -> Tensor:
     """(B, 3, R, R) uint8 -> float32 in [-1, 1], channels last."""
@@ -72,6 +74,27 @@ def see_through(model: DPE) -> None:
             top.activation_bias += shift / 2**0.5
             top.bias -= shift
             generator.to_flows[-1].bias[2] = mask
+
+
+def show_inside(model: DPE) -> None:
+    """Gives the finest level of the expression generator a colour, a mouth's inside, to show where its mask is shut.
+
+    Else a shut mask shows mid-grey, and no mask learns to shut where a mouth opens. The rest of the picture stays as
+    it is: a channel that hardly answers to colours is made a constant, which carries the colour with the mask.
+    """
+    first, generator = model.encoder.convs[0], model.expression_generator
+    top, mask = generator.to_rgbs[-1], torch.sigmoid(torch.tensor(3.0))  # as `see_through` sets it
+    with torch.no_grad():
+        answer = first.weight.flatten(1).norm(dim=1)
+        answer[:6] = torch.inf  # the colours of `see_through`
+        channel = int(answer.argmin())
+        first.weight[channel] = 0
+        if first.bias[channel].abs() < 0.01:
+            first.bias[channel] = 0.01
+        constant = F.leaky_relu(first.bias[channel] * first.gain, 0.2)
+        colour = torch.tensor(INSIDE)
+        top.weight[:, channel, 0, 0] = -colour / (top.scale * mask * constant)
+        top.bias += colour
 
 
 @contextlib.contextmanager

@@ -68,9 +68,9 @@ class Phase:
     flow_weight: float = 2.0
     flow_beta: float = 0.03  # flow errors up to this count by their square, half pictures
     eye_share: float = 0.0  # share of the pairs that are chosen for different lids and gaze
-    open_share: float = 0.0  # share of the pairs in which a mouth or an eye opens that is shut in the source
+    open_share: float = 0.0  # share of the pairs in which a mouth opens that is shut in the source
     turn_share: float = 0.0  # share of the pairs in which the head turns far
-    unseen_weight: float = 0.0  # of the expression masks, and of pixels, inside of what was shut: it must be painted
+    unseen_weight: float = 0.0  # of the expression masks, and of pixels, inside of a mouth that was shut
     eye_weight: float = 1.0  # of the eyes within the flow loss: they move little, and errors count by their square
     code_weight: float = 15.0  # less, and the pictures' gradients drown it in the shared encoder
     motion_weight: float = 1.0  # of the codes' difference between the two frames of a clip, relative to the codes
@@ -88,6 +88,7 @@ class Phase:
     copy_start: bool = False  # pictures pass through unchanged until flows are learnt: see initialise.see_through
     subtract_own: bool = False  # of the expression: see initialise.subtract_own
     subtract_own_pose: bool = False  # the same of the pose
+    show_inside: bool = False  # of opening mouths: see initialise.show_inside
     gains: str = ""  # mouth=1.4,lids=2: edits go further in these coordinates, see initialise.amplify
     warm_up: int = 130  # steps for the new bottom of a grown encoder
     # how it runs

@@ -30,7 +30,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpe_cli.dataset import Clip, Mesh, Sampler, load_clips
 from dpe_cli.errors import InputError, OutputError
-from dpe_cli.initialise import amplify, grow, initialise, see_through, subtract_own, to_image, warm_up
+from dpe_cli.initialise import (
+    amplify,
+    grow,
+    initialise,
+    see_through,
+    show_inside,
+    subtract_own,
+    to_image,
+    warm_up,
+)
 from dpe_cli.models import DPE, DPEConfig, PerceptualLoss
 from dpe_cli.motion_space import MotionSpace
 from dpe_cli.recipe import Phase, as_table
@@ -298,6 +307,8 @@ def begin_phase(model: DPE | None, phase: Phase, init: Path | None, clips: Clips
     with torch.no_grad():
         if phase.copy_start:
             see_through(model)
+        if phase.show_inside:
+            show_inside(model)
         if phase.subtract_own:
             subtract_own(model)
         if phase.subtract_own_pose:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from dpe_cli.dataset import is_held_out
 from dpe_cli.errors import DPEError, InputError, OutputError
-from dpe_cli.initialise import amplify, grow, initialise, separate, subtract_own, to_image
+from dpe_cli.initialise import INSIDE, amplify, grow, initialise, separate, show_inside, subtract_own, to_image
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
@@ -143,6 +143,25 @@ def test_a_fresh_network_shows_the_source(model):
     with torch.no_grad():
         shown = model.transfer_expression(model.encode(smooth), torch.zeros(1, 20))
     assert (shown - smooth)[..., 4:-4, 4:-4].abs().mean() < 0.1
+
+
+def test_a_mouth_has_a_colour_inside_and_the_rest_stays(model):
+    picture, generator = torch.rand(2, 3, 32, 32) * 2 - 1, model.expression_generator
+
+    def rendered():
+        encoded = model.encode(picture)
+        return model.render_expression(encoded.latent, encoded.features).image[..., 4:-4, 4:-4]
+
+    with torch.no_grad():
+        model.encoder.convs[0].weight[7] *= 1e-3  # hardly answers to colours: is chosen
+        model.encoder.convs[0].bias[7] = -0.1
+        before = rendered()
+        show_inside(model)
+        torch.testing.assert_close(rendered(), before, atol=0.02, rtol=0)
+        generator.to_flows[-1].bias[2] = -50
+        inside = rendered()
+    wanted = torch.tensor(INSIDE).view(3, 1, 1).expand_as(inside)
+    torch.testing.assert_close(inside, wanted, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("part", ["expression", "pose"])

@@ -121,25 +121,24 @@ def test_what_opens_is_unseen_and_what_was_open_is_seen():
     points = 85 * MotionSpace.load(folder() / "motion-space.json").template + [128, 128, 0]
     points[14, 1] += 20  # the lower lip, so that the mouth has an inside
     mouth = tuple(np.round(points[[13, 14], :2].mean(0) * FLOW_SIZE / 256).astype(int)[::-1])
-    shut, half, wide = np.array([0.05, 1, 1]), np.array([0.45, 1, 1]), np.ones(3)
-    assert _seen(points, shut, wide, 256)[mouth] == 0
-    assert 0.2 < _seen(points, half, wide, 256)[mouth] < 0.7
-    assert _seen(points, wide, wide, 256).min() == _seen(points, wide, shut, 256).min() == 1
-    assert _seen(points, shut, wide, 256).mean() > 0.95
+    assert _seen(points, 0.05, 1, 256)[mouth] == 0
+    assert 0.2 < _seen(points, 0.45, 1, 256)[mouth] < 0.7
+    assert _seen(points, 1, 1, 256).min() == _seen(points, 1, 0.05, 256).min() == 1
+    assert _seen(points, 0.05, 1, 256).mean() > 0.95
 
 
 def test_pairs_are_chosen_for_what_opens_or_turns(prepared):
     clips, space = load_clips(prepared, None, held_out=False, size=64)
     for clip in clips:
         clip.rotation = np.repeat(np.eye(3)[None], len(clip), 0)
-        clip.openings = np.linspace(0, 1, len(clip))[:, None].repeat(3, 1)
+        clip.opening = np.linspace(0, 1, len(clip))
 
     def picked(**settings):
         sampler = Sampler(clips, Mesh(space.template), 0, **settings)
         return [sampler.pick() for _ in range(100)]
 
     def opened(pairs):
-        return np.mean([(clip.openings[d] - clip.openings[s])[0] for clip, s, d in pairs])
+        return np.mean([clip.opening[d] - clip.opening[s] for clip, s, d in pairs])
 
     assert opened(picked(open_share=1.0)) > opened(picked()) + 0.4
     for clip in clips:
