@@ -22,6 +22,7 @@ from dpe_cli.control import DRIVING, Control, Mixing, mixed
 from dpe_cli.crop import cut
 from dpe_cli.encoding import Wish
 from dpe_cli.errors import FaceError, InputError, OutputError, QualityError
+from dpe_cli.eyes import OpenEyes
 from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes
 from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
 from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, smoothed
@@ -220,6 +221,7 @@ class Job:
     track: int | None = None
     edit: int = 0  # which of the edits of this pass
     onto: np.ndarray | None = None  # the frame with the earlier edits; None: the source's
+    shot: int = 0  # counted in this part of the source
     halo: bool = False  # outside the part that is made: done only for what it leaves to the frames after it
 
     @property
@@ -657,6 +659,7 @@ def stack_jobs(
 
     Notes cuts in the report, once.
     """
+    shot = 0
     for job in jobs:
         done = next(below, None) if below else None
         if below and done is None:
@@ -665,7 +668,8 @@ def stack_jobs(
         if sight.new_shot and not number and not job.halo:
             report.cuts.append(round(float(job.frame.time), 6))
         reason = OTHERS if job.reason == NO_FACE and sight.others else job.reason
-        yield replace(job, reason=reason, track=sight.track, edit=number, onto=done and done[1].rgb)
+        shot += sight.new_shot
+        yield replace(job, reason=reason, track=sight.track, shot=shot, edit=number, onto=done and done[1].rgb)
 
 
 # Jobs to edited frames
@@ -677,7 +681,7 @@ def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report:
     Without a `paster` a frame is the crop alone. Networks round differently in batches of another size, so which frames
     share a batch follows from their numbers, wherever the jobs begin at a multiple of UNIT.
     """
-    jitter = Jitter()
+    jitter, eyes = Jitter(), open_eyes(engine)
     for batch in batched_in_units(jobs, engine.batch_size):
         if batch[0].frame.index % UNIT == 0:
             engine.forget()
@@ -686,7 +690,7 @@ def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report:
         faces: dict[int, np.ndarray] = {}
         if chosen:
             stack = np.stack([crops[number][0] for number in chosen])
-            edited = edit_crops([batch[number] for number in chosen], stack, engine, report)
+            edited = edit_crops([batch[number] for number in chosen], stack, engine, eyes, report)
             faces = dict(zip(chosen, edited, strict=True))
         for number, job in enumerate(batch):
             rgb, seam = job.frame.rgb if job.onto is None else job.onto, None
@@ -716,7 +720,13 @@ def refuse_seams(edited: Iterator[T], limit: float | None, report: Report) -> It
         )
 
 
-def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, report: Report) -> np.ndarray:
+def open_eyes(engine: Engine) -> OpenEyes | None:
+    """What opens a source's eyes, None for an engine that measures no landmarks."""
+    measured = getattr(engine, "measured", None)
+    return OpenEyes(measured.points) if measured else None
+
+
+def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, eyes: OpenEyes | None, report: Report) -> np.ndarray:
     """(N, S, S, 3) uint8 source crops to edited ones of the same shape; measures the sampled ones on the way."""
     expression = None if jobs[0].expression is None else np.stack([job.expression for job in jobs])
     pose = None if jobs[0].pose is None else np.stack([job.pose for job in jobs])
@@ -733,7 +743,12 @@ def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, report: Repor
         report.self_reconstruction += [(job.frame.index, psnr(a, b)) for a, b, job in measured if not job.halo]
     pairs = zip((expression, pose), neutral, strict=True)
     expression, pose = (towards(own, codes, strength, base) for codes, base in pairs)
-    return engine.edit(crops, mixed(own, mixings) if mixings else expression, pose)
+    expression = mixed(own, mixings) if mixings else expression
+    if eyes and expression is not None:
+        own = engine.motion_codes(crops) if own is None else own
+        times, whose = [float(job.frame.time) for job in jobs], [(job.track, job.shot) for job in jobs]
+        crops = eyes(crops, own, expression, times, whose)
+    return engine.edit(crops, expression, pose)
 
 
 def towards(

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from dpe_cli.errors import DeviceError, WeightsError
+from dpe_cli.eyes import drawable
 from dpe_cli.factors import follows_space
-from dpe_cli.measured import MeasuredCodes, drawable
+from dpe_cli.measured import MeasuredCodes
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
 from dpe_cli.weights import Loaded, load

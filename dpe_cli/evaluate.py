@@ -20,7 +20,6 @@ from dpe_cli.protocols import (
     STILL_FRAMES,
     CopyDriving,
     CopySource,
-    Footage,
     Plan,
     Scene,
     System,
@@ -216,7 +215,7 @@ def score_still(
 ) -> dict[str, float]:
     """Tremble where nothing moves, and how well a system redraws a source that drives itself."""
     shots = scene.still(random).result(system, mode)
-    first = Footage(scene.source.name, scene.source.frames[:1], scene.source.boxes[:1])
+    first = scene.source.first(1)
     numbers = {
         "flicker": metrics.flicker(shots),
         "self_psnr": psnr(Scene(first, first).result(system, mode)[0], first.crops(CROP)[0]),

@@ -13,10 +13,8 @@ import numpy as np
 from dpe_cli.factors import SPACE
 from dpe_cli.landmark_net import CONFIDENT, NetworkLandmarker
 from dpe_cli.landmarks import FaceShape
-from dpe_cli.motion_space import COORDINATES, MotionSpace, normalise
+from dpe_cli.motion_space import MotionSpace, normalise
 
-LIDS = COORDINATES["lids"]
-SHUT, AJAR = -1.6, -0.9  # of the lids' coordinates: blendshape eyeBlink at 0.45 and 0.25
 SURE = 0.8  # confidence from which landmarks alone count; from CONFIDENT on they count more and more
 
 
@@ -47,22 +45,14 @@ class MeasuredCodes:
         result[seen] += trust * (found - codes[seen])
         return result
 
+    def points(self, crop: np.ndarray) -> np.ndarray | None:
+        """Landmarks of a crop (S, S, 3) uint8 in its pixels: (478, 3), or None without a face."""
+        face = self.landmarks.detect(crop)
+        return None if face is None else face.points
+
     def read(self, faces: Sequence[FaceShape], size: int) -> np.ndarray:
         """The coordinates of faces found in crops of a size in pixels. -> (N, 20) float32"""
         points, blendshapes = (np.stack([getattr(face, name) for face in faces]) for name in ("points", "blendshapes"))
         shape, scale, rotation, centre = normalise(points, self.space.template)
         pose = MotionSpace.pose(scale, rotation, centre[:, :2], size)
         return np.concatenate([pose, self.space.expression(shape, blendshapes)], 1)
-
-
-def drawable(asked: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The codes asked for, less what cannot be drawn: eyes that the source keeps shut are not opened.
-
-    There is no iris in the picture, and warping the lids aside smears them over the eye. Closing is not limited.
-    asked, own: (N, 20) measured codes. -> (N, 20)
-    """
-    open_by = np.clip((own[:, LIDS] - SHUT) / (AJAR - SHUT), 0, 1)
-    open_by = open_by * open_by * (3 - 2 * open_by)  # smooth in time
-    result = asked.copy()
-    result[:, LIDS] -= (1 - open_by) * np.maximum(asked[:, LIDS] - own[:, LIDS], 0)
-    return result

@@ -12,7 +12,7 @@ copy-driving's CSIM is what two real frames of one person reach.
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from dpe_cli.crop import cut, gaussian_mask, paste_back
 from dpe_cli.dataset import CROP, Clip, face_at
-from dpe_cli.edit import Engine
+from dpe_cli.edit import Engine, open_eyes
 from dpe_cli.errors import InputError
 from dpe_cli.face import SMOOTH_SECONDS, Box, crop_box, smooth_boxes
 from dpe_cli.video import Frame
@@ -62,8 +62,8 @@ class System(Protocol):
     size: int  # side of its crops in pixels
     description: dict[str, Any]
 
-    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str) -> np.ndarray:
-        """(N, S, S, 3) uint8 twice, exp, pose or both -> (N, S, S, 3) uint8"""
+    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str, times: np.ndarray) -> np.ndarray:
+        """(N, S, S, 3) uint8 twice, exp, pose or both, seconds of the source (N,) -> (N, S, S, 3) uint8"""
 
 
 class CopySource:
@@ -72,7 +72,7 @@ class CopySource:
     name, size = "copy-source", CROP
     description = {"baseline": "the source as it is"}  # noqa: RUF012
 
-    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str) -> np.ndarray:
+    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str, times: np.ndarray) -> np.ndarray:
         """The source."""
         return source
 
@@ -83,7 +83,7 @@ class CopyDriving:
     name, size = "copy-driving", CROP
     description = {"baseline": "the driving in place of the source"}  # noqa: RUF012
 
-    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str) -> np.ndarray:
+    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str, times: np.ndarray) -> np.ndarray:
         """The driving."""
         return driving
 
@@ -99,9 +99,11 @@ class Networks:
         """Weights, device, precision."""
         return dict(self.engine.description)
 
-    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str) -> np.ndarray:
-        """The source with the driving's motion, at full strength."""
-        codes = self.engine.motion_codes(driving)
+    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str, times: np.ndarray) -> np.ndarray:
+        """The source with the driving's motion, at full strength, as in a video."""
+        codes, eyes = self.engine.motion_codes(driving), open_eyes(self.engine)
+        if eyes and mode != "pose":
+            source = eyes(source, self.engine.motion_codes(source), codes, times, [0] * len(source))
         return self.engine.edit(source, None if mode == "pose" else codes, None if mode == "exp" else codes)
 
 
@@ -123,27 +125,32 @@ class Footage:
     name: str
     frames: np.ndarray  # (N, 256, 256, 3) uint8
     boxes: list[Box]
+    times: np.ndarray  # (N,) seconds
 
     def crops(self, size: int) -> np.ndarray:
         """(N, size, size, 3) uint8"""
         return np.stack([cut(frame, box, size)[0] for frame, box in zip(self.frames, self.boxes, strict=True)])
 
+    def first(self, count: int) -> "Footage":
+        """Its first frames."""
+        return Footage(self.name, self.frames[:count], self.boxes[:count], self.times[:count])
+
     def still(self, random: np.random.Generator) -> "Footage":
         """The first frame again and again, as a camera on a tripod would see it: with noise."""
         noise = random.normal(0, NOISE, (STILL_FRAMES, *self.frames.shape[1:]))
         noisy = np.clip(np.rint(self.frames[0] + noise), 0, 255).astype(np.uint8)
-        return Footage(self.name, noisy, self.boxes[:1] * STILL_FRAMES)
+        return Footage(self.name, noisy, self.boxes[:1] * STILL_FRAMES, np.arange(STILL_FRAMES) / float(FPS))
 
 
 def take(clip: Clip, indices: np.ndarray, smooth: bool = False) -> Footage:
     """These frames of a clip, framed as the tool frames faces; `smooth` as it does in a video."""
-    frames = np.stack([np.asarray(clip.frames[i]) for i in indices])
+    frames, times = np.stack([np.asarray(clip.frames[i]) for i in indices]), indices / float(FPS)
     faces = [face_at(clip.points[i]) for i in indices]
     if not smooth:
-        return Footage(clip.name, frames, [crop_box(face) for face in faces])
+        return Footage(clip.name, frames, [crop_box(face) for face in faces], times)
     timed = [(Frame(n, n / FPS, frame), face) for n, (frame, face) in enumerate(zip(frames, faces, strict=True))]
     boxed = smooth_boxes(timed, max(1, round(float(FPS) * SMOOTH_SECONDS)))
-    return Footage(clip.name, frames, [box for _, box in boxed])
+    return Footage(clip.name, frames, [box for _, box in boxed], times)
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ class Scene:
 
     def result(self, system: System, mode: str) -> np.ndarray:
         """What a system makes of it: crops (N, 256, 256, 3), or whole frames where it is pasted."""
-        faces = system.edit(self.source.crops(system.size), self.driving.crops(system.size), mode)
+        faces = system.edit(self.source.crops(system.size), self.driving.crops(system.size), mode, self.source.times)
         if self.pasted:
             return self.paste(faces)
         return np.stack([cv2.resize(face, (CROP, CROP), interpolation=cv2.INTER_CUBIC) for face in faces])
@@ -170,7 +177,7 @@ class Scene:
 
     def masks(self) -> np.ndarray:
         """What share of each pixel is pasted: (N, H, W) float in [0, 1]"""
-        black = Scene(Footage("", np.zeros_like(self.source.frames), self.source.boxes), self.driving)
+        black = Scene(replace(self.source, frames=np.zeros_like(self.source.frames)), self.driving)
         white = np.full((len(self.source.frames), CROP, CROP, 3), 255, np.uint8)
         return black.paste(white)[..., 0] / 255
 

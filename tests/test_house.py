@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "weights": {"models", "errors"},
     "runtimes": {"models", "weights", "errors"},
     "measured": {"factors", "landmark_net", "landmarks", "motion_space", "weights", "errors"},
-    "engine": {"factors", "measured", "models", "runtimes", "weights", "errors"},
+    "eyes": {"landmarks", "motion_space", "regions"},
+    "engine": {"eyes", "factors", "measured", "models", "runtimes", "weights", "errors"},
     "speech": {"tracks"},
     "speech_motion": {"models", "motion_space", "speech", "tracks", "weights", "errors"},
     "dub": {
@@ -95,6 +96,7 @@ MAY_IMPORT = {
     "edit": {
         "container",
         "encoding",
+        "eyes",
         "video",
         "face",
         "people",
@@ -120,6 +122,7 @@ MAY_IMPORT = {
         "container",
         "dub",
         "edit",
+        "eyes",
         "face",
         "limits",
         "motion",

@@ -10,7 +10,7 @@ from dpe_cli import weights
 from dpe_cli.engine import Engine
 from dpe_cli.errors import InputError
 from dpe_cli.landmarks import FaceShape
-from dpe_cli.measured import AJAR, LIDS, SHUT, SURE, MeasuredCodes, drawable
+from dpe_cli.measured import SURE, MeasuredCodes
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import MOTION_DIM, POSE_DIM, MotionSpace
 
@@ -46,18 +46,6 @@ def test_codes_are_the_coordinates_of_the_landmarks(measured: MeasuredCodes):
     np.testing.assert_allclose(sure[[0, 1, 2, 4, 5]], 0, atol=1e-4)
     np.testing.assert_array_equal(blind, read[1])
     np.testing.assert_allclose(doubted, (sure + read[2]) / 2, atol=1e-5)
-
-
-def test_eyes_that_are_shut_stay_so_and_open_ones_may_close():
-    own, asked = np.zeros((4, MOTION_DIM)), np.ones((4, MOTION_DIM))
-    own[:, LIDS] = [[SHUT - 0.5] * 2, [(SHUT + AJAR) / 2] * 2, [AJAR + 0.1] * 2, [0.5] * 2]
-    asked[3, LIDS] = -2  # a blink
-    found = drawable(asked, own)
-    np.testing.assert_allclose(found[0, LIDS], SHUT - 0.5)
-    np.testing.assert_allclose(found[1, LIDS], (own[1, LIDS] + asked[1, LIDS]) / 2)
-    np.testing.assert_array_equal(found[2:], asked[2:])
-    others = np.delete(np.arange(MOTION_DIM), range(LIDS.start, LIDS.stop))
-    np.testing.assert_array_equal(found[:, others], asked[:, others])
 
 
 @pytest.fixture

@@ -1,0 +1,106 @@
+"""Shut eyes of a source that are to be open: what can be done about them.
+
+Behind shut lids there is no eye in the picture, and warping the lids aside smears them over it. In a video the same
+eyes were open a moment before, so their pixels are put in the place of the shut ones, and the networks edit that crop.
+Where there is no such moment, the eyes stay shut (`drawable`).
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dpe_cli.landmarks import RIGID
+from dpe_cli.motion_space import COORDINATES
+from dpe_cli.regions import region_mask
+
+LIDS, TURN = COORDINATES["lids"], COORDINATES["turn"]
+SHUT, AJAR = -1.6, -0.9  # of the lids' coordinates: blendshape eyeBlink at 0.45 and 0.25
+WIDER = 0.5  # of the lids' coordinates: what the asked eyes are more open than the source's, or these are left as is
+BACK = 1.0  # seconds for which open eyes are remembered; a blink lasts 0.1 to 0.4
+TURNED = 0.6  # of the coordinates of the head's turn, 6 to 9 degrees: eyes of another view do not fit
+
+Look = Callable[[np.ndarray], np.ndarray | None]  # a crop (S, S, 3) uint8 to its landmarks (478, 3) in pixels, or None
+
+
+def drawable(asked: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """The codes asked for, less what cannot be drawn: eyes that the source keeps shut are not opened.
+
+    Closing is not limited. asked, own: (N, 20) measured codes. -> (N, 20)
+    """
+    open_by = np.clip((own[:, LIDS] - SHUT) / (AJAR - SHUT), 0, 1)
+    open_by = open_by * open_by * (3 - 2 * open_by)  # smooth in time
+    result = asked.copy()
+    result[:, LIDS] -= (1 - open_by) * np.maximum(asked[:, LIDS] - own[:, LIDS], 0)
+    return result
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When somebody's eyes were open."""
+
+    time: float
+    crop: np.ndarray  # (S, S, 3) uint8
+    code: np.ndarray  # (20,) measured
+
+
+class OpenEyes:
+    """Gives crops of a video, in the order of time, the eyes of the last moment in which they were open.
+
+    A result depends on the BACK seconds before a crop alone.
+    """
+
+    def __init__(self, look: Look):
+        self.look = look
+        self.last: dict[Hashable, Moment] = {}
+
+    def __call__(
+        self, crops: np.ndarray, own: np.ndarray, asked: np.ndarray, times: Sequence[float], whose: Sequence[Hashable]
+    ) -> np.ndarray:
+        """The crops, some with other eyes.
+
+        crops: (N, S, S, 3) uint8; own, asked: their measured codes and those they are to have, (N, 20); times: seconds;
+        whose: what is different for another face or another shot. -> (N, S, S, 3) uint8
+        """
+        result = list(crops)
+        for row, (crop, code, time, who) in enumerate(zip(crops, own, times, whose, strict=True)):
+            if code[LIDS].min() >= AJAR:
+                self.last = {one: moment for one, moment in self.last.items() if time - moment.time <= BACK}
+                self.last[who] = Moment(time, crop.copy(), code)
+            elif asked[row, LIDS].mean() > code[LIDS].mean() + WIDER:
+                result[row] = self.opened(crop, code, time, self.last.get(who))
+        return np.stack(result)
+
+    def opened(self, crop: np.ndarray, code: np.ndarray, time: float, moment: Moment | None) -> np.ndarray:
+        """A crop with the eyes of a moment, itself where these are too old, seen from elsewhere or not found."""
+        if moment is None or time - moment.time > BACK or np.abs(code - moment.code)[TURN].max() > TURNED:
+            return crop
+        here, there = self.look(crop), self.look(moment.crop)
+        if here is None or there is None:
+            return crop
+        return transplant(crop, moment.crop, here, there, "eyes")
+
+
+def transplant(
+    host: np.ndarray, donor: np.ndarray, host_points: np.ndarray, donor_points: np.ndarray, region: str,
+    spared: str | None = None,
+) -> np.ndarray:  # fmt: skip
+    """The host's picture with a region of the donor's face, less another, moved to its place, with a soft edge.
+
+    A similarity moves it. (S, S, 3) uint8 twice, (478, >=2) pixels twice -> (S, S, 3) uint8
+    """
+    similarity, _ = cv2.estimateAffinePartial2D(
+        donor_points[RIGID, :2].astype(np.float32), host_points[RIGID, :2].astype(np.float32), method=cv2.LMEDS
+    )
+    if similarity is None:
+        return host.copy()
+    points = donor_points[:, :2] @ similarity[:, :2].T + similarity[:, 2]
+    centres = similarity.copy()  # a pixel's centre is at +0.5 in the points' coordinates, at +0 in OpenCV's
+    centres[:, 2] += similarity[:, :2] @ [0.5, 0.5] - 0.5
+    size = len(host)
+    moved = cv2.warpAffine(donor, centres, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    share = np.maximum(region_mask(host_points, region, size), region_mask(points, region, size))
+    if spared:
+        share = share * (1 - region_mask(host_points, spared, size))
+    return np.round(host + share[..., None] * (moved.astype(np.float32) - host)).astype(np.uint8)

@@ -1,0 +1,122 @@
+"""Shut eyes of a source: opened with what the same eyes showed a moment before, else left shut."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from dpe_cli import weights
+from dpe_cli.edit import Job, run_jobs
+from dpe_cli.eyes import AJAR, BACK, LIDS, SHUT, TURN, TURNED, OpenEyes, drawable, transplant
+from dpe_cli.face import Box
+from dpe_cli.motion_space import MOTION_DIM, MotionSpace
+from dpe_cli.regions import region_mask
+from dpe_cli.report import Report
+from dpe_cli.video import Frame
+
+SIZE = 256
+POINTS = MotionSpace.load(weights.folder() / "motion-space.json").template * 85 + [128, 128, 0]
+
+
+def test_eyes_that_are_shut_stay_so_and_open_ones_may_close():
+    own, asked = np.zeros((4, MOTION_DIM)), np.ones((4, MOTION_DIM))
+    own[:, LIDS] = [[SHUT - 0.5] * 2, [(SHUT + AJAR) / 2] * 2, [AJAR + 0.1] * 2, [0.5] * 2]
+    asked[3, LIDS] = -2  # a blink
+    found = drawable(asked, own)
+    np.testing.assert_allclose(found[0, LIDS], SHUT - 0.5)
+    np.testing.assert_allclose(found[1, LIDS], (own[1, LIDS] + asked[1, LIDS]) / 2)
+    np.testing.assert_array_equal(found[2:], asked[2:])
+    others = np.delete(np.arange(MOTION_DIM), range(LIDS.start, LIDS.stop))
+    np.testing.assert_array_equal(found[:, others], asked[:, others])
+
+
+def code(lids: float, turn: float = 0.0) -> np.ndarray:
+    """(20,)"""
+    result = np.zeros(MOTION_DIM)
+    result[LIDS], result[TURN] = lids, turn
+    return result
+
+
+def plain(shade: int) -> np.ndarray:
+    return np.full((SIZE, SIZE, 3), shade, np.uint8)
+
+
+def opened(lids: list[float], asked: list[float], times: list[float], turns=(0, 0), whose=(0, 0), look=POINTS):
+    """The shade of the second picture's eyes, 200, after a first one of 50; and what its corner has."""
+    eyes = OpenEyes(lambda crop: look)
+    codes = [code(*each) for each in zip(lids, turns, strict=True)]
+    wanted = np.stack([code(each) for each in asked])
+    crops = np.stack([plain(50), plain(200)])
+    found = eyes(crops[:1], np.stack(codes[:1]), wanted[:1], times[:1], whose[:1])
+    np.testing.assert_array_equal(found[0], crops[0])
+    found = eyes(crops[1:], np.stack(codes[1:]), wanted[1:], times[1:], whose[1:])[0]
+    np.testing.assert_array_equal(crops[1], plain(200))  # the source's frames are not ours
+    return tuple(found[round(POINTS[159, 1]), round(POINTS[159, 0])]), tuple(found[0, 0])
+
+
+def test_shut_eyes_get_those_of_the_moment_before():
+    assert opened([0, SHUT], [0, 0], [0, 0.2]) == ((50, 50, 50), (200, 200, 200))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"lids": [0, AJAR + 0.1]},  # not shut
+        {"lids": [SHUT, SHUT]},  # never open
+        {"asked": [0, SHUT + 0.1]},  # to be shut as they are
+        {"times": [0, BACK + 0.1]},
+        {"turns": [0, TURNED + 0.1]},
+        {"whose": [0, 1]},
+        {"look": None},
+    ],
+)
+def test_eyes_are_left_where_none_fit_or_none_are_asked_for(other):
+    asked = {"lids": [0, SHUT], "asked": [0, 0], "times": [0, 0.2]} | other
+    assert opened(**asked) == ((200, 200, 200), (200, 200, 200))
+
+
+def test_what_is_transplanted_moves_with_the_face():
+    donor = plain(200)
+    eye = tuple(np.round(POINTS[159, 1::-1]).astype(int))
+    donor[eye[0] - 2 : eye[0] + 3, eye[1] - 2 : eye[1] + 3] = 0
+    moved = transplant(plain(200), donor, POINTS + [20, -10, 0], POINTS, "eyes")
+    dark = np.argwhere(moved[..., 0] < 100).mean(0)
+    np.testing.assert_allclose(dark, np.add(eye, [-10, 20]), atol=1)
+    outside = region_mask(POINTS + [20, -10, 0], "eyes", SIZE) == 0
+    assert (moved[outside] == 200).all()
+
+
+class Measuring:
+    """An engine that sees landmarks: a crop's shade says whether the eyes are open, below 100 they are."""
+
+    size, batch_size = SIZE, 2
+
+    def __init__(self):
+        self.measured, self.seen = self, []
+
+    def forget(self) -> None:
+        pass
+
+    def points(self, crop: np.ndarray) -> np.ndarray:
+        return POINTS
+
+    def motion_codes(self, crops: np.ndarray) -> np.ndarray:
+        return np.stack([code(0.0 if crop[0, 0, 0] < 100 else SHUT) for crop in crops]).astype(np.float32)
+
+    def edit(self, crops: np.ndarray, expression: np.ndarray, pose: np.ndarray | None) -> np.ndarray:
+        self.seen += [int(crop[round(POINTS[159, 1]), round(POINTS[159, 0]), 0]) for crop in crops]
+        return crops
+
+
+@pytest.mark.parametrize(("cut", "eyes"), [(None, [50, 50, 50, 60, 60]), (2, [50, 50, 220, 60, 60])])
+def test_an_edit_opens_blinks_of_a_shot(cut, eyes):
+    engine, box = Measuring(), Box(0, 0, SIZE, SIZE)
+    shades = [50, 210, 220, 60, 230]
+    jobs = [
+        Job(Frame(n, Fraction(n, 25), plain(shade)), box, n / 25, expression=code(0.0).astype(np.float32), track=1)
+        for n, shade in enumerate(shades)
+    ]
+    jobs = [replace(job, shot=int(cut is not None and n >= cut)) for n, job in enumerate(jobs)]
+    list(run_jobs(jobs, engine, None, Report()))
+    assert engine.seen == eyes
