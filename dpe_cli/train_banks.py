@@ -28,12 +28,15 @@ from averages over time, has no bank: emotion is what brows and rest hold.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from dpe_cli.landmarks import RIGID
 from dpe_cli.regions import region_mask
+from dpe_cli.speech import COLUMNS
+from dpe_cli.train_speech import PAD, columns_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ PARTS = {
 }  # in the order of the fit
 RIDGE = 0.03  # of the codes' mean square
 LOOSE = 0.03  # of the answers' mean square
+HEARD = 16  # mel columns each way of a frame, of 80 a second
+SOUND_RIDGE = 0.3  # of the mean square of what is heard
+FOLDS = 5  # of people, who are read by what was learnt on the others
+TOLD = 0.05  # of a head's variance, at least: what sound tells of people it does not know
+LASTS = 0.5  # of a head's variance, at least: what the frames of a window have in common
 FOLLOWED = 0.5  # of a direction, at least: what comes over with the part
 TURN = 4.0  # degrees between two heads up to which a part fits the other face; each more counts like 0.15 sigma less
 
@@ -163,6 +171,100 @@ def part_lids(codes: np.ndarray, opening: np.ndarray, bank: np.ndarray) -> dict[
     covariance = codes.T @ codes / len(codes)
     loaded = covariance + RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
     read = np.linalg.solve(loaded, codes.T @ opening / len(codes))
-    axis = covariance @ read / max(read @ covariance @ read, 1e-12)  # the likeliest change with that opening
-    blink = np.outer(axis, read) @ bank
+    blink = likeliest(codes, read[None]) @ bank
     return {"blink": blink, "gaze": bank - blink}
+
+
+# Lips: what sound tells of the mouth
+
+
+def has_sound(path: Path) -> bool:
+    """Whether a prepared clip has its sound."""
+    with np.load(path) as file:
+        return {"times", "sound"} <= set(file)
+
+
+def sound_about(clip: Mapping[str, np.ndarray], times: np.ndarray) -> np.ndarray:
+    """What is heard 0.2 s before and after each of N moments: log-mel spectra in 20 bands and steps of 0.05 s, less the
+    mean spectrum of a second each way, which is the voice and the room. (N, F)"""
+    columns = columns_of(clip, times[0], int(np.ceil((times[-1] - times[0]) * COLUMNS)) + 1)
+    places = PAD + np.round((times - times[0]) * COLUMNS).astype(int)
+    rows = []
+    for place in places:
+        near = columns[place - HEARD : place + HEARD].reshape(HEARD // 2, 4, -1, 4).mean((1, 3))
+        usual = columns[place - COLUMNS : place + COLUMNS].mean(0).reshape(-1, 4).mean(1)
+        rows.append((near - usual).ravel())
+    return np.array(rows, np.float64)
+
+
+def read_of_sound(sound: np.ndarray, codes: np.ndarray, person: np.ndarray) -> np.ndarray:
+    """What sound says of codes, by ridge regression on the other people. (N, F), (N, K), (N,) int -> (N, K)"""
+    found, folds = np.zeros_like(codes), person % FOLDS
+    for fold in range(FOLDS):
+        known, asked = sound[folds != fold], sound[folds == fold]
+        found[folds == fold] = asked @ ridge(known, codes[folds != fold])
+    return found
+
+
+def ridge(sound: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(F, K) that reads codes (N, K) from what is heard (N, F)."""
+    square = sound.T @ sound
+    square += (SOUND_RIDGE * np.trace(square) / len(square) + 1e-12) * np.eye(len(square))
+    return np.linalg.solve(square, sound.T @ codes)
+
+
+def told_by_sound(codes: np.ndarray, heard: np.ndarray, clip: np.ndarray) -> np.ndarray:
+    """Heads (k, K) of what sound tells of the mouth: PD-FGC's contrast of the right moment with wrong ones.
+
+    codes: (N, K), what the mouth's bank takes; heard: (N, K), what was read of them from the sound, by a reader that
+    did not know the person; both are differences within clips, which takes out the mean over all moments of a clip, the
+    wrong ones. clip: (N,) int. A head counts of whose variance sound tells TOLD or more at the right moment, and more
+    than of any at a wrong one, half a clip away. k may be 0.
+    """
+    whiten = whitening(codes)
+    right, wrong = (whiten @ one.T @ codes @ whiten.T / len(codes) for one in (heard, heard[half_away(clip)]))
+    told, directions = np.linalg.eigh((right + right.T) / 2)
+    chance = np.linalg.eigvalsh((wrong + wrong.T) / 2)[-1]
+    return directions[:, told >= max(chance, TOLD)].T[::-1] @ whiten
+
+
+def half_away(clip: np.ndarray) -> np.ndarray:
+    """For each row that which lies half a clip later, or earlier; rows of a clip lie together. (N,) int"""
+    places = np.arange(len(clip))
+    return np.concatenate([np.roll(places[clip == one], np.count_nonzero(clip == one) // 2) for one in np.unique(clip)])
+
+
+# Mood: what lasts
+
+
+def lasting(codes: np.ndarray, window: np.ndarray, turn: np.ndarray, lips: np.ndarray) -> np.ndarray:
+    """Heads (k, K) of what lasts: PD-FGC's emotion, whose mean over a window has to serve every frame of it.
+
+    codes: (N, K), what the banks leave, as differences to the person's mean; window: (N,) int. Of a head's variance it
+    counts which share the frames of a window have in common, each with the others: what comes and goes has none.
+    turn: (N, 3), the head's angles, which last too and are taken out of what is common. lips: (N, L), from which heads
+    are uncorrelated (PD-FGC's decorrelation). Heads count with a share of LASTS or more. k may be 0.
+    """
+    whiten = whitening(codes)
+    free = codes - turn @ np.linalg.lstsq(turn, codes, rcond=None)[0]
+    counts = np.bincount(window)
+    sums = np.zeros((len(counts), codes.shape[1]))
+    np.add.at(sums, window, free)
+    common = (sums.T @ sums - free.T @ free) / max((counts * (counts - 1)).sum(), 1)
+    left, along, _ = np.linalg.svd(whiten @ codes.T @ lips / len(codes))
+    own = left[:, (along > 1e-6 * max(along[0], 1e-12)).sum() :]  # what lips do not go along with
+    share, directions = np.linalg.eigh(own.T @ whiten @ common @ whiten.T @ own)
+    return directions[:, share >= LASTS].T[::-1] @ own.T @ whiten
+
+
+def whitening(codes: np.ndarray) -> np.ndarray:
+    """(K, K) that brings codes (N, K) to unit covariance, those that hardly vary to less."""
+    covariance = codes.T @ codes / len(codes)
+    loaded = covariance + RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    return np.linalg.inv(np.linalg.cholesky(loaded))
+
+
+def likeliest(codes: np.ndarray, heads: np.ndarray) -> np.ndarray:
+    """Projector (K, K) on the likeliest change with what heads (k, K) read; what it leaves does not go with them."""
+    axes = codes.T @ (codes @ heads.T) / len(codes)
+    return axes @ np.linalg.pinv(heads @ axes) @ heads

@@ -33,16 +33,33 @@ from dpe_cli.errors import InputError
 from dpe_cli.face import Box, crop_box
 from dpe_cli.factors import FORMAT, NAMES, coordinate_projectors, fit_of, follows_space, write_fit
 from dpe_cli.landmark_net import NetworkLandmarker
-from dpe_cli.landmarks import head_angles
+from dpe_cli.landmarks import Landmarker, head_angles
 from dpe_cli.measures import MEASURES, TABLE, measures_of, measures_of_faces
 from dpe_cli.motion_space import normalise
-from dpe_cli.train_banks import PARTS, Part, Transplants, choose_pair, fit_banks, held_still, part_lids, transplant
+from dpe_cli.train_banks import (
+    PARTS,
+    Part,
+    Transplants,
+    choose_pair,
+    fit_banks,
+    has_sound,
+    held_still,
+    lasting,
+    likeliest,
+    part_lids,
+    read_of_sound,
+    sound_about,
+    told_by_sound,
+    transplant,
+)
 
 PER_CLIP = 6  # frames, evenly spread
+SPOKEN = 24  # frames of a clip with sound
 RIDGE = 1e-3  # of the codes' variance
 DEAD = 1e-3  # of the largest singular value: what the head makes less of is not looked at
 PROBED = 16  # people whose pictures are looked at
 PROBE = 2.0  # standard deviations of the code along a principal axis, each way
+CALIBRATIONS = 2  # times that a slider's length is put right
 ASKED = (-2.0, -1.0, 1.0, 2.0)  # standard deviations of a measure that sliders are tried with
 LOOSE = 0.02  # what a standard deviation of the code costs, against one of a measure, squared
 LEAST_MOVED = 0.2  # of what was asked: less is no slider, and would be blown up
@@ -63,34 +80,56 @@ class Samples:
     clip: np.ndarray  # (N,) int
     crops: np.ndarray  # (clips, S, S, 3) uint8, the first frame of each
     people: list[str]  # whose face each clip shows
+    turn: np.ndarray  # (N, 3) yaw, pitch, roll of the head, degrees
     transplants: Mapping[str, Transplants]  # by part; empty where none were asked for
+    sound: np.ndarray | None = None  # (N, F) what is heard about each frame
 
     def within(self, values: np.ndarray) -> np.ndarray:
         """Differences to the clip's mean, (N, ...)."""
-        counts = np.bincount(self.clip)
-        sums = np.zeros((len(counts), values.shape[1]))
-        np.add.at(sums, self.clip, values)
-        return values - (sums / counts[:, None])[self.clip]
+        return centred(values, self.clip)
+
+    @property
+    def person(self) -> np.ndarray:
+        """A number of whose face each frame shows, (N,) int."""
+        return np.unique(self.people, return_inverse=True)[1][self.clip]
+
+    @property
+    def window(self) -> np.ndarray:
+        """Which half of which clip each frame lies in, (N,) int; frames of a clip lie together."""
+        first = np.searchsorted(self.clip, self.clip)
+        return 2 * self.clip + (np.arange(len(self.clip)) - first >= np.bincount(self.clip)[self.clip] / 2)
+
+
+def centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Differences to the group's mean. (N, C), (N,) int -> (N, C)"""
+    counts = np.bincount(group)
+    sums = np.zeros((len(counts), values.shape[1]))
+    np.add.at(sums, group, values)
+    return values - (sums / np.maximum(counts, 1)[:, None])[group]
 
 
 def gather(
-    data: Path, held_out: bool, engine: Engine, template: np.ndarray, per_clip: int = PER_CLIP,
-    progress: Progress = lambda items, total, what: iter(items), parts: Mapping[str, Part] = {},
-) -> Samples:  # fmt: skip
+    data: Path, held_out: bool, engine: Engine, template: np.ndarray, per_clip: int,
+    progress: Progress = lambda items, total, what: iter(items), parts: Mapping[str, Part] = {}, heard: bool = False,
+) -> Samples | None:  # fmt: skip
     """Codes and measures of one split, framed as the tool frames faces, and codes of transplants of the given parts.
 
-    Raises InputError where there is no clip.
+    heard: only of clips that have sound, with it; None where none has. Raises InputError where there is no clip.
     """
     paths = split_of(data, held_out)
+    if heard:
+        paths = [(path, identity) for path, identity in paths if has_sound(path)]
+        if not paths:
+            return None
     if not paths:
         split = "test" if held_out else "train"
         raise InputError(f"{data}: no prepared clips to {split} on", f"prepare some: dpe prepare VIDEOS -o {data}")
-    looks = [Look.of(path, template, per_clip) for path, _ in paths]
+    looks = [Look.of(path, template, per_clip, heard) for path, _ in paths]
     clip = np.repeat(np.arange(len(looks)), [len(look.points) for look in looks])
     measures = np.concatenate([look.measures for look in looks])
     sigma = measures.std(0) + 1e-9
     codes, first, swapped = [], [], {name: [] for name in parts}
-    for look in progress(looks, len(looks), "held-out clips" if held_out else "clips"):
+    for look in progress(looks, len(looks), f"{'held-out ' * held_out}clips{' with sound' * heard}"):
         frames = np.load(look.path.with_suffix(".npy"), mmap_mode="r")[look.chosen]
         crops = [cut(frame, box, engine.size)[0] for frame, box in zip(frames, look.boxes, strict=True)]
         pairs = {} if len(frames) < 2 else {name: look.pair(part, sigma) for name, part in parts.items()}
@@ -103,9 +142,10 @@ def gather(
         for (name, (host, donor)), mixed in zip(pairs.items(), found[len(frames) :], strict=True):
             swapped[name].append((found[host], found[donor], mixed))
     transplants = {name: Transplants(*map(np.stack, zip(*rows, strict=True))) for name, rows in swapped.items()}
-    return Samples(
-        np.concatenate(codes), measures, clip, np.stack(first), [identity for _, identity in paths], transplants
-    )
+    turn = head_angles(np.concatenate([look.rotations for look in looks]))
+    sound = np.concatenate([look.sound for look in looks]) if heard else None
+    people = [identity for _, identity in paths]
+    return Samples(np.concatenate(codes), measures, clip, np.stack(first), people, turn, transplants, sound)
 
 
 @dataclass(frozen=True)
@@ -117,16 +157,19 @@ class Look:
     points: np.ndarray  # (N, 478, 3)
     measures: np.ndarray  # (N, M)
     rotations: np.ndarray  # (N, 3, 3) of the head
+    sound: np.ndarray | None = None  # (N, F)
 
     @classmethod
-    def of(cls, path: Path, template: np.ndarray, count: int) -> "Look":
+    def of(cls, path: Path, template: np.ndarray, count: int, heard: bool = False) -> "Look":
         """`count` frames of a prepared clip, evenly spread."""
         with np.load(path) as file:
             points, blendshapes = file["points"], file["blendshapes"]
+            told = {name: file[name] for name in ("times", "sound", "sound_start")} if heard else {}
         chosen = np.unique(np.linspace(0, len(points) - 1, count).round().astype(int))
         points = points[chosen]
         measures = measures_of(points, blendshapes[chosen], template)
-        return cls(path, chosen, points, measures, normalise(points, template)[2])
+        sound = sound_about(told, told["times"][chosen]) if heard else None
+        return cls(path, chosen, points, measures, normalise(points, template)[2], sound)
 
     @property
     def boxes(self) -> list[Box]:
@@ -193,9 +236,39 @@ def fit_projectors(codes: np.ndarray, measures: np.ndarray, head: np.ndarray) ->
     return Fitted(projectors, np.vstack([read, emotions @ forward.T]))
 
 
+def fit_parts(
+    train: Samples, spoken: Samples | None, alive: np.ndarray, answer: np.ndarray, covariance: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Banks (K, K) by factor, without the rest, in the paper's order. spoken: frames with sound.
+
+    alive: (R, K) of the expression head; answer: (M, K), how much pictures change, in sigma.
+    """
+    codes = train.within(train.codes)
+    told = {measure.name: answer[place] for place, measure in enumerate(MEASURES)}
+    banks = held_still(fit_banks(codes, train.transplants, alive), told, covariance)
+    opening = train.within(train.measures)[:, [measure.name for measure in TABLE].index("blink")]
+    eyes, mouth = banks.pop("eyes"), banks["mouth"]
+    banks |= part_lids(codes @ eyes.T, opening, eyes)
+    lips = mouth if spoken is None else lips_of(spoken, mouth)
+    left = alive.T @ alive - lips - sum(bank for name, bank in banks.items() if name != "mouth")
+    own = centred(train.codes, train.person)
+    heads = lasting(own @ left.T, train.window, centred(train.turn, train.person), own @ lips.T)
+    mood = likeliest(own @ left.T, heads)
+    return banks | {"mouth": mouth - mood @ (mouth - lips), "mood": mood @ left}
+
+
+def lips_of(spoken: Samples, mouth: np.ndarray) -> np.ndarray:
+    """What sound tells of the mouth's bank, (K, K)."""
+    codes = spoken.within(spoken.codes) @ mouth.T
+    heard = read_of_sound(spoken.within(spoken.sound), codes, spoken.person)
+    return likeliest(codes, told_by_sound(codes, heard, spoken.clip)) @ mouth
+
+
 def read_banks(codes: np.ndarray, measures: np.ndarray, banks: Mapping[str, np.ndarray]) -> Fitted:
-    """Of codes with banks: (K, K) by factor, without the rest. A measure reads the bank of its factor alone."""
-    owner = {**banks, "emotion": banks["mouth"] + banks["blink"] + banks["brows"]}
+    """Of codes with banks: (K, K) by factor, without the rest. A measure reads the bank of its factor alone; the
+    mouth's also mood, which may have taken a part of it."""
+    owner = {**banks, "mouth": banks["mouth"] + banks["mood"]}
+    owner["emotion"] = owner["mouth"] + banks["blink"] + banks["brows"]
     read = np.zeros((len(TABLE), codes.shape[1]))
     for place, measure in enumerate(TABLE):
         own = owner[measure.factor]
@@ -228,11 +301,11 @@ def portraits(samples: Samples, count: int = PROBED) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Judge:
-    """People whose edited pictures are looked at by our landmark network."""
+    """People whose edited pictures are looked at."""
 
     crops: np.ndarray  # (P, S, S, 3) uint8
     engine: Engine
-    landmarks: NetworkLandmarker
+    landmarks: Landmarker | NetworkLandmarker
     template: np.ndarray
     progress: Progress
 
@@ -289,17 +362,18 @@ def slider_axis(place: int, answer: np.ndarray, covariance: np.ndarray, sigma: n
 
 
 def tried(
-    judge: Judge, place: int, axis: np.ndarray, sigma: np.ndarray, ends: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+    judge: Judge, place: int, axis: np.ndarray, sigma: np.ndarray, ends: tuple[np.ndarray, np.ndarray],
+    steps: tuple[float, ...] = ASKED,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What a slider is asked for (S, P), in its unit, and all that pictures then show more than before (S, P, M + 3).
 
-    ASKED, but no more than takes a face to the ends (M,) of what faces do: who does not smile cannot smile less. A face
-    that is lost shows nothing.
+    `steps` in sigma, but no more than takes a face to the ends (M,) of what faces do: who does not smile cannot smile
+    less. A face that is lost shows nothing.
     """
     still = np.nan_to_num(judge.still[:, place])
     low, high = np.minimum(ends[0][place], still), np.maximum(ends[1][place], still)
-    asked = np.stack([np.clip(still + step * sigma[place], low, high) - still for step in ASKED])
-    change = np.stack([judge.seen(judge.own + steps[:, None] * axis) for steps in asked]) - judge.still
+    asked = np.stack([np.clip(still + step * sigma[place], low, high) - still for step in steps])
+    change = np.stack([judge.seen(judge.own + each[:, None] * axis) for each in asked]) - judge.still
     return asked, np.nan_to_num(change)
 
 
@@ -313,17 +387,39 @@ def put_right(
     return answer + (seen - answer @ axis)[..., None] * force / max(axis @ force, 1e-12)
 
 
+def calibrated(
+    judge: Judge, place: int, axis: np.ndarray, sigma: np.ndarray, ends: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """A slider's axis (K,), made shorter or longer until one sigma that is asked for, both ways, shows as one.
+
+    That is what is mostly asked for. `put_right` goes by longer steps too, of which pictures show less, so that short
+    ones would go too far.
+    """
+    for _ in range(CALIBRATIONS):
+        asked, change = tried(judge, place, axis, sigma, ends, (-1.0, 1.0))
+        reached = (asked * change[..., place]).sum() / max((asked**2).sum(), 1e-12)
+        axis = axis / np.clip(reached, 0.5, 2.0)  # what hardly shows is not blown up
+    return axis
+
+
+def told_one(answer: np.ndarray, covariance: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """The answer (K,) of a measure that says one unit for its axis, otherwise what it was."""
+    force = np.linalg.pinv(covariance, hermitian=True) @ axis
+    return answer + (1 - answer @ axis) * force / max(axis @ force, 1e-12)
+
+
 def fit_factors(
-    data: Path, output: Path, engine: Engine, template: np.ndarray, per_clip: int = PER_CLIP, banks: bool = False,
-    progress: Progress = lambda items, total, what: iter(items),
+    data: Path, output: Path, engine: Engine, template: np.ndarray, landmarks: Landmarker | NetworkLandmarker,
+    banks: bool = False, speech: Path | None = None, progress: Progress = lambda items, total, what: iter(items),
 ) -> Path:  # fmt: skip
     """Fits the factors of an engine's weights on prepared clips and writes them to the folder `output`.
 
     Its name there is that of the weights with .factors.json for its ending; beside the weights the tool finds it.
-    banks: by `train_banks`, else in closed form. Raises InputError without clips of either split.
+    landmarks: who judges pictures. banks: by `train_banks`, else in closed form; speech: prepared clips with sound for
+    them, by default those of `data` that have it. Raises InputError without clips of either split.
     """
-    train = gather(data, False, engine, template, per_clip, progress, PARTS if banks else {})
-    test = gather(data, True, engine, template, per_clip, progress)
+    train = gather(data, False, engine, template, PER_CLIP, progress, PARTS if banks else {})
+    test = gather(data, True, engine, template, PER_CLIP, progress)
     codes, measures = train.within(train.codes), train.within(train.measures)
     weights = Path(engine.description["weights"])
     unit = np.eye(codes.shape[1], dtype=np.float32)
@@ -332,15 +428,12 @@ def fit_factors(
     covariance = alive.T @ alive @ (codes.T @ codes / len(codes)) @ alive.T @ alive  # what pictures can answer to
     sigma = measures.std(0)
     ends = tuple(np.percentile(train.measures, [0.5, 99.5], axis=0))
-    landmarks = NetworkLandmarker()
     fitting, judge = (Judge(portraits(one), engine, landmarks, template, progress) for one in (train, test))
     answer = answers(fitting, covariance)
     if banks:
-        told = {measure.name: answer[:, place].mean(0) / sigma[place] for place, measure in enumerate(MEASURES)}
-        parts = held_still(fit_banks(codes, train.transplants, alive), told, covariance)
-        opening = measures[:, [measure.name for measure in TABLE].index("blink")]
-        eyes = parts.pop("eyes")
-        fitted = read_banks(codes, measures, parts | part_lids(codes @ eyes.T, opening, eyes))
+        spoken = gather(speech or data, False, engine, template, SPOKEN, progress, heard=True)
+        shown = answer[:, : len(TABLE)].mean(0) / sigma[:, None]
+        fitted = read_banks(codes, measures, fit_parts(train, spoken, alive, shown, covariance))
     elif follows_space(weights):
         fitted = fit_coordinates(codes, measures)
     else:
@@ -351,7 +444,7 @@ def fit_factors(
     for place, measure in enumerate(progress(TABLE, len(TABLE), "sliders")):
         axis = slider_axis(place, answer, covariance, sigma)
         own = put_right(answer, covariance, axis, *tried(fitting, place, axis, sigma, ends))
-        axis = slider_axis(place, own, covariance, sigma)
+        axis = calibrated(fitting, place, slider_axis(place, own, covariance, sigma), sigma, ends)
         asked, change = tried(judge, place, axis, sigma, ends)
         lines[measure.name] = {
             "factor": measure.factor,
@@ -364,7 +457,7 @@ def fit_factors(
             "high": float(ends[1][place]),
             "bias": float(bias[place]),
             "read": fitted.read[place].tolist(),
-            "answer": own[:, place].mean(0).tolist(),
+            "answer": told_one(own[:, place].mean(0), covariance, axis).tolist(),
             "axis": axis.tolist(),
         }
     path = output / fit_of(weights).name
