@@ -228,6 +228,22 @@ def told_by_sound(codes: np.ndarray, heard: np.ndarray, clip: np.ndarray) -> np.
     return directions[:, told >= max(chance, TOLD)].T[::-1] @ whiten
 
 
+def moments_told(codes: np.ndarray, heard: np.ndarray, clip: np.ndarray) -> tuple[float, float, float]:
+    """How heads go with what sound says of them: correlation at the right moment, the same half a clip away, and the
+    share of all wrong moments of a clip, in whole frames, that go with it less than the right one (chance: 0.5).
+
+    codes, heard: (N, k), of unit variance, differences within clips.
+    """
+    right, wrong = (float((codes * one).sum() / np.sqrt((codes**2).sum() * (one**2).sum() + 1e-12))
+                    for one in (heard, heard[half_away(clip)]))  # fmt: skip
+    won = []
+    for one in np.unique(clip):
+        seen, told = codes[clip == one], heard[clip == one]
+        scores = [float((seen * np.roll(told, step, axis=0)).sum()) for step in range(len(seen))]
+        won += [score < scores[0] for score in scores[1:]]
+    return right, wrong, float(np.mean(won))
+
+
 def half_away(clip: np.ndarray) -> np.ndarray:
     """For each row that which lies half a clip later, or earlier; rows of a clip lie together. (N,) int"""
     places = np.arange(len(clip))
@@ -245,16 +261,20 @@ def lasting(codes: np.ndarray, window: np.ndarray, turn: np.ndarray, lips: np.nd
     turn: (N, 3), the head's angles, which last too and are taken out of what is common. lips: (N, L), from which heads
     are uncorrelated (PD-FGC's decorrelation). Heads count with a share of LASTS or more. k may be 0.
     """
-    whiten = whitening(codes)
-    free = codes - turn @ np.linalg.lstsq(turn, codes, rcond=None)[0]
-    counts = np.bincount(window)
-    sums = np.zeros((len(counts), codes.shape[1]))
-    np.add.at(sums, window, free)
-    common = (sums.T @ sums - free.T @ free) / max((counts * (counts - 1)).sum(), 1)
+    whiten, common = whitening(codes), in_common(codes, window, turn)
     left, along, _ = np.linalg.svd(whiten @ codes.T @ lips / len(codes))
     own = left[:, (along > 1e-6 * max(along[0], 1e-12)).sum() :]  # what lips do not go along with
     share, directions = np.linalg.eigh(own.T @ whiten @ common @ whiten.T @ own)
     return directions[:, share >= LASTS].T[::-1] @ own.T @ whiten
+
+
+def in_common(codes: np.ndarray, window: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Covariance (K, K) of different frames of a window, less what goes with the head's angles."""
+    free = codes - turn @ np.linalg.lstsq(turn, codes, rcond=None)[0]
+    counts = np.bincount(window)
+    sums = np.zeros((len(counts), codes.shape[1]))
+    np.add.at(sums, window, free)
+    return (sums.T @ sums - free.T @ free) / max((counts * (counts - 1)).sum(), 1)
 
 
 def whitening(codes: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,10 +45,13 @@ from dpe_cli.train_banks import (
     fit_banks,
     has_sound,
     held_still,
+    in_common,
     lasting,
     likeliest,
+    moments_told,
     part_lids,
     read_of_sound,
+    ridge,
     sound_about,
     told_by_sound,
     transplant,
@@ -236,10 +240,25 @@ def fit_projectors(codes: np.ndarray, measures: np.ndarray, head: np.ndarray) ->
     return Fitted(projectors, np.vstack([read, emotions @ forward.T]))
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Banks as they were found."""
+
+    banks: dict[str, np.ndarray]  # (K, K) by factor, without the rest
+    lips: np.ndarray  # (K, K), what sound tells of the mouth's; all of it without sound
+    heads: np.ndarray  # (k, K) of the lips; none without sound
+
+    @property
+    def named(self) -> dict[str, np.ndarray]:
+        """The banks, the mouth's in two: what sound tells and what it does not; and the rest."""
+        rest = np.eye(len(self.lips)) - sum(self.banks.values())
+        return {"lips": self.lips, "mouth without lips": self.banks["mouth"] - self.lips, **self.banks, "rest": rest}
+
+
 def fit_parts(
     train: Samples, spoken: Samples | None, alive: np.ndarray, answer: np.ndarray, covariance: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Banks (K, K) by factor, without the rest, in the paper's order. spoken: frames with sound.
+) -> Parts:
+    """Banks in the paper's order: parts that change hands, lips by sound, mood by what lasts. spoken: with sound.
 
     alive: (R, K) of the expression head; answer: (M, K), how much pictures change, in sigma.
     """
@@ -249,19 +268,49 @@ def fit_parts(
     opening = train.within(train.measures)[:, [measure.name for measure in TABLE].index("blink")]
     eyes, mouth = banks.pop("eyes"), banks["mouth"]
     banks |= part_lids(codes @ eyes.T, opening, eyes)
-    lips = mouth if spoken is None else lips_of(spoken, mouth)
+    lips, reading = (mouth, mouth[:0]) if spoken is None else lips_of(spoken, mouth)
     left = alive.T @ alive - lips - sum(bank for name, bank in banks.items() if name != "mouth")
     own = centred(train.codes, train.person)
     heads = lasting(own @ left.T, train.window, centred(train.turn, train.person), own @ lips.T)
     mood = likeliest(own @ left.T, heads)
-    return banks | {"mouth": mouth - mood @ (mouth - lips), "mood": mood @ left}
+    return Parts(banks | {"mouth": mouth - mood @ (mouth - lips), "mood": mood @ left}, lips, reading)
 
 
-def lips_of(spoken: Samples, mouth: np.ndarray) -> np.ndarray:
-    """What sound tells of the mouth's bank, (K, K)."""
+def lips_of(spoken: Samples, mouth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What sound tells of the mouth's bank: (K, K), and its heads (k, K) on codes."""
     codes = spoken.within(spoken.codes) @ mouth.T
     heard = read_of_sound(spoken.within(spoken.sound), codes, spoken.person)
-    return likeliest(codes, told_by_sound(codes, heard, spoken.clip)) @ mouth
+    heads = told_by_sound(codes, heard, spoken.clip)
+    return likeliest(codes, heads) @ mouth, heads @ mouth
+
+
+def measured_parts(
+    parts: Parts, train: Samples, test: Samples, spoken: Samples | None, asked: Samples | None
+) -> dict[str, Any]:
+    """What banks hold of held-out people. spoken, asked: frames with sound, fitted and held out.
+
+    told: R2 of each measure as one bank alone reads it, inside clips; common: what different frames of half a clip have
+    in common of a bank's variance; sound: how lips go with it, as `moments_told` has it.
+    """
+    codes, known = test.within(test.codes), train.within(train.codes)
+    measures, truth = train.within(train.measures), test.within(test.measures)
+    own, turn = centred(test.codes, test.person), centred(test.turn, test.person)
+    told, common = {}, {}
+    for name, bank in parts.named.items():
+        found = codes @ bank.T @ solve(known @ bank.T, measures)[0].T
+        told[name] = dict(zip((one.name for one in TABLE), explained(truth, found).tolist(), strict=True))
+        moved = own @ bank.T
+        common[name] = float(np.trace(in_common(moved, test.window, turn)) / max((moved**2).sum() / len(moved), 1e-12))
+    result = {"told": told, "common": common, "sound": None}
+    if spoken and asked and len(parts.heads):
+        right, wrong, won = moments_told(
+            asked.within(asked.codes) @ parts.heads.T,
+            asked.within(asked.sound) @ ridge(spoken.within(spoken.sound), spoken.within(spoken.codes) @ parts.heads.T),
+            asked.clip,
+        )
+        people = {"fitted": len(set(spoken.people)), "held_out": len(set(asked.people))}
+        result["sound"] = {"people": people, "heads": len(parts.heads), "right": right, "wrong": wrong, "won": won}
+    return result
 
 
 def read_banks(codes: np.ndarray, measures: np.ndarray, banks: Mapping[str, np.ndarray]) -> Fitted:
@@ -429,11 +478,14 @@ def fit_factors(
     sigma = measures.std(0)
     ends = tuple(np.percentile(train.measures, [0.5, 99.5], axis=0))
     fitting, judge = (Judge(portraits(one), engine, landmarks, template, progress) for one in (train, test))
-    answer = answers(fitting, covariance)
+    answer, measured = answers(fitting, covariance), None
     if banks:
         spoken = gather(speech or data, False, engine, template, SPOKEN, progress, heard=True)
         shown = answer[:, : len(TABLE)].mean(0) / sigma[:, None]
-        fitted = read_banks(codes, measures, fit_parts(train, spoken, alive, shown, covariance))
+        found = fit_parts(train, spoken, alive, shown, covariance)
+        fitted = read_banks(codes, measures, found.banks)
+        asked = spoken and gather(speech or data, True, engine, template, SPOKEN, progress, heard=True)
+        measured = measured_parts(found, train, test, spoken, asked)
     elif follows_space(weights):
         fitted = fit_coordinates(codes, measures)
     else:
@@ -473,6 +525,7 @@ def fit_factors(
             "projectors": fitted.projectors and {name: matrix.tolist() for name, matrix in fitted.projectors.items()},
             "neutral": neutral_code(train, sigma).tolist(),
             "sliders": lines,
+            "banks": measured,
         },
     )
     return path

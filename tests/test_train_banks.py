@@ -6,7 +6,20 @@ from conftest import synthetic_face, turned
 
 from dpe_cli.factors import NAMES, Factors
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_OUTER
-from dpe_cli.train_banks import PARTS, Transplants, choose_pair, fit_banks, held_still, part_lids, transplant
+from dpe_cli.train_banks import (
+    PARTS,
+    Transplants,
+    choose_pair,
+    fit_banks,
+    half_away,
+    held_still,
+    lasting,
+    likeliest,
+    part_lids,
+    read_of_sound,
+    told_by_sound,
+    transplant,
+)
 
 random = np.random.default_rng(0)
 
@@ -71,6 +84,7 @@ def test_strengths_of_one_are_the_full_transfer_and_of_zero_the_own_code():
     banks = fit_banks(codes, swaps)
     eyes = banks.pop("eyes")
     banks |= part_lids(codes @ eyes.T, truth[:, 14], eyes)
+    banks["mood"] = 0 * eyes
     factors = Factors({**banks, "rest": np.eye(K) - sum(banks.values())})
     own, driving = codes[:5].astype(np.float32), codes[5:10].astype(np.float32)
     for strength, wanted in ((1.0, driving), (0.0, own)):
@@ -96,6 +110,41 @@ def test_pictures_have_the_last_word():
         for measure, row in told.items():
             wanted = row if measure in part.measures else 0
             assert np.allclose((row @ banks[name] - wanted) @ MIX, 0, atol=0.08), (name, measure)
+
+
+CLIP = np.repeat(np.arange(40), 20)
+
+
+def heard(mouth: np.ndarray) -> np.ndarray:
+    """Sound (N, 12) that a mouth made, and noise."""
+    return mouth @ random.normal(0, 1, (mouth.shape[1], 12)) + random.normal(0, 0.5, (len(mouth), 12))
+
+
+def test_lips_are_what_sound_tells_at_the_right_moment():
+    codes = random.normal(0, 1, (len(CLIP), 6))  # the first two are speech
+    mix = random.normal(0, 1, (6, 6))
+    sound, mouth = heard(codes[:, :2]), codes @ mix.T
+    heads = told_by_sound(mouth, read_of_sound(sound, mouth, CLIP), CLIP)
+    assert len(heads) == 2
+    lips = np.linalg.inv(mix) @ likeliest(mouth, heads) @ mix
+    assert np.allclose(lips, np.diag([1, 1, 0, 0, 0, 0]), atol=0.25)
+    late = sound[half_away(CLIP)]  # of the same mouths, at another time
+    assert len(told_by_sound(mouth, read_of_sound(late, mouth, CLIP), CLIP)) == 0
+
+
+def test_mood_is_what_frames_of_a_window_have_in_common():
+    window, size = np.repeat(np.arange(160), 5), len(CLIP)
+    slow = random.normal(0, 1, (160, 3))[window]
+    turn = random.normal(0, 5, (160, 3))[window]  # heads stay turned, too
+    fast = random.normal(0, 1, (size, 2))
+    lips = slow[:, :1] + 0.01 * random.normal(0, 1, (size, 1))  # this one goes with the lips
+    codes = np.column_stack([slow[:, :2], turn[:, 0] / 5, fast]) + 0.3 * random.normal(0, 1, (size, 5))
+    heads = lasting(codes, window, turn, lips)
+    assert len(heads) == 1
+    mood = codes @ heads[0]
+    assert abs(np.corrcoef(mood, slow[:, 1])[0, 1]) > 0.9
+    assert abs(np.corrcoef(mood, lips[:, 0])[0, 1]) < 0.02
+    assert len(lasting(random.permuted(codes, axis=0), window, turn, lips)) == 0  # the same, come and gone
 
 
 def face(shift: float = 0.0) -> np.ndarray:

@@ -20,15 +20,20 @@ from dpe_cli.train_factors import (
     Judge,
     Samples,
     answers,
+    calibrated,
     explained,
     fit_coordinates,
+    fit_parts,
     fit_projectors,
+    measured_parts,
     put_right,
     read_banks,
     slider_axis,
     solve,
+    told_one,
     tried,
 )
+from dpe_cli.train_banks import PARTS, Transplants
 from dpe_cli.weights import folder
 
 random = np.random.default_rng(0)
@@ -41,6 +46,7 @@ def same_numbers():
 
 
 COUNT, K = 400, 20
+OF_MOUTH = ("lips", "mouth without lips")  # parts of a bank, not banks
 
 
 def test_a_slider_moves_its_measure_and_none_of_the_others():
@@ -189,13 +195,79 @@ def test_a_slider_is_made_for_what_pictures_do_on_the_way(painted):
     assert given[0] < given[1] < 1.1
 
 
+def test_a_slider_goes_as_far_as_asked_where_it_is_mostly_asked(painted):
+    """Pictures that show less and less of longer steps: what one sigma shows is one sigma, also where it was more."""
+    truth = np.eye(len(TABLE), K)
+    judge = painted(truth, limit=1.5)  # of people whose own is 0 or 1
+    for guess in (0.7, 1.6):
+        axis = calibrated(judge, 0, guess * truth[0], ONE, FAR)
+        asked, change = tried(judge, 0, axis, ONE, FAR, (-1.0, 1.0))
+        assert (asked * change[..., 0]).sum() / (asked**2).sum() == pytest.approx(1, abs=0.1)
+        told = told_one(random.normal(0, 1, K), np.eye(K), axis)
+        assert told @ axis == pytest.approx(1)  # so that who asks by `answer` gets the calibrated length
+
+
 def test_measures_read_their_own_bank():
     codes, measures = random.normal(0, 1, (COUNT, K)), random.normal(0, 1, (COUNT, len(TABLE)))
     measures[:, 0] = codes[:, 3] + codes[:, 9]
     picks = {name: np.diag((np.arange(K) // 4 == place).astype(float)) for place, name in enumerate(NAMES[:-1])}
     fitted = read_banks(codes, measures, picks)
     assert np.allclose(sum(fitted.projectors.values()), np.eye(K))
-    assert abs(fitted.read[0, 3] - 1) < 0.15 and np.abs(fitted.read[0, 4:]).max() < 1e-9  # the mouth's are 0 to 3
+    assert abs(fitted.read[0, 3] - 1) < 0.15 and np.abs(fitted.read[0, 4:16]).max() < 1e-9  # the mouth's are 0 to 3
+    assert np.abs(fitted.read[3, [*range(4), *range(8, K)]]).max() < 1e-9  # blink's are 4 to 7; the mouth's, mood's too
+
+
+def spoken_faces(clips: int = 60, frames: int = 6) -> tuple[Samples, Samples, np.ndarray]:
+    """People whose codes are a mixture of known parts: pose 0 to 5, mouth 6 to 13, eyes 14 to 17, brows 18 and 19. Of
+    the mouth, 6 and 7 make the sound, and 13 is a smile that lasts for half a clip."""
+    mix = random.normal(0, 1, (K, K))
+    owner = np.array(["rest"] * 6 + ["mouth"] * 8 + ["eyes"] * 4 + ["brows"] * 2)
+
+    def people(frames: int) -> tuple[np.ndarray, np.ndarray]:
+        truth, clip = random.normal(0, 1, (clips * frames, K)), np.repeat(np.arange(clips), frames)
+        truth[:, 13] = np.repeat(random.normal(0, 1, 2 * clips), frames // 2)
+        return truth, clip
+
+    def samples(truth: np.ndarray, clip: np.ndarray, swapped: dict, sound: np.ndarray | None) -> Samples:
+        measures = np.zeros((len(truth), len(TABLE)))
+        measures[:, 3] = truth[:, 14]  # blink
+        turn, names = random.normal(0, 5, (len(truth), 3)), [f"id{one:04}" for one in range(clips)]
+        return Samples(truth @ mix.T, measures, clip, np.zeros((clips, 1, 1, 3)), names, turn, swapped, sound)
+
+    truth, clip = people(frames)
+    donor, swapped = truth[random.permutation(len(truth))], {}
+    for name in PARTS:
+        mixed = np.where(name == owner, donor, truth)
+        swapped[name] = Transplants(*(rows @ mix.T for rows in (truth, donor, mixed)))
+    spoken, spoken_clip = people(20)
+    sound = spoken[:, 6:8] @ random.normal(0, 1, (2, 12)) + random.normal(0, 0.3, (len(spoken), 12))
+    return samples(truth, clip, swapped, None), samples(spoken, spoken_clip, {}, sound), mix
+
+
+def test_lips_go_with_the_sound_and_what_lasts_is_mood():
+    train, spoken, mix = spoken_faces()
+    told, covariance = np.zeros((len(TABLE), K)), mix @ mix.T  # pictures have nothing to add
+    found = fit_parts(train, spoken, np.eye(K), told, covariance)
+    assert np.allclose(sum(bank for name, bank in found.named.items() if name not in OF_MOUTH), np.eye(K))
+    seen = {name: np.linalg.inv(mix) @ bank @ mix for name, bank in found.named.items()}
+    assert np.allclose(np.diag(seen["lips"])[[6, 7]], 1, atol=0.1) and np.trace(seen["lips"]) == pytest.approx(
+        2, abs=0.1
+    )
+    assert seen["mood"][13, 13] > 0.8 and np.trace(seen["mood"]) == pytest.approx(1, abs=0.2)
+    assert seen["mouth"][13, 13] < 0.2 and np.diag(seen["mouth"])[6:13].min() > 0.8
+    assert np.abs(train.within(train.codes) @ found.banks["mood"].T @ found.heads.T).max() < 2  # mood moves no lips
+    holds = measured_parts(found, train, train, spoken, spoken)
+    assert holds["common"]["mood"] > 0.5 > 0.2 > holds["common"]["lips"]
+    assert holds["sound"]["right"] > 0.8 and abs(holds["sound"]["wrong"]) < 0.2 and holds["sound"]["won"] > 0.99
+    assert holds["told"]["blink"]["blink"] > 0.9 > 0.1 > holds["told"]["lips"]["blink"]
+
+
+def test_without_sound_the_mouth_stays_whole():
+    train, _, mix = spoken_faces()
+    found = fit_parts(train, None, np.eye(K), np.zeros((len(TABLE), K)), mix @ mix.T)
+    seen = np.linalg.inv(mix) @ found.banks["mouth"] @ mix
+    assert np.diag(seen)[6:14].min() > 0.8 and len(found.heads) == 0
+    assert measured_parts(found, train, train, None, None)["sound"] is None
 
 
 def test_r2_is_one_for_the_truth_and_zero_for_the_mean():
@@ -206,7 +278,9 @@ def test_r2_is_one_for_the_truth_and_zero_for_the_mean():
 
 def test_differences_within_clips_have_no_identity():
     clip = np.array([0, 0, 1, 1, 1])
-    samples = Samples(np.zeros((5, 1)), np.zeros((5, 1)), clip, np.zeros((2, 1, 1, 3)), ["a", "b"], {})
+    samples = Samples(
+        np.zeros((5, 1)), np.zeros((5, 1)), clip, np.zeros((2, 1, 1, 3)), ["a", "b"], np.zeros((5, 3)), {}
+    )
     assert samples.within(np.array([[1.0], [3], [10], [10], [13]]))[:, 0].tolist() == [-1, 1, -1, -1, 2]
 
 
@@ -249,7 +323,10 @@ def small(tmp_path, monkeypatch):
         def detect_batch(self, pictures):
             return [FaceShape(synthetic_face(), random.uniform(0, 1, 52), np.eye(3)) for _ in pictures]
 
-    monkeypatch.setattr(train_factors, "NetworkLandmarker", Random)
+        def close(self):
+            pass
+
+    monkeypatch.setattr("dpe_cli.landmark_net.NetworkLandmarker", Random)
     return folder / "small.safetensors"
 
 

@@ -340,7 +340,17 @@ def fit_factors(
     finally:
         landmarks.close()
     if not quiet:
-        for name, slider in Factors.of_fit(read_fit(path)).sliders.items():
+        fit = read_fit(path)
+        sound = fit["banks"] and fit["banks"]["sound"]
+        if banks and not sound:
+            click.echo("lips: no clip has sound that tells of the mouth, so that it stays one factor", err=True)
+        elif banks:
+            click.echo(
+                f"lips, held-out people: {sound['right']:.2f} with their sound, {sound['wrong']:.2f} with another "
+                f"moment's, which is told from it in {sound['won']:.0%} of the cases",
+                err=True,
+            )
+        for name, slider in Factors.of_fit(fit).sliders.items():
             verdict = slider.why_not_shown or ("+= only: " + slider.why_not if slider.why_not else "available")
             click.echo(f"{name:<12} R2 {slider.r2:5.2f}, shown {slider.shown:5.2f}: {verdict}", err=True)
     return path
