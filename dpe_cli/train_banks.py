@@ -59,7 +59,6 @@ HEARD = 16  # mel columns each way of a frame, of 80 a second
 SOUND_RIDGE = 0.3  # of the mean square of what is heard
 FOLDS = 5  # of people, who are read by what was learnt on the others
 TOLD = 0.05  # of a head's variance, at least: what sound tells of people it does not know
-LASTS = 0.5  # of a head's variance, at least: what the frames of a window have in common
 FOLLOWED = 0.5  # of a direction, at least: what comes over with the part
 TURN = 4.0  # degrees between two heads up to which a part fits the other face; each more counts like 0.15 sigma less
 
@@ -166,12 +165,16 @@ def held_still(
     return {name: bank + back @ (own[name] * rows - rows @ bank) for name, bank in banks.items()}
 
 
-def part_lids(codes: np.ndarray, opening: np.ndarray, bank: np.ndarray) -> dict[str, np.ndarray]:
-    """The eyes' bank (K, K) as blink and gaze. codes: (N, K), what it takes of them; opening: (N,)."""
-    covariance = codes.T @ codes / len(codes)
-    loaded = covariance + RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    read = np.linalg.solve(loaded, codes.T @ opening / len(codes))
-    blink = likeliest(codes, read[None]) @ bank
+def part_lids(codes: np.ndarray, seen: np.ndarray, bank: np.ndarray) -> dict[str, np.ndarray]:
+    """The eyes' bank (K, K) as blink, which moves the lids' opening and not the irises, and gaze, what is left of it.
+
+    codes: (N, K), what it takes of them; seen: (N, 3), opening and where the irises are; all differences within clips.
+    """
+    whiten = whitening(codes)
+    read = seen.T @ codes @ whiten.T @ whiten / len(codes)
+    axes = codes.T @ (codes @ read.T) / len(codes)
+    axes = axes @ np.linalg.pinv(read @ axes)  # the likeliest change that moves one reading and no other
+    blink = np.outer(axes[:, 0], read[0]) @ bank
     return {"blink": blink, "gaze": bank - blink}
 
 
@@ -253,28 +256,39 @@ def half_away(clip: np.ndarray) -> np.ndarray:
 # Mood: what lasts
 
 
-def lasting(codes: np.ndarray, window: np.ndarray, turn: np.ndarray, lips: np.ndarray) -> np.ndarray:
-    """Heads (k, K) of what lasts: PD-FGC's emotion, whose mean over a window has to serve every frame of it.
+def lasts(codes: np.ndarray, window: np.ndarray, person: np.ndarray, turn: np.ndarray) -> float:
+    """Share of what codes (N, K) change by from window to window of a person that stays within a window."""
+    inside, across = apart(codes, window, person, turn)
+    return float(1 - np.trace(inside) / max(np.trace(across), 1e-12))
 
-    codes: (N, K), what the banks leave, as differences to the person's mean; window: (N,) int. Of a head's variance it
-    counts which share the frames of a window have in common, each with the others: what comes and goes has none.
-    turn: (N, 3), the head's angles, which last too and are taken out of what is common. lips: (N, L), from which heads
-    are uncorrelated (PD-FGC's decorrelation). Heads count with a share of LASTS or more. k may be 0.
+
+def apart(codes: np.ndarray, window: np.ndarray, person: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean squared differences (K, K) of two frames of one window, and of two windows of one person.
+
+    window, person: (N,) int. turn: (N, 3), the head's angles, which last too: what goes with them is taken out. People
+    count by their frames; identity cancels.
     """
-    whiten, common = whitening(codes), in_common(codes, window, turn)
-    left, along, _ = np.linalg.svd(whiten @ codes.T @ lips / len(codes))
-    own = left[:, (along > 1e-6 * max(along[0], 1e-12)).sum() :]  # what lips do not go along with
-    share, directions = np.linalg.eigh(own.T @ whiten @ common @ whiten.T @ own)
-    return directions[:, share >= LASTS].T[::-1] @ own.T @ whiten
+    own, turn = centred(codes, person), centred(turn, person)
+    free = own - turn @ np.linalg.lstsq(turn, own, rcond=None)[0]
+    inside, across, count = np.zeros((codes.shape[1],) * 2), np.zeros((codes.shape[1],) * 2), 0
+    for one in np.unique(person):
+        rows = np.flatnonzero(person == one)
+        first, second = np.triu_indices(len(rows), 1)
+        change = free[rows[first]] - free[rows[second]]
+        same = window[rows[first]] == window[rows[second]]
+        if 0 < same.sum() < len(same):
+            inside += len(rows) * change[same].T @ change[same] / same.sum()
+            across += len(rows) * change[~same].T @ change[~same] / (~same).sum()
+            count += len(rows)
+    return inside / max(count, 1), across / max(count, 1)
 
 
-def in_common(codes: np.ndarray, window: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """Covariance (K, K) of different frames of a window, less what goes with the head's angles."""
-    free = codes - turn @ np.linalg.lstsq(turn, codes, rcond=None)[0]
-    counts = np.bincount(window)
-    sums = np.zeros((len(counts), codes.shape[1]))
-    np.add.at(sums, window, free)
-    return (sums.T @ sums - free.T @ free) / max((counts * (counts - 1)).sum(), 1)
+def centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Differences to the group's mean. (N, C), (N,) int -> (N, C)"""
+    counts = np.bincount(group)
+    sums = np.zeros((len(counts), values.shape[1]))
+    np.add.at(sums, group, values)
+    return values - (sums / np.maximum(counts, 1)[:, None])[group]
 
 
 def whitening(codes: np.ndarray) -> np.ndarray:

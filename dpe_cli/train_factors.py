@@ -41,12 +41,12 @@ from dpe_cli.train_banks import (
     PARTS,
     Part,
     Transplants,
+    centred,
     choose_pair,
     fit_banks,
     has_sound,
     held_still,
-    in_common,
-    lasting,
+    lasts,
     likeliest,
     moments_told,
     part_lids,
@@ -102,14 +102,6 @@ class Samples:
         """Which half of which clip each frame lies in, (N,) int; frames of a clip lie together."""
         first = np.searchsorted(self.clip, self.clip)
         return 2 * self.clip + (np.arange(len(self.clip)) - first >= np.bincount(self.clip)[self.clip] / 2)
-
-
-def centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Differences to the group's mean. (N, C), (N,) int -> (N, C)"""
-    counts = np.bincount(group)
-    sums = np.zeros((len(counts), values.shape[1]))
-    np.add.at(sums, group, values)
-    return values - (sums / np.maximum(counts, 1)[:, None])[group]
 
 
 def gather(
@@ -245,43 +237,43 @@ class Parts:
     """Banks as they were found."""
 
     banks: dict[str, np.ndarray]  # (K, K) by factor, without the rest
-    lips: np.ndarray  # (K, K), what sound tells of the mouth's; all of it without sound
-    heads: np.ndarray  # (k, K) of the lips; none without sound
+    heads: np.ndarray  # (k, K), what sound tells of the mouth; none without sound
 
     @property
     def named(self) -> dict[str, np.ndarray]:
-        """The banks, the mouth's in two: what sound tells and what it does not; and the rest."""
-        rest = np.eye(len(self.lips)) - sum(self.banks.values())
-        return {"lips": self.lips, "mouth without lips": self.banks["mouth"] - self.lips, **self.banks, "rest": rest}
+        """The banks, brows and mood together, which are emotion, and the rest."""
+        rest = np.eye(len(self.banks["mouth"])) - sum(self.banks.values())
+        return self.banks | {"brows and mood": self.banks["brows"] + self.banks["mood"], "rest": rest}
 
 
 def fit_parts(
     train: Samples, spoken: Samples | None, alive: np.ndarray, answer: np.ndarray, covariance: np.ndarray
 ) -> Parts:
-    """Banks in the paper's order: parts that change hands, lips by sound, mood by what lasts. spoken: with sound.
+    """Banks in the paper's order: parts that change hands, then lips by sound, then emotion by what lasts.
+
+    spoken: frames with sound; without, or where sound tells nothing, the mouth stays whole and there is no mood.
 
     alive: (R, K) of the expression head; answer: (M, K), how much pictures change, in sigma.
     """
     codes = train.within(train.codes)
     told = {measure.name: answer[place] for place, measure in enumerate(MEASURES)}
     banks = held_still(fit_banks(codes, train.transplants, alive), told, covariance)
-    opening = train.within(train.measures)[:, [measure.name for measure in TABLE].index("blink")]
+    seen = [place for place, measure in enumerate(TABLE) if measure.name in PARTS["eyes"].measures]
     eyes, mouth = banks.pop("eyes"), banks["mouth"]
-    banks |= part_lids(codes @ eyes.T, opening, eyes)
-    lips, reading = (mouth, mouth[:0]) if spoken is None else lips_of(spoken, mouth)
-    left = alive.T @ alive - lips - sum(bank for name, bank in banks.items() if name != "mouth")
-    own = centred(train.codes, train.person)
-    heads = lasting(own @ left.T, train.window, centred(train.turn, train.person), own @ lips.T)
-    mood = likeliest(own @ left.T, heads)
-    return Parts(banks | {"mouth": mouth - mood @ (mouth - lips), "mood": mood @ left}, lips, reading)
+    banks |= part_lids(codes @ eyes.T, train.within(train.measures)[:, seen], eyes)
+    heads = mouth[:0] if spoken is None else heads_of_sound(spoken, mouth)
+    lips = likeliest(codes @ mouth.T, heads) @ mouth if len(heads) else mouth
+    stay, go = (lasts(train.codes @ bank.T, train.window, train.person, train.turn) for bank in (mouth - lips, lips))
+    if not stay > go:
+        lips = mouth  # what sound does not tell comes and goes as lips do: it is no emotion
+    return Parts(banks | {"mouth": lips, "mood": mouth - lips}, heads @ mouth)
 
 
-def lips_of(spoken: Samples, mouth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What sound tells of the mouth's bank: (K, K), and its heads (k, K) on codes."""
+def heads_of_sound(spoken: Samples, mouth: np.ndarray) -> np.ndarray:
+    """What sound tells of the mouth's bank: heads (k, K) on what it takes of codes."""
     codes = spoken.within(spoken.codes) @ mouth.T
     heard = read_of_sound(spoken.within(spoken.sound), codes, spoken.person)
-    heads = told_by_sound(codes, heard, spoken.clip)
-    return likeliest(codes, heads) @ mouth, heads @ mouth
+    return told_by_sound(codes, heard, spoken.clip)
 
 
 def measured_parts(
@@ -289,19 +281,17 @@ def measured_parts(
 ) -> dict[str, Any]:
     """What banks hold of held-out people. spoken, asked: frames with sound, fitted and held out.
 
-    told: R2 of each measure as one bank alone reads it, inside clips; common: what different frames of half a clip have
-    in common of a bank's variance; sound: how lips go with it, as `moments_told` has it.
+    told: R2 of each measure as one bank alone reads it, inside clips; lasts: what of a bank stays for half a clip;
+    sound: how lips go with it, as `moments_told` has it.
     """
     codes, known = test.within(test.codes), train.within(train.codes)
     measures, truth = train.within(train.measures), test.within(test.measures)
-    own, turn = centred(test.codes, test.person), centred(test.turn, test.person)
-    told, common = {}, {}
+    told, stays = {}, {}
     for name, bank in parts.named.items():
         found = codes @ bank.T @ solve(known @ bank.T, measures)[0].T
         told[name] = dict(zip((one.name for one in TABLE), explained(truth, found).tolist(), strict=True))
-        moved = own @ bank.T
-        common[name] = float(np.trace(in_common(moved, test.window, turn)) / max((moved**2).sum() / len(moved), 1e-12))
-    result = {"told": told, "common": common, "sound": None}
+        stays[name] = lasts(test.codes @ bank.T, test.window, test.person, test.turn)
+    result = {"told": told, "lasts": stays, "sound": None}
     if spoken and asked and len(parts.heads):
         right, wrong, won = moments_told(
             asked.within(asked.codes) @ parts.heads.T,

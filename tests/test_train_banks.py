@@ -13,7 +13,7 @@ from dpe_cli.train_banks import (
     fit_banks,
     half_away,
     held_still,
-    lasting,
+    lasts,
     likeliest,
     part_lids,
     read_of_sound,
@@ -53,10 +53,20 @@ def test_banks_find_what_a_transplant_moves():
     for name, bank in banks.items():
         seen = back @ bank @ MIX
         assert np.allclose(seen, np.diag((name == OWNER).astype(float)), atol=0.15), name
-    lids = part_lids(codes @ banks["eyes"].T, truth[:, 14], banks["eyes"])
+    lids = part_lids(codes @ banks["eyes"].T, truth[:, 14:17], banks["eyes"])
     assert np.allclose(lids["blink"] + lids["gaze"], banks["eyes"])
     opened = back @ lids["blink"] @ MIX
     assert opened[14, 14] > 0.9 and np.abs(np.delete(opened, 14, 0)).max() < 0.2  # the lids' opening and nothing else
+
+
+def test_irises_that_go_down_with_lids_stay_gaze():
+    """In the codes' likeliest change with the lids' opening the irises move too; the bank of blinks leaves them."""
+    seen = random.normal(0, 1, (COUNT, 3))
+    seen[:, 2] += 2 * seen[:, 0]
+    mix = random.normal(0, 1, (3, 3))
+    lids = part_lids(seen @ mix.T, seen, np.eye(3))
+    for name, wanted in (("blink", [1, 0, 0]), ("gaze", [0, 1, 1])):
+        assert np.allclose(np.linalg.inv(mix) @ lids[name] @ mix, np.diag(wanted), atol=0.15), name
 
 
 def test_a_bank_keeps_its_size_when_transplants_are_read_badly():
@@ -83,7 +93,7 @@ def test_strengths_of_one_are_the_full_transfer_and_of_zero_the_own_code():
     truth, codes, swaps = made(noise=0.3)
     banks = fit_banks(codes, swaps)
     eyes = banks.pop("eyes")
-    banks |= part_lids(codes @ eyes.T, truth[:, 14], eyes)
+    banks |= part_lids(codes @ eyes.T, truth[:, 14:17], eyes)
     banks["mood"] = 0 * eyes
     factors = Factors({**banks, "rest": np.eye(K) - sum(banks.values())})
     own, driving = codes[:5].astype(np.float32), codes[5:10].astype(np.float32)
@@ -132,19 +142,15 @@ def test_lips_are_what_sound_tells_at_the_right_moment():
     assert len(told_by_sound(mouth, read_of_sound(late, mouth, CLIP), CLIP)) == 0
 
 
-def test_mood_is_what_frames_of_a_window_have_in_common():
+def test_what_stays_for_a_window_lasts_and_what_comes_and_goes_does_not():
     window, size = np.repeat(np.arange(160), 5), len(CLIP)
-    slow = random.normal(0, 1, (160, 3))[window]
-    turn = random.normal(0, 5, (160, 3))[window]  # heads stay turned, too
-    fast = random.normal(0, 1, (size, 2))
-    lips = slow[:, :1] + 0.01 * random.normal(0, 1, (size, 1))  # this one goes with the lips
-    codes = np.column_stack([slow[:, :2], turn[:, 0] / 5, fast]) + 0.3 * random.normal(0, 1, (size, 5))
-    heads = lasting(codes, window, turn, lips)
-    assert len(heads) == 1
-    mood = codes @ heads[0]
-    assert abs(np.corrcoef(mood, slow[:, 1])[0, 1]) > 0.9
-    assert abs(np.corrcoef(mood, lips[:, 0])[0, 1]) < 0.02
-    assert len(lasting(random.permuted(codes, axis=0), window, turn, lips)) == 0  # the same, come and gone
+    person, turn = window // 4, random.normal(0, 5, (160, 3))[window]  # heads stay turned, too
+    slow = random.normal(0, 1, (160, 1))[window] + random.normal(0, 9, (40, 1))[person]  # people look different
+    fast = random.normal(0, 1, (size, 1))
+    assert lasts(slow, window, person, turn) == pytest.approx(1)
+    assert lasts(fast, window, person, turn) == pytest.approx(0, abs=0.15)
+    assert lasts(slow + fast, window, person, turn) == pytest.approx(0.5, abs=0.15)
+    assert lasts(turn + random.normal(0, 1, (size, 3)), window, person, turn) == pytest.approx(0, abs=0.15)
 
 
 def face(shift: float = 0.0) -> np.ndarray:

@@ -15,6 +15,7 @@ from dpe_cli.factors import NAMES, SPACE, Factors, follows_space, read_fit
 from dpe_cli.landmarks import CORNERS, FaceShape
 from dpe_cli.main import cli
 from dpe_cli.measures import EYE_RADIUS, MEASURES, TABLE, measures_of
+from dpe_cli.train_banks import PARTS, Transplants
 from dpe_cli.train_factors import (
     ANGLES,
     Judge,
@@ -33,7 +34,6 @@ from dpe_cli.train_factors import (
     told_one,
     tried,
 )
-from dpe_cli.train_banks import PARTS, Transplants
 from dpe_cli.weights import folder
 
 random = np.random.default_rng(0)
@@ -46,7 +46,6 @@ def same_numbers():
 
 
 COUNT, K = 400, 20
-OF_MOUTH = ("lips", "mouth without lips")  # parts of a bank, not banks
 
 
 def test_a_slider_moves_its_measure_and_none_of_the_others():
@@ -217,20 +216,21 @@ def test_measures_read_their_own_bank():
     assert np.abs(fitted.read[3, [*range(4), *range(8, K)]]).max() < 1e-9  # blink's are 4 to 7; the mouth's, mood's too
 
 
-def spoken_faces(clips: int = 60, frames: int = 6) -> tuple[Samples, Samples, np.ndarray]:
+def spoken_faces(clips: int = 60, frames: int = 6, lasting: bool = True) -> tuple[Samples, Samples, np.ndarray]:
     """People whose codes are a mixture of known parts: pose 0 to 5, mouth 6 to 13, eyes 14 to 17, brows 18 and 19. Of
-    the mouth, 6 and 7 make the sound, and 13 is a smile that lasts for half a clip."""
+    the mouth, 6 and 7 make the sound, and 13 is a smile that lasts for half a clip; or they last, and it does not."""
     mix = random.normal(0, 1, (K, K))
     owner = np.array(["rest"] * 6 + ["mouth"] * 8 + ["eyes"] * 4 + ["brows"] * 2)
 
     def people(frames: int) -> tuple[np.ndarray, np.ndarray]:
         truth, clip = random.normal(0, 1, (clips * frames, K)), np.repeat(np.arange(clips), frames)
-        truth[:, 13] = np.repeat(random.normal(0, 1, 2 * clips), frames // 2)
+        slow = [13] if lasting else [6, 7]
+        truth[:, slow] = np.repeat(random.normal(0, 1, (2 * clips, len(slow))), frames // 2, axis=0)
         return truth, clip
 
     def samples(truth: np.ndarray, clip: np.ndarray, swapped: dict, sound: np.ndarray | None) -> Samples:
         measures = np.zeros((len(truth), len(TABLE)))
-        measures[:, 3] = truth[:, 14]  # blink
+        measures[:, 3:6] = truth[:, 14:17]  # blink and gaze
         turn, names = random.normal(0, 5, (len(truth), 3)), [f"id{one:04}" for one in range(clips)]
         return Samples(truth @ mix.T, measures, clip, np.zeros((clips, 1, 1, 3)), names, turn, swapped, sound)
 
@@ -244,29 +244,33 @@ def spoken_faces(clips: int = 60, frames: int = 6) -> tuple[Samples, Samples, np
     return samples(truth, clip, swapped, None), samples(spoken, spoken_clip, {}, sound), mix
 
 
-def test_lips_go_with_the_sound_and_what_lasts_is_mood():
+def test_lips_go_with_the_sound_and_what_is_left_and_lasts_is_mood():
     train, spoken, mix = spoken_faces()
     told, covariance = np.zeros((len(TABLE), K)), mix @ mix.T  # pictures have nothing to add
     found = fit_parts(train, spoken, np.eye(K), told, covariance)
-    assert np.allclose(sum(bank for name, bank in found.named.items() if name not in OF_MOUTH), np.eye(K))
     seen = {name: np.linalg.inv(mix) @ bank @ mix for name, bank in found.named.items()}
-    assert np.allclose(np.diag(seen["lips"])[[6, 7]], 1, atol=0.1) and np.trace(seen["lips"]) == pytest.approx(
-        2, abs=0.1
-    )
-    assert seen["mood"][13, 13] > 0.8 and np.trace(seen["mood"]) == pytest.approx(1, abs=0.2)
-    assert seen["mouth"][13, 13] < 0.2 and np.diag(seen["mouth"])[6:13].min() > 0.8
-    assert np.abs(train.within(train.codes) @ found.banks["mood"].T @ found.heads.T).max() < 2  # mood moves no lips
+    assert np.allclose(np.diag(seen["mouth"])[[6, 7]], 1, atol=0.1) and np.trace(seen["mouth"]) == pytest.approx(2)
+    assert np.diag(seen["mood"])[8:14].min() > 0.8 and np.trace(seen["mood"]) == pytest.approx(6)
+    lips, mood = (train.within(train.codes) @ found.banks[name].T for name in ("mouth", "mood"))
+    assert np.abs(lips.T @ mood).max() < 1e-6 * np.abs(lips.T @ lips).max()
     holds = measured_parts(found, train, train, spoken, spoken)
-    assert holds["common"]["mood"] > 0.5 > 0.2 > holds["common"]["lips"]
+    assert holds["lasts"]["mood"] > holds["lasts"]["mouth"]
     assert holds["sound"]["right"] > 0.8 and abs(holds["sound"]["wrong"]) < 0.2 and holds["sound"]["won"] > 0.99
-    assert holds["told"]["blink"]["blink"] > 0.9 > 0.1 > holds["told"]["lips"]["blink"]
+    assert holds["told"]["blink"]["blink"] > 0.9 > 0.1 > holds["told"]["mouth"]["blink"]
+
+
+def test_what_comes_and_goes_as_lips_do_stays_with_them():
+    train, spoken, mix = spoken_faces(lasting=False)
+    found = fit_parts(train, spoken, np.eye(K), np.zeros((len(TABLE), K)), mix @ mix.T)
+    assert len(found.heads) == 2 and not found.banks["mood"].any()
+    assert np.trace(found.banks["mouth"]) == pytest.approx(8)
 
 
 def test_without_sound_the_mouth_stays_whole():
     train, _, mix = spoken_faces()
     found = fit_parts(train, None, np.eye(K), np.zeros((len(TABLE), K)), mix @ mix.T)
     seen = np.linalg.inv(mix) @ found.banks["mouth"] @ mix
-    assert np.diag(seen)[6:14].min() > 0.8 and len(found.heads) == 0
+    assert np.diag(seen)[6:14].min() > 0.8 and len(found.heads) == 0 and not found.banks["mood"].any()
     assert measured_parts(found, train, train, None, None)["sound"] is None
 
 
