@@ -33,7 +33,7 @@ SPACE = "motion-space.json"  # lies beside weights whose codes were taught by it
 LEAST_R2 = 0.5  # on held-out people: what codes tell less of, or pictures show less of, is no control
 TRIED = 2.0  # standard deviations of a measure: sliders were tried so far from what a face does, and go no farther
 REFIT = "fit them: dpe train --set stage=factors --init WEIGHTS --data PREPARED -o FOLDER_OF_THE_WEIGHTS"
-_GROUP_OF = {"mouth": "mouth", "blink": "lids", "gaze": "gaze", "brows": "brows"}
+_GROUP_OF = {"mouth": "mouth", "blink": "lids", "gaze": "gaze", "brows": "brows", "mood": None, "rest": "rest"}
 
 Change = tuple[np.ndarray, np.ndarray]  # codes (N, K), strengths (N,)
 
@@ -222,7 +222,7 @@ def coordinate_projectors() -> dict[str, np.ndarray]:
     """Of codes that follow `motion_space`: each factor is some coordinates, the rest those of the pose."""
     owner = np.array(["rest"] * POSE_DIM + [group for group, count in GROUPS.items() for _ in range(count)])
     assert len(owner) == MOTION_DIM
-    return {name: np.diag((owner == _GROUP_OF.get(name, "rest")).astype(np.float64)) for name in NAMES}
+    return {name: np.diag((owner == _GROUP_OF[name]).astype(np.float64)) for name in NAMES}
 
 
 def fit_of(weights: Path) -> Path:

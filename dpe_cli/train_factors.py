@@ -4,19 +4,21 @@ On prepared clips the weights' own motion codes are set beside what landmarks me
 to a clip's mean are compared, which cancels identity. A measure c is read as C z (ridge regression); held-out people
 say how well (R2).
 
-Stage banks: pictures with a part of another frame tell factors apart, see `train_banks`. Stage factors needs none.
+Stage banks: pictures with a part of another frame, sound and time tell factors apart, see `train_banks`. Stage factors
+needs none of these.
 Codes taught by `motion_space` then have factors by construction; a measure reads the coordinates of its factor alone.
 For other weights z = S V' code, of the expression head's singular values: what moves the picture counts, what the head
 ignores does not. Their factors are oblique projectors, W C' inv(C W C') taken by rows of C, with the covariance W of
 codes inside clips, and the rest is uncorrelated with all that is measured.
 
 What codes tell is not what pictures show: generators answer less to some coordinates than to others. So a slider is not
-taken from C but from the answer J of the pictures, measured by our landmark network on people that were fitted: the
+taken from C but from the answer J of the pictures, measured by landmarks on people that were fitted: the
 likeliest change of the code that moves one measure, and neither the others nor the head of any of them (least squares
 over people: a head that turns left in one and right in another has turned). Answers are not linear: open lids do not
 open, they only close. So each slider is tried on the same people at the steps that it is for, J is put right along it
-(Broyden's update), and the slider is taken anew. Held-out people are then shown steps of each slider, and it counts how
-much of what was asked comes out (shown, an R2 too).
+(Broyden's update), the slider is taken anew, and made as long as it takes for one sigma to show as one. Held-out people
+are then shown steps of each slider, and it counts how much of what was asked comes out (shown, an R2 too). The judge of
+all this is our landmark network, or MediaPipe's, which has no part in an edit.
 """
 
 import functools
@@ -62,6 +64,7 @@ SPOKEN = 24  # frames of a clip with sound
 RIDGE = 1e-3  # of the codes' variance
 DEAD = 1e-3  # of the largest singular value: what the head makes less of is not looked at
 PROBED = 16  # people whose pictures are looked at
+CALIBRATED = 48  # people by whose pictures the length of a slider is set: they differ in how far they go
 PROBE = 2.0  # standard deviations of the code along a principal axis, each way
 CALIBRATIONS = 2  # times that a slider's length is put right
 ASKED = (-2.0, -1.0, 1.0, 2.0)  # standard deviations of a measure that sliders are tried with
@@ -252,7 +255,6 @@ def fit_parts(
     """Banks in the paper's order: parts that change hands, then lips by sound, then emotion by what lasts.
 
     spoken: frames with sound; without, or where sound tells nothing, the mouth stays whole and there is no mood.
-
     alive: (R, K) of the expression head; answer: (M, K), how much pictures change, in sigma.
     """
     codes = train.within(train.codes)
@@ -281,15 +283,15 @@ def measured_parts(
 ) -> dict[str, Any]:
     """What banks hold of held-out people. spoken, asked: frames with sound, fitted and held out.
 
-    told: R2 of each measure as one bank alone reads it, inside clips; lasts: what of a bank stays for half a clip;
-    sound: how lips go with it, as `moments_told` has it.
+    told: R2 of each measure, inside clips, as a reader of the whole code reads it from one bank alone; lasts: what of a
+    bank stays for half a clip; sound: how lips go with it, as `moments_told` has it.
     """
-    codes, known = test.within(test.codes), train.within(train.codes)
-    measures, truth = train.within(train.measures), test.within(test.measures)
+    codes, truth = test.within(test.codes), test.within(test.measures)
+    read, _ = solve(train.within(train.codes), train.within(train.measures))
     told, stays = {}, {}
     for name, bank in parts.named.items():
-        found = codes @ bank.T @ solve(known @ bank.T, measures)[0].T
-        told[name] = dict(zip((one.name for one in TABLE), explained(truth, found).tolist(), strict=True))
+        shares = explained(truth, codes @ bank.T @ read.T)
+        told[name] = dict(zip((one.name for one in TABLE), shares.tolist(), strict=True))
         stays[name] = lasts(test.codes @ bank.T, test.window, test.person, test.turn)
     result = {"told": told, "lasts": stays, "sound": None}
     if spoken and asked and len(parts.heads):
@@ -467,7 +469,8 @@ def fit_factors(
     covariance = alive.T @ alive @ (codes.T @ codes / len(codes)) @ alive.T @ alive  # what pictures can answer to
     sigma = measures.std(0)
     ends = tuple(np.percentile(train.measures, [0.5, 99.5], axis=0))
-    fitting, judge = (Judge(portraits(one), engine, landmarks, template, progress) for one in (train, test))
+    looked = (portraits(train), portraits(train, CALIBRATED), portraits(test))
+    fitting, many, judge = (Judge(crops, engine, landmarks, template, progress) for crops in looked)
     answer, measured = answers(fitting, covariance), None
     if banks:
         spoken = gather(speech or data, False, engine, template, SPOKEN, progress, heard=True)
@@ -486,7 +489,7 @@ def fit_factors(
     for place, measure in enumerate(progress(TABLE, len(TABLE), "sliders")):
         axis = slider_axis(place, answer, covariance, sigma)
         own = put_right(answer, covariance, axis, *tried(fitting, place, axis, sigma, ends))
-        axis = calibrated(fitting, place, slider_axis(place, own, covariance, sigma), sigma, ends)
+        axis = calibrated(many, place, slider_axis(place, own, covariance, sigma), sigma, ends)
         asked, change = tried(judge, place, axis, sigma, ends)
         lines[measure.name] = {
             "factor": measure.factor,
