@@ -6,17 +6,20 @@ from conftest import synthetic_face, turned
 
 from dpe_cli.factors import NAMES, Factors
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_OUTER
+from dpe_cli.speech import RATE
 from dpe_cli.train_banks import (
     PARTS,
     Transplants,
     choose_pair,
     fit_banks,
     half_away,
+    has_sound,
     held_still,
     lasts,
     likeliest,
     part_lids,
     read_of_sound,
+    sound_about,
     told_by_sound,
     transplant,
 )
@@ -63,7 +66,7 @@ def test_irises_that_go_down_with_lids_stay_gaze():
     """In the codes' likeliest change with the lids' opening the irises move too; the bank of blinks leaves them."""
     seen = random.normal(0, 1, (COUNT, 3))
     seen[:, 2] += 2 * seen[:, 0]
-    mix = random.normal(0, 1, (3, 3))
+    mix = np.linalg.qr(random.normal(0, 1, (3, 3)))[0]
     lids = part_lids(seen @ mix.T, seen, np.eye(3))
     for name, wanted in (("blink", [1, 0, 0]), ("gaze", [0, 1, 1])):
         assert np.allclose(np.linalg.inv(mix) @ lids[name] @ mix, np.diag(wanted), atol=0.15), name
@@ -140,6 +143,19 @@ def test_lips_are_what_sound_tells_at_the_right_moment():
     assert np.allclose(lips, np.diag([1, 1, 0, 0, 0, 0]), atol=0.25)
     late = sound[half_away(CLIP)]  # of the same mouths, at another time
     assert len(told_by_sound(mouth, read_of_sound(late, mouth, CLIP), CLIP)) == 0
+
+
+def test_what_is_heard_belongs_to_its_moment(tmp_path):
+    samples = 0.02 * random.normal(0, 1, 5 * RATE)
+    samples[int(2.0 * RATE) : int(2.2 * RATE)] *= 20  # 1.0 to 1.2 s of a clip whose sound begins a second before it
+    clip = {"sound": np.round(samples * 8000).astype(np.int16), "sound_start": np.array(-1.0)}
+    times = np.array([0.3, 1.1, 1.3, 2.4])
+    rows = sound_about(clip, times).reshape(4, 8, 20).mean(2)
+    assert rows[1].argmin() in (0, 7) and rows[1, 3:5].min() > rows[[0, 3]].max() + 0.5
+    assert rows[2].argmax() <= 1  # there it lies in the past
+    np.savez(tmp_path / "talk.npz", **clip, times=times)
+    np.savez(tmp_path / "mute.npz", times=times)
+    assert has_sound(tmp_path / "talk.npz") and not has_sound(tmp_path / "mute.npz")
 
 
 def test_what_stays_for_a_window_lasts_and_what_comes_and_goes_does_not():

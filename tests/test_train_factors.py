@@ -15,6 +15,7 @@ from dpe_cli.factors import NAMES, SPACE, Factors, follows_space, read_fit
 from dpe_cli.landmarks import CORNERS, FaceShape
 from dpe_cli.main import cli
 from dpe_cli.measures import EYE_RADIUS, MEASURES, TABLE, measures_of
+from dpe_cli.speech import RATE
 from dpe_cli.train_banks import PARTS, Transplants
 from dpe_cli.train_factors import (
     ANGLES,
@@ -340,12 +341,21 @@ def test_the_stage_fits_and_binds_factors_to_their_weights(small, tmp_path, supe
     if supervised:
         shutil.copy(folder() / SPACE, small.parent)
     assert follows_space(small) is supervised
+    spoken = stage == "banks" and not supervised
+    for path in tmp_path.glob("*.npz") if spoken else ():
+        with np.load(path) as clip:
+            kept = dict(clip)
+        sound = random.integers(-9999, 9999, 5 * RATE).astype(np.int16)
+        np.savez(path, **kept, times=np.linspace(0, 2.44, 12), sound=sound, sound_start=-1.0)
     command = ["train", "--set", f"stage={stage}", "--data", tmp_path, "-o", small.parent, "--init", small]
     done = CliRunner().invoke(cli, [str(part) for part in command])
     assert done.exit_code == 0, done.output
     path = small.parent / "small.factors.json"
     assert done.stdout.strip() == str(path)
     fit = read_fit(path)
+    assert (fit["banks"] is None) is (stage == "factors")
+    assert ("clips with sound" in done.stderr) is spoken
+    assert spoken or ("no clip has sound" in done.stderr) is (stage == "banks")
     assert (fit["projectors"] is None) is (supervised and stage == "factors")
     assert set(fit["sliders"]) == {measure.name for measure in TABLE}
     factors = Factors.load(small)
