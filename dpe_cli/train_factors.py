@@ -16,7 +16,7 @@ taken from C but from the answer J of the pictures, measured by landmarks on peo
 likeliest change of the code that moves one measure, and neither the others nor the head of any of them (least squares
 over people: a head that turns left in one and right in another has turned). Answers are not linear: open lids do not
 open, they only close. So each slider is tried on the same people at the steps that it is for, J is put right along it
-(Broyden's update), the slider is taken anew, and made as long as it takes for one sigma to show as one. Held-out people
+(Broyden's update), the slider is taken anew, and given the length at which one sigma shows best as one. Held-out people
 are then shown steps of each slider, and it counts how much of what was asked comes out (shown, an R2 too). The judge of
 all this is our landmark network, or MediaPipe's, which has no part in an edit.
 """
@@ -431,15 +431,16 @@ def put_right(
 def calibrated(
     judge: Judge, place: int, axis: np.ndarray, sigma: np.ndarray, ends: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """A slider's axis (K,), made shorter or longer until one sigma that is asked for, both ways, shows as one.
+    """A slider's axis (K,), made as long as brings pictures nearest to one sigma that is asked for, both ways.
 
-    That is what is mostly asked for. `put_right` goes by longer steps too, of which pictures show less, so that short
-    ones would go too far.
+    That is what is mostly asked for; `put_right` goes by longer steps too. Nearest in the mean square over people, who
+    answer to one step differently, from not at all to twice: where they agree, all that is asked for comes; where they
+    do not, it is less, since a length that is right on average goes too far for half of them.
     """
     for _ in range(CALIBRATIONS):
         asked, change = tried(judge, place, axis, sigma, ends, (-1.0, 1.0))
-        reached = (asked * change[..., place]).sum() / max((asked**2).sum(), 1e-12)
-        axis = axis / np.clip(reached, 0.5, 2.0)  # what hardly shows is not blown up
+        shown = change[..., place]
+        axis = axis * np.clip((asked * shown).sum() / max((shown**2).sum(), 1e-12), 0.5, 2.0)
     return axis
 
 
