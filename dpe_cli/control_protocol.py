@@ -5,6 +5,7 @@ Everything is measured in the pictures by a landmark network, in units of each m
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ STEPS = np.linspace(-2, 2, 11)  # sigma
 SWAPPED = ("mouth_open", "blink", "gaze_y", "yaw")  # whose mouth, whose eyes, whose pose
 ROLES = ("mouth", "eyes", "pose", "source")
 FEWEST = 4  # people, and frames of a swap
+ABOUT = (0.75, 1.25)  # sigma between two real frames that are about one apart
+STILL = 3.0  # degrees between their heads, at most
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,14 @@ def evaluate_control(
         name: sweep(name, crops, own, known, engine, factors, extractors, template)
         for name in progress([measure.name for measure in MEASURES], len(MEASURES), "sliders")
     }
+    lines = {name: summary(name, one, factors) for name, one in sweeps.items()}
+    if extractors.identity:
+        for name, lost in real_loss(clips, frames, engine.size, factors, extractors, template, progress).items():
+            lines[name]["csim_real"] = lost
     return {
         "people": len(crops),
         "endpoints": endpoints(crops, own, engine, factors),
-        "sliders": {name: summary(name, one, factors) for name, one in sweeps.items()},
+        "sliders": lines,
         "cross_talk": cross_talk(sweeps),
         "swap": swap(chosen, engine, factors, extractors, template, frames, progress),
     }
@@ -107,6 +114,33 @@ def sweep(
     values = np.stack([measures_of_faces(row, template) for row in faces], 1) / sigma
     turn = np.array([[turned(faces[len(STEPS) // 2][p], row[p]) for row in faces] for p in range(len(crops))])
     return Sweep(values, turn, None if csim is None else np.array(csim).T)
+
+
+def real_loss(
+    clips: Sequence[Clip], frames: int, size: int, factors: Factors, extractors: Extractors, template: np.ndarray,
+    progress: Progress = silent,
+) -> dict[str, float]:  # fmt: skip
+    """What real footage loses of the cosine, by measure: the floor of what a slider may cost.
+
+    Means over pairs of frames of one clip that are about one sigma apart in the measure and hardly in pose; NaN where
+    there are none.
+    """
+    apart, turn, lost = [], [], []
+    for clip in progress(clips, len(clips), "real frames"):
+        crops = take(clip, spread(0, len(clip) - 1, min(frames, len(clip)))).crops(size)
+        faces = [extractors.landmarks.detect(crop) for crop in crops]
+        known = [embedded(*both, extractors) for both in zip(crops, faces, strict=True)]
+        values = measures_of_faces(faces, template) / sigmas(factors)
+        for one, other in combinations([place for place, face in enumerate(faces) if face is not None], 2):
+            apart.append(np.abs(values[one] - values[other]))
+            turn.append(turned(faces[one], faces[other]))
+            lost.append(1 - float(known[one] @ known[other]))
+    near, lost = np.array(turn) <= STILL, np.array(lost)
+    found = {}
+    for place, measure in enumerate(MEASURES):
+        chosen = near & [ABOUT[0] <= row[place] <= ABOUT[1] for row in apart]
+        found[measure.name] = float(lost[chosen].mean()) if chosen.any() else float("nan")
+    return found
 
 
 def sigmas(factors: Factors) -> np.ndarray:
@@ -184,14 +218,15 @@ def by_factor(matrix: dict[str, dict[str, float]], usable: Sequence[str]) -> dic
     """
     owner = {measure.name: measure.factor for measure in MEASURES}
     found = {}
-    for factor in NAMES[:-1]:
+    controlled = [factor for factor in NAMES if factor in owner.values()]
+    for factor in controlled:
         rows = [row for name, row in matrix.items() if owner[name] == factor and name in usable]
         if rows:
             found[factor] = {
                 other: 1.0
                 if other == factor
                 else float(np.mean([max(row[name] for name in row if owner[name] == other) for row in rows]))
-                for other in NAMES[:-1]
+                for other in controlled
             }
     return found
 

@@ -50,13 +50,13 @@ from dpe_cli.edit import (
 )
 from dpe_cli.errors import FaceError, InputError, WeightsError
 from dpe_cli.face import Box, FaceDetector, smooth_boxes
-from dpe_cli.factors import Factors, coordinate_projectors
+from dpe_cli.factors import Factors, coordinate_projectors, follows_space
 from dpe_cli.landmark_net import NetworkLandmarker
 from dpe_cli.limits import scratch
 from dpe_cli.masks import POINTS_SECONDS, Landmarks, Steady
 from dpe_cli.models import SpeechNets
 from dpe_cli.motion_file import Driver, probe_driving
-from dpe_cli.motion_space import COORDINATES, MOTION_DIM, POSE_DIM
+from dpe_cli.motion_space import COORDINATES, POSE_DIM
 from dpe_cli.paste import Paster
 from dpe_cli.people import Picked
 from dpe_cli.pipeline import ahead
@@ -178,15 +178,13 @@ def settled(settings: DubSettings, info: VideoInfo) -> DubSettings:
 
 
 def mouth_factors(engine: Engine) -> Factors:
-    """The factors of the engine's weights. Raises WeightsError where the mouth is not the measured coordinates."""
-    factors = Factors.load(engine.description)
-    known = coordinate_projectors()["mouth"]
-    if factors.dim != MOTION_DIM or not np.array_equal(factors.projector("mouth"), known):
+    """The coordinates that speech was learnt in, whatever factors were fitted. Raises WeightsError for other codes."""
+    if not follows_space(Path(engine.description["weights"])):
         raise WeightsError(
             f"speech does not know the motion codes of {engine.description['weights']}",
             "use weights whose codes were taught by motion-space.json, as the default ones",
         )
-    return factors
+    return Factors(coordinate_projectors())
 
 
 @dataclass(frozen=True)

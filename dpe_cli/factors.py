@@ -1,4 +1,4 @@
-"""Factors of the expression code: mouth, blink, gaze, brows and the rest, each edited on its own.
+"""Factors of the expression code: mouth, blink, gaze, brows, mood and the rest, each edited on its own.
 
 A factor is a projector P (K, K) on motion codes; all of them sum to the identity. With m the strength and d the
 driving of a factor (PD-FGC's control, in the code space of DPE):
@@ -25,14 +25,15 @@ from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.motion_space import GROUPS, MOTION_DIM, POSE_DIM
 from dpe_cli.weights import digest, find, is_ours
 
-NAMES = ("mouth", "blink", "gaze", "brows", "rest")
-JOINT = {"eyes": ("blink", "gaze"), "emotion": ("brows", "rest"), "all": NAMES}  # names that stand for several
+NAMES = ("mouth", "blink", "gaze", "brows", "mood", "rest")  # mood: what changes slowly; only `train_banks` finds it
+# Names that stand for several.
+JOINT = {"eyes": ("blink", "gaze"), "emotion": ("brows", "mood", "rest"), "all": NAMES}
 FORMAT = "dpe-factors/1"
 SPACE = "motion-space.json"  # lies beside weights whose codes were taught by it
 LEAST_R2 = 0.5  # on held-out people: what codes tell less of, or pictures show less of, is no control
 TRIED = 2.0  # standard deviations of a measure: sliders were tried so far from what a face does, and go no farther
 REFIT = "fit them: dpe train --set stage=factors --init WEIGHTS --data PREPARED -o FOLDER_OF_THE_WEIGHTS"
-_GROUP_OF = {"mouth": "mouth", "blink": "lids", "gaze": "gaze", "brows": "brows"}
+_GROUP_OF = {"mouth": "mouth", "blink": "lids", "gaze": "gaze", "brows": "brows", "mood": None, "rest": "rest"}
 
 Change = tuple[np.ndarray, np.ndarray]  # codes (N, K), strengths (N,)
 
@@ -133,8 +134,9 @@ class Factors:
         """What `read_fit` gave."""
         projectors = coordinate_projectors()
         if fit["projectors"]:
-            stored = {name: np.array(fit["projectors"][name], np.float64) for name in NAMES[:-1]}
+            stored = {name: np.array(matrix, np.float64) for name, matrix in fit["projectors"].items()}
             whole = np.eye(len(stored["mouth"]))
+            stored = {name: stored.get(name, 0 * whole) for name in NAMES[:-1]}  # older fits have no mood
             projectors = stored | {"rest": whole - sum(stored.values())}  # exactly: the file holds 7 digits
         sliders = {name: Slider(**values) for name, values in fit["sliders"].items()}
         return cls(projectors, fit["weights_sha256"], path, sliders, np.array(fit["neutral"], np.float64))
@@ -220,7 +222,7 @@ def coordinate_projectors() -> dict[str, np.ndarray]:
     """Of codes that follow `motion_space`: each factor is some coordinates, the rest those of the pose."""
     owner = np.array(["rest"] * POSE_DIM + [group for group, count in GROUPS.items() for _ in range(count)])
     assert len(owner) == MOTION_DIM
-    return {name: np.diag((owner == _GROUP_OF.get(name, "rest")).astype(np.float64)) for name in NAMES}
+    return {name: np.diag((owner == _GROUP_OF[name]).astype(np.float64)) for name in NAMES}
 
 
 def fit_of(weights: Path) -> Path:

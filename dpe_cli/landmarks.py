@@ -4,6 +4,7 @@ Needed by training and evaluation only; `pip install dpe-cli[train]` brings Medi
 Coordinates: x, y in pixels of the picture, z in the same unit, growing away from the camera.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,10 @@ class Landmarker:
         matrix = np.asarray(result.facial_transformation_matrixes[0])[:3, :3]  # y upwards, z towards the camera
         rotation = matrix / np.cbrt(np.linalg.det(matrix)) * np.outer([1, -1, -1], [1, -1, -1])
         return FaceShape(points, blendshapes, rotation.astype(np.float32))
+
+    def detect_batch(self, pictures: Iterable[np.ndarray]) -> list[FaceShape | None]:
+        """The same for several pictures, one by one."""
+        return [self.detect(picture) for picture in pictures]
 
     def close(self) -> None:
         """Frees the model."""

@@ -40,7 +40,7 @@ STAGES = {
     "pose": "the network of ours that moves heads to speech, a run of its own",
     "landmarks": "the landmark network of ours, a run of its own",
     "factors": "no network: mouth, eyes, brows and sliders found in the motion codes of --init, a run of its own",
-    "banks": "the same from pictures in which a part of the face is another frame's, after PD-FGC, a run of its own",
+    "banks": "the same by PD-FGC's signals: parts that change hands, sound, what lasts; a run of its own",
     "refine": "the paper's stage 2: the same losses, only the expression generator and the MLPs learn",
 }
 

@@ -4,25 +4,28 @@ On prepared clips the weights' own motion codes are set beside what landmarks me
 to a clip's mean are compared, which cancels identity. A measure c is read as C z (ridge regression); held-out people
 say how well (R2).
 
-Stage banks: pictures with a part of another frame tell factors apart, see `train_banks`. Stage factors needs none.
+Stage banks: pictures with a part of another frame, sound and time tell factors apart, see `train_banks`. Stage factors
+needs none of these.
 Codes taught by `motion_space` then have factors by construction; a measure reads the coordinates of its factor alone.
 For other weights z = S V' code, of the expression head's singular values: what moves the picture counts, what the head
 ignores does not. Their factors are oblique projectors, W C' inv(C W C') taken by rows of C, with the covariance W of
 codes inside clips, and the rest is uncorrelated with all that is measured.
 
 What codes tell is not what pictures show: generators answer less to some coordinates than to others. So a slider is not
-taken from C but from the answer J of the pictures, measured by our landmark network on people that were fitted: the
+taken from C but from the answer J of the pictures, measured by landmarks on people that were fitted: the
 likeliest change of the code that moves one measure, and neither the others nor the head of any of them (least squares
 over people: a head that turns left in one and right in another has turned). Answers are not linear: open lids do not
 open, they only close. So each slider is tried on the same people at the steps that it is for, J is put right along it
-(Broyden's update), and the slider is taken anew. Held-out people are then shown steps of each slider, and it counts how
-much of what was asked comes out (shown, an R2 too).
+(Broyden's update), the slider is taken anew, and given the length at which one sigma shows best as one. Held-out people
+are then shown steps of each slider, and it counts how much of what was asked comes out (shown, an R2 too). The judge of
+all this is our landmark network, or MediaPipe's, which has no part in an edit.
 """
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,16 +36,37 @@ from dpe_cli.errors import InputError
 from dpe_cli.face import Box, crop_box
 from dpe_cli.factors import FORMAT, NAMES, coordinate_projectors, fit_of, follows_space, write_fit
 from dpe_cli.landmark_net import NetworkLandmarker
-from dpe_cli.landmarks import head_angles
+from dpe_cli.landmarks import Landmarker, head_angles
 from dpe_cli.measures import MEASURES, TABLE, measures_of, measures_of_faces
 from dpe_cli.motion_space import normalise
-from dpe_cli.train_banks import PARTS, Part, Transplants, choose_pair, fit_banks, held_still, part_lids, transplant
+from dpe_cli.train_banks import (
+    PARTS,
+    Part,
+    Transplants,
+    centred,
+    choose_pair,
+    fit_banks,
+    has_sound,
+    held_still,
+    lasts,
+    likeliest,
+    moments_told,
+    part_lids,
+    read_of_sound,
+    ridge,
+    sound_about,
+    told_by_sound,
+    transplant,
+)
 
 PER_CLIP = 6  # frames, evenly spread
+SPOKEN = 24  # frames of a clip with sound
 RIDGE = 1e-3  # of the codes' variance
 DEAD = 1e-3  # of the largest singular value: what the head makes less of is not looked at
 PROBED = 16  # people whose pictures are looked at
+CALIBRATED = 48  # people by whose pictures the length of a slider is set: they differ in how far they go
 PROBE = 2.0  # standard deviations of the code along a principal axis, each way
+CALIBRATIONS = 2  # times that a slider's length is put right
 ASKED = (-2.0, -1.0, 1.0, 2.0)  # standard deviations of a measure that sliders are tried with
 LOOSE = 0.02  # what a standard deviation of the code costs, against one of a measure, squared
 LEAST_MOVED = 0.2  # of what was asked: less is no slider, and would be blown up
@@ -63,34 +87,48 @@ class Samples:
     clip: np.ndarray  # (N,) int
     crops: np.ndarray  # (clips, S, S, 3) uint8, the first frame of each
     people: list[str]  # whose face each clip shows
+    turn: np.ndarray  # (N, 3) yaw, pitch, roll of the head, degrees
     transplants: Mapping[str, Transplants]  # by part; empty where none were asked for
+    sound: np.ndarray | None = None  # (N, F) what is heard about each frame
 
     def within(self, values: np.ndarray) -> np.ndarray:
         """Differences to the clip's mean, (N, ...)."""
-        counts = np.bincount(self.clip)
-        sums = np.zeros((len(counts), values.shape[1]))
-        np.add.at(sums, self.clip, values)
-        return values - (sums / counts[:, None])[self.clip]
+        return centred(values, self.clip)
+
+    @property
+    def person(self) -> np.ndarray:
+        """A number of whose face each frame shows, (N,) int."""
+        return np.unique(self.people, return_inverse=True)[1][self.clip]
+
+    @property
+    def window(self) -> np.ndarray:
+        """Which half of which clip each frame lies in, (N,) int; frames of a clip lie together."""
+        first = np.searchsorted(self.clip, self.clip)
+        return 2 * self.clip + (np.arange(len(self.clip)) - first >= np.bincount(self.clip)[self.clip] / 2)
 
 
 def gather(
-    data: Path, held_out: bool, engine: Engine, template: np.ndarray, per_clip: int = PER_CLIP,
-    progress: Progress = lambda items, total, what: iter(items), parts: Mapping[str, Part] = {},
-) -> Samples:  # fmt: skip
+    data: Path, held_out: bool, engine: Engine, template: np.ndarray, per_clip: int,
+    progress: Progress = lambda items, total, what: iter(items), parts: Mapping[str, Part] = {}, heard: bool = False,
+) -> Samples | None:  # fmt: skip
     """Codes and measures of one split, framed as the tool frames faces, and codes of transplants of the given parts.
 
-    Raises InputError where there is no clip.
+    heard: only of clips that have sound, with it; None where none has. Raises InputError where there is no clip.
     """
     paths = split_of(data, held_out)
+    if heard:
+        paths = [(path, identity) for path, identity in paths if has_sound(path)]
+        if not paths:
+            return None
     if not paths:
         split = "test" if held_out else "train"
         raise InputError(f"{data}: no prepared clips to {split} on", f"prepare some: dpe prepare VIDEOS -o {data}")
-    looks = [Look.of(path, template, per_clip) for path, _ in paths]
+    looks = [Look.of(path, template, per_clip, heard) for path, _ in paths]
     clip = np.repeat(np.arange(len(looks)), [len(look.points) for look in looks])
     measures = np.concatenate([look.measures for look in looks])
     sigma = measures.std(0) + 1e-9
     codes, first, swapped = [], [], {name: [] for name in parts}
-    for look in progress(looks, len(looks), "held-out clips" if held_out else "clips"):
+    for look in progress(looks, len(looks), f"{'held-out ' * held_out}clips{' with sound' * heard}"):
         frames = np.load(look.path.with_suffix(".npy"), mmap_mode="r")[look.chosen]
         crops = [cut(frame, box, engine.size)[0] for frame, box in zip(frames, look.boxes, strict=True)]
         pairs = {} if len(frames) < 2 else {name: look.pair(part, sigma) for name, part in parts.items()}
@@ -103,9 +141,10 @@ def gather(
         for (name, (host, donor)), mixed in zip(pairs.items(), found[len(frames) :], strict=True):
             swapped[name].append((found[host], found[donor], mixed))
     transplants = {name: Transplants(*map(np.stack, zip(*rows, strict=True))) for name, rows in swapped.items()}
-    return Samples(
-        np.concatenate(codes), measures, clip, np.stack(first), [identity for _, identity in paths], transplants
-    )
+    turn = head_angles(np.concatenate([look.rotations for look in looks]))
+    sound = np.concatenate([look.sound for look in looks]) if heard else None
+    people = [identity for _, identity in paths]
+    return Samples(np.concatenate(codes), measures, clip, np.stack(first), people, turn, transplants, sound)
 
 
 @dataclass(frozen=True)
@@ -117,16 +156,19 @@ class Look:
     points: np.ndarray  # (N, 478, 3)
     measures: np.ndarray  # (N, M)
     rotations: np.ndarray  # (N, 3, 3) of the head
+    sound: np.ndarray | None = None  # (N, F)
 
     @classmethod
-    def of(cls, path: Path, template: np.ndarray, count: int) -> "Look":
+    def of(cls, path: Path, template: np.ndarray, count: int, heard: bool = False) -> "Look":
         """`count` frames of a prepared clip, evenly spread."""
         with np.load(path) as file:
             points, blendshapes = file["points"], file["blendshapes"]
+            told = {name: file[name] for name in ("times", "sound", "sound_start")} if heard else {}
         chosen = np.unique(np.linspace(0, len(points) - 1, count).round().astype(int))
         points = points[chosen]
         measures = measures_of(points, blendshapes[chosen], template)
-        return cls(path, chosen, points, measures, normalise(points, template)[2])
+        sound = sound_about(told, told["times"][chosen]) if heard else None
+        return cls(path, chosen, points, measures, normalise(points, template)[2], sound)
 
     @property
     def boxes(self) -> list[Box]:
@@ -193,9 +235,81 @@ def fit_projectors(codes: np.ndarray, measures: np.ndarray, head: np.ndarray) ->
     return Fitted(projectors, np.vstack([read, emotions @ forward.T]))
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Banks as they were found."""
+
+    banks: dict[str, np.ndarray]  # (K, K) by factor, without the rest
+    heads: np.ndarray  # (k, K), what sound tells of the mouth; none without sound
+
+    @property
+    def named(self) -> dict[str, np.ndarray]:
+        """The banks, brows and mood together, which are emotion, and the rest."""
+        rest = np.eye(len(self.banks["mouth"])) - sum(self.banks.values())
+        return self.banks | {"brows and mood": self.banks["brows"] + self.banks["mood"], "rest": rest}
+
+
+def fit_parts(
+    train: Samples, spoken: Samples | None, alive: np.ndarray, answer: np.ndarray, covariance: np.ndarray
+) -> Parts:
+    """Banks in the paper's order: parts that change hands, then lips by sound, then emotion by what lasts.
+
+    spoken: frames with sound; without, or where sound tells nothing, the mouth stays whole and there is no mood.
+    alive: (R, K) of the expression head; answer: (M, K), how much pictures change, in sigma.
+    """
+    codes = train.within(train.codes)
+    told = {measure.name: answer[place] for place, measure in enumerate(MEASURES)}
+    banks = held_still(fit_banks(codes, train.transplants, alive), told, covariance)
+    seen = [place for place, measure in enumerate(TABLE) if measure.name in PARTS["eyes"].measures]
+    eyes, mouth = banks.pop("eyes"), banks["mouth"]
+    banks |= part_lids(codes @ eyes.T, train.within(train.measures)[:, seen], eyes)
+    heads = mouth[:0] if spoken is None else heads_of_sound(spoken, mouth)
+    lips = likeliest(codes @ mouth.T, heads) @ mouth if len(heads) else mouth
+    stay, go = (lasts(train.codes @ bank.T, train.window, train.person, train.turn) for bank in (mouth - lips, lips))
+    if not stay > go:
+        lips = mouth  # what sound does not tell comes and goes as lips do: it is no emotion
+    return Parts(banks | {"mouth": lips, "mood": mouth - lips}, heads @ mouth)
+
+
+def heads_of_sound(spoken: Samples, mouth: np.ndarray) -> np.ndarray:
+    """What sound tells of the mouth's bank: heads (k, K) on what it takes of codes."""
+    codes = spoken.within(spoken.codes) @ mouth.T
+    heard = read_of_sound(spoken.within(spoken.sound), codes, spoken.person)
+    return told_by_sound(codes, heard, spoken.clip)
+
+
+def measured_parts(
+    parts: Parts, train: Samples, test: Samples, spoken: Samples | None, asked: Samples | None
+) -> dict[str, Any]:
+    """What banks hold of held-out people. spoken, asked: frames with sound, fitted and held out.
+
+    told: R2 of each measure, inside clips, as a reader of the whole code reads it from one bank alone; lasts: what of a
+    bank stays for half a clip; sound: how lips go with it, as `moments_told` has it.
+    """
+    codes, truth = test.within(test.codes), test.within(test.measures)
+    read, _ = solve(train.within(train.codes), train.within(train.measures))
+    told, stays = {}, {}
+    for name, bank in parts.named.items():
+        shares = explained(truth, codes @ bank.T @ read.T)
+        told[name] = dict(zip((one.name for one in TABLE), shares.tolist(), strict=True))
+        stays[name] = lasts(test.codes @ bank.T, test.window, test.person, test.turn)
+    result = {"told": told, "lasts": stays, "sound": None}
+    if spoken and asked and len(parts.heads):
+        right, wrong, won = moments_told(
+            asked.within(asked.codes) @ parts.heads.T,
+            asked.within(asked.sound) @ ridge(spoken.within(spoken.sound), spoken.within(spoken.codes) @ parts.heads.T),
+            asked.clip,
+        )
+        people = {"fitted": len(set(spoken.people)), "held_out": len(set(asked.people))}
+        result["sound"] = {"people": people, "heads": len(parts.heads), "right": right, "wrong": wrong, "won": won}
+    return result
+
+
 def read_banks(codes: np.ndarray, measures: np.ndarray, banks: Mapping[str, np.ndarray]) -> Fitted:
-    """Of codes with banks: (K, K) by factor, without the rest. A measure reads the bank of its factor alone."""
-    owner = {**banks, "emotion": banks["mouth"] + banks["blink"] + banks["brows"]}
+    """Of codes with banks: (K, K) by factor, without the rest. A measure reads the bank of its factor alone; the
+    mouth's also mood, which may have taken a part of it."""
+    owner = {**banks, "mouth": banks["mouth"] + banks["mood"]}
+    owner["emotion"] = owner["mouth"] + banks["blink"] + banks["brows"]
     read = np.zeros((len(TABLE), codes.shape[1]))
     for place, measure in enumerate(TABLE):
         own = owner[measure.factor]
@@ -228,11 +342,11 @@ def portraits(samples: Samples, count: int = PROBED) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Judge:
-    """People whose edited pictures are looked at by our landmark network."""
+    """People whose edited pictures are looked at."""
 
     crops: np.ndarray  # (P, S, S, 3) uint8
     engine: Engine
-    landmarks: NetworkLandmarker
+    landmarks: Landmarker | NetworkLandmarker
     template: np.ndarray
     progress: Progress
 
@@ -289,17 +403,18 @@ def slider_axis(place: int, answer: np.ndarray, covariance: np.ndarray, sigma: n
 
 
 def tried(
-    judge: Judge, place: int, axis: np.ndarray, sigma: np.ndarray, ends: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+    judge: Judge, place: int, axis: np.ndarray, sigma: np.ndarray, ends: tuple[np.ndarray, np.ndarray],
+    steps: tuple[float, ...] = ASKED,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What a slider is asked for (S, P), in its unit, and all that pictures then show more than before (S, P, M + 3).
 
-    ASKED, but no more than takes a face to the ends (M,) of what faces do: who does not smile cannot smile less. A face
-    that is lost shows nothing.
+    `steps` in sigma, but no more than takes a face to the ends (M,) of what faces do: who does not smile cannot smile
+    less. A face that is lost shows nothing.
     """
     still = np.nan_to_num(judge.still[:, place])
     low, high = np.minimum(ends[0][place], still), np.maximum(ends[1][place], still)
-    asked = np.stack([np.clip(still + step * sigma[place], low, high) - still for step in ASKED])
-    change = np.stack([judge.seen(judge.own + steps[:, None] * axis) for steps in asked]) - judge.still
+    asked = np.stack([np.clip(still + step * sigma[place], low, high) - still for step in steps])
+    change = np.stack([judge.seen(judge.own + each[:, None] * axis) for each in asked]) - judge.still
     return asked, np.nan_to_num(change)
 
 
@@ -313,17 +428,40 @@ def put_right(
     return answer + (seen - answer @ axis)[..., None] * force / max(axis @ force, 1e-12)
 
 
+def calibrated(
+    judge: Judge, place: int, axis: np.ndarray, sigma: np.ndarray, ends: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """A slider's axis (K,), made as long as brings pictures nearest to one sigma that is asked for, both ways.
+
+    That is what is mostly asked for; `put_right` goes by longer steps too. Nearest in the mean square over people, who
+    answer to one step differently, from not at all to twice: where they agree, all that is asked for comes; where they
+    do not, it is less, since a length that is right on average goes too far for half of them.
+    """
+    for _ in range(CALIBRATIONS):
+        asked, change = tried(judge, place, axis, sigma, ends, (-1.0, 1.0))
+        shown = change[..., place]
+        axis = axis * np.clip((asked * shown).sum() / max((shown**2).sum(), 1e-12), 0.5, 2.0)
+    return axis
+
+
+def told_one(answer: np.ndarray, covariance: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """The answer (K,) of a measure that says one unit for its axis, otherwise what it was."""
+    force = np.linalg.pinv(covariance, hermitian=True) @ axis
+    return answer + (1 - answer @ axis) * force / max(axis @ force, 1e-12)
+
+
 def fit_factors(
-    data: Path, output: Path, engine: Engine, template: np.ndarray, per_clip: int = PER_CLIP, banks: bool = False,
-    progress: Progress = lambda items, total, what: iter(items),
+    data: Path, output: Path, engine: Engine, template: np.ndarray, landmarks: Landmarker | NetworkLandmarker,
+    banks: bool = False, speech: Path | None = None, progress: Progress = lambda items, total, what: iter(items),
 ) -> Path:  # fmt: skip
     """Fits the factors of an engine's weights on prepared clips and writes them to the folder `output`.
 
     Its name there is that of the weights with .factors.json for its ending; beside the weights the tool finds it.
-    banks: by `train_banks`, else in closed form. Raises InputError without clips of either split.
+    landmarks: who judges pictures. banks: by `train_banks`, else in closed form; speech: prepared clips with sound for
+    them, by default those of `data` that have it. Raises InputError without clips of either split.
     """
-    train = gather(data, False, engine, template, per_clip, progress, PARTS if banks else {})
-    test = gather(data, True, engine, template, per_clip, progress)
+    train = gather(data, False, engine, template, PER_CLIP, progress, PARTS if banks else {})
+    test = gather(data, True, engine, template, PER_CLIP, progress)
     codes, measures = train.within(train.codes), train.within(train.measures)
     weights = Path(engine.description["weights"])
     unit = np.eye(codes.shape[1], dtype=np.float32)
@@ -332,15 +470,16 @@ def fit_factors(
     covariance = alive.T @ alive @ (codes.T @ codes / len(codes)) @ alive.T @ alive  # what pictures can answer to
     sigma = measures.std(0)
     ends = tuple(np.percentile(train.measures, [0.5, 99.5], axis=0))
-    landmarks = NetworkLandmarker()
-    fitting, judge = (Judge(portraits(one), engine, landmarks, template, progress) for one in (train, test))
-    answer = answers(fitting, covariance)
+    looked = (portraits(train), portraits(train, CALIBRATED), portraits(test))
+    fitting, many, judge = (Judge(crops, engine, landmarks, template, progress) for crops in looked)
+    answer, measured = answers(fitting, covariance), None
     if banks:
-        told = {measure.name: answer[:, place].mean(0) / sigma[place] for place, measure in enumerate(MEASURES)}
-        parts = held_still(fit_banks(codes, train.transplants, alive), told, covariance)
-        opening = measures[:, [measure.name for measure in TABLE].index("blink")]
-        eyes = parts.pop("eyes")
-        fitted = read_banks(codes, measures, parts | part_lids(codes @ eyes.T, opening, eyes))
+        spoken = gather(speech or data, False, engine, template, SPOKEN, progress, heard=True)
+        shown = answer[:, : len(TABLE)].mean(0) / sigma[:, None]
+        found = fit_parts(train, spoken, alive, shown, covariance)
+        fitted = read_banks(codes, measures, found.banks)
+        asked = spoken and gather(speech or data, True, engine, template, SPOKEN, progress, heard=True)
+        measured = measured_parts(found, train, test, spoken, asked)
     elif follows_space(weights):
         fitted = fit_coordinates(codes, measures)
     else:
@@ -351,7 +490,7 @@ def fit_factors(
     for place, measure in enumerate(progress(TABLE, len(TABLE), "sliders")):
         axis = slider_axis(place, answer, covariance, sigma)
         own = put_right(answer, covariance, axis, *tried(fitting, place, axis, sigma, ends))
-        axis = slider_axis(place, own, covariance, sigma)
+        axis = calibrated(many, place, slider_axis(place, own, covariance, sigma), sigma, ends)
         asked, change = tried(judge, place, axis, sigma, ends)
         lines[measure.name] = {
             "factor": measure.factor,
@@ -364,7 +503,7 @@ def fit_factors(
             "high": float(ends[1][place]),
             "bias": float(bias[place]),
             "read": fitted.read[place].tolist(),
-            "answer": own[:, place].mean(0).tolist(),
+            "answer": told_one(own[:, place].mean(0), covariance, axis).tolist(),
             "axis": axis.tolist(),
         }
     path = output / fit_of(weights).name
@@ -380,6 +519,7 @@ def fit_factors(
             "projectors": fitted.projectors and {name: matrix.tolist() for name, matrix in fitted.projectors.items()},
             "neutral": neutral_code(train, sigma).tolist(),
             "sliders": lines,
+            "banks": measured,
         },
     )
     return path

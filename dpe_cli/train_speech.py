@@ -115,15 +115,7 @@ def read_talk(path: Path, identity: str, data: dict[str, np.ndarray], space: Mot
     codes, opening = on_grid(codes), on_grid(mouth_opening(data["points"]))
     count = max(1, round(CLOSED * len(grid)))
     closed = codes[np.argsort(opening)[:count], MOUTH].mean(0)
-    samples = data["sound"].astype(np.float32) / 32768
-    gain = measure([samples]).gain
-    columns = len(grid) * 16 // 5 + 2 * PAD
-    first = round((grid[0] - float(data["sound_start"])) * RATE) - PAD * HOP - WINDOW // 2 - 1
-    last = first + (columns - 1) * HOP + WINDOW + 1
-    window = np.zeros(last - first, np.float32)
-    inside = samples[max(first, 0) : max(last, 0)]
-    window[max(-first, 0) :][: len(inside)] = gain * inside
-    mel = mel_columns(window)
+    mel = columns_of(data, grid[0], len(grid) * 16 // 5)
     rows = np.abs(times[None] - grid[:, None]).argmin(1)
     median = np.median(codes[:, :POSE_DIM], 0)
     return Talk(
@@ -131,6 +123,19 @@ def read_talk(path: Path, identity: str, data: dict[str, np.ndarray], space: Mot
         codes[:, LIDS], opening,
         on_grid(shapes[:, LIPS]),
     )  # fmt: skip
+
+
+def columns_of(data: dict[str, np.ndarray], first: float, count: int) -> np.ndarray:
+    """Mel columns of a prepared clip's sound, speech at its usual level: `count` of them, 80 a second, and PAD more
+    before and after. Column PAD lies at `first` seconds. -> (count + 2 PAD, 80)"""
+    samples = data["sound"].astype(np.float32) / 32768
+    gain = measure([samples]).gain
+    begin = round((first - float(data["sound_start"])) * RATE) - PAD * HOP - WINDOW // 2 - 1
+    end = begin + (count + 2 * PAD - 1) * HOP + WINDOW + 1
+    window = np.zeros(end - begin, np.float32)
+    inside = samples[max(begin, 0) : max(end, 0)]
+    window[max(-begin, 0) :][: len(inside)] = gain * inside
+    return mel_columns(window)
 
 
 # Samples

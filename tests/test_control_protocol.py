@@ -103,6 +103,30 @@ def test_cross_talk_and_disorder_are_seen():
     assert np.isnan(spearman(np.array([1.0, np.nan, 3])))
 
 
+class Recognising:
+    """People are told apart by the first measure alone: one sigma of it turns their vector by 0.1."""
+
+    def embed(self, picture: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return np.array([np.cos(0.1 * picture[0]), np.sin(0.1 * picture[0])])
+
+
+def test_what_real_frames_lose_is_the_floor_of_what_sliders_may(stand_ins, monkeypatch):
+    monkeypatch.setattr(control_protocol, "five_points", lambda points: points)
+    for clip in stand_ins:
+        clip.rows[:, 0] = np.arange(12)  # a sigma from frame to frame
+        clip.rows[:, 1] = np.repeat([0.0, 9.0], 6)  # no two frames are one apart
+        clip.rows[6:, K] = 30  # there the head is turned
+    found = control_protocol.real_loss(
+        stand_ins, 12, 1, made_factors(), Extractors(Seeing(), Recognising(), None), None
+    )
+    assert found["mouth_open"] == pytest.approx(1 - np.cos(0.1))
+    assert np.isnan(found["mouth_width"])
+    made = evaluate_control(
+        stand_ins, CodeEngine(), made_factors(), Extractors(Seeing(), Recognising(), None), None, 5, 12
+    )
+    assert made["sliders"]["mouth_open"]["csim_real"] == found["mouth_open"]
+
+
 def test_a_sigma_lies_between_steps():
     assert at(np.tile(STEPS, (1, 1)), 1.0)[0] == pytest.approx(1)
     assert at(np.tile(STEPS, (1, 1)), 2.0)[0] == pytest.approx(2)

@@ -4,6 +4,7 @@ import json
 import signal
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from test_segments import described, pixels, started, wait_for
 from test_speech import babble, write_wave
 
 from dpe_cli import dub
-from dpe_cli.dub import DubSettings, Extras, LowerFace, Plan, dub_video, mouthed, plan_length
+from dpe_cli.dub import DubSettings, Extras, LowerFace, Plan, dub_video, mouth_factors, mouthed, plan_length
 from dpe_cli.edit import EditSettings
 from dpe_cli.errors import InputError, WeightsError
-from dpe_cli.factors import Factors, coordinate_projectors
+from dpe_cli.factors import FORMAT, NAMES, SPACE, Factors, coordinate_projectors, fit_of, write_fit
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
 from dpe_cli.main import cli
 from dpe_cli.models import SpeechConfig, SpeechNets
@@ -140,6 +141,18 @@ def test_weights_with_other_codes_are_refused(tmp_path, clip, speech):
     engine.description = {"weights": str(tmp_path / "others.safetensors"), "sha256": "0"}
     with pytest.raises(WeightsError):
         run(clip, speech, tmp_path / "out.mkv", engine)
+
+
+def test_a_fit_of_banks_leaves_speech_its_coordinates(tmp_path):
+    weights = tmp_path / "compact.safetensors"
+    weights.write_bytes(find().read_bytes())
+    (tmp_path / SPACE).write_bytes((find().parent / SPACE).read_bytes())
+    banks = {name: np.eye(20) / 5 for name in NAMES[:-1]}
+    fit = {"format": FORMAT, "weights_sha256": digest(weights), "neutral": [0.0] * 20, "sliders": {}}
+    write_fit(fit_of(weights), fit | {"projectors": {name: bank.tolist() for name, bank in banks.items()}})
+    engine = SimpleNamespace(description={"weights": str(weights), "sha256": digest(weights)})
+    assert np.allclose(Factors.load(engine.description).projector("mouth"), np.eye(20) / 5)
+    assert np.array_equal(mouth_factors(engine).projector("mouth"), coordinate_projectors()["mouth"])
 
 
 # Masks

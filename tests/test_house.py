@@ -208,7 +208,7 @@ MAY_IMPORT = {
         "train_banks",
         "errors",
     },
-    "train_banks": {"landmarks", "regions"},
+    "train_banks": {"landmarks", "regions", "speech", "train_speech"},
     "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
     "prepare": {
         "video",

@@ -6,7 +6,23 @@ from conftest import synthetic_face, turned
 
 from dpe_cli.factors import NAMES, Factors
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_OUTER
-from dpe_cli.train_banks import PARTS, Transplants, choose_pair, fit_banks, held_still, part_lids, transplant
+from dpe_cli.speech import RATE
+from dpe_cli.train_banks import (
+    PARTS,
+    Transplants,
+    choose_pair,
+    fit_banks,
+    half_away,
+    has_sound,
+    held_still,
+    lasts,
+    likeliest,
+    part_lids,
+    read_of_sound,
+    sound_about,
+    told_by_sound,
+    transplant,
+)
 
 random = np.random.default_rng(0)
 
@@ -40,10 +56,20 @@ def test_banks_find_what_a_transplant_moves():
     for name, bank in banks.items():
         seen = back @ bank @ MIX
         assert np.allclose(seen, np.diag((name == OWNER).astype(float)), atol=0.15), name
-    lids = part_lids(codes @ banks["eyes"].T, truth[:, 14], banks["eyes"])
+    lids = part_lids(codes @ banks["eyes"].T, truth[:, 14:17], banks["eyes"])
     assert np.allclose(lids["blink"] + lids["gaze"], banks["eyes"])
     opened = back @ lids["blink"] @ MIX
     assert opened[14, 14] > 0.9 and np.abs(np.delete(opened, 14, 0)).max() < 0.2  # the lids' opening and nothing else
+
+
+def test_irises_that_go_down_with_lids_stay_gaze():
+    """In the codes' likeliest change with the lids' opening the irises move too; the bank of blinks leaves them."""
+    seen = random.normal(0, 1, (COUNT, 3))
+    seen[:, 2] += 2 * seen[:, 0]
+    mix = np.linalg.qr(random.normal(0, 1, (3, 3)))[0]
+    lids = part_lids(seen @ mix.T, seen, np.eye(3))
+    for name, wanted in (("blink", [1, 0, 0]), ("gaze", [0, 1, 1])):
+        assert np.allclose(np.linalg.inv(mix) @ lids[name] @ mix, np.diag(wanted), atol=0.15), name
 
 
 def test_a_bank_keeps_its_size_when_transplants_are_read_badly():
@@ -70,7 +96,8 @@ def test_strengths_of_one_are_the_full_transfer_and_of_zero_the_own_code():
     truth, codes, swaps = made(noise=0.3)
     banks = fit_banks(codes, swaps)
     eyes = banks.pop("eyes")
-    banks |= part_lids(codes @ eyes.T, truth[:, 14], eyes)
+    banks |= part_lids(codes @ eyes.T, truth[:, 14:17], eyes)
+    banks["mood"] = 0 * eyes
     factors = Factors({**banks, "rest": np.eye(K) - sum(banks.values())})
     own, driving = codes[:5].astype(np.float32), codes[5:10].astype(np.float32)
     for strength, wanted in ((1.0, driving), (0.0, own)):
@@ -96,6 +123,50 @@ def test_pictures_have_the_last_word():
         for measure, row in told.items():
             wanted = row if measure in part.measures else 0
             assert np.allclose((row @ banks[name] - wanted) @ MIX, 0, atol=0.08), (name, measure)
+
+
+CLIP = np.repeat(np.arange(40), 20)
+
+
+def heard(mouth: np.ndarray) -> np.ndarray:
+    """Sound (N, 12) that a mouth made, and noise."""
+    return mouth @ random.normal(0, 1, (mouth.shape[1], 12)) + random.normal(0, 0.5, (len(mouth), 12))
+
+
+def test_lips_are_what_sound_tells_at_the_right_moment():
+    codes = random.normal(0, 1, (len(CLIP), 6))  # the first two are speech
+    mix = random.normal(0, 1, (6, 6))
+    sound, mouth = heard(codes[:, :2]), codes @ mix.T
+    heads = told_by_sound(mouth, read_of_sound(sound, mouth, CLIP), CLIP)
+    assert len(heads) == 2
+    lips = np.linalg.inv(mix) @ likeliest(mouth, heads) @ mix
+    assert np.allclose(lips, np.diag([1, 1, 0, 0, 0, 0]), atol=0.25)
+    late = sound[half_away(CLIP)]  # of the same mouths, at another time
+    assert len(told_by_sound(mouth, read_of_sound(late, mouth, CLIP), CLIP)) == 0
+
+
+def test_what_is_heard_belongs_to_its_moment(tmp_path):
+    samples = 0.02 * random.normal(0, 1, 5 * RATE)
+    samples[int(2.0 * RATE) : int(2.2 * RATE)] *= 20  # 1.0 to 1.2 s of a clip whose sound begins a second before it
+    clip = {"sound": np.round(samples * 8000).astype(np.int16), "sound_start": np.array(-1.0)}
+    times = np.array([0.3, 1.1, 1.3, 2.4])
+    rows = sound_about(clip, times).reshape(4, 8, 20).mean(2)
+    assert rows[1].argmin() in (0, 7) and rows[1, 3:5].min() > rows[[0, 3]].max() + 0.5
+    assert rows[2].argmax() <= 1  # there it lies in the past
+    np.savez(tmp_path / "talk.npz", **clip, times=times)
+    np.savez(tmp_path / "mute.npz", times=times)
+    assert has_sound(tmp_path / "talk.npz") and not has_sound(tmp_path / "mute.npz")
+
+
+def test_what_stays_for_a_window_lasts_and_what_comes_and_goes_does_not():
+    window, size = np.repeat(np.arange(160), 5), len(CLIP)
+    person, turn = window // 4, random.normal(0, 5, (160, 3))[window]  # heads stay turned, too
+    slow = random.normal(0, 1, (160, 1))[window] + random.normal(0, 9, (40, 1))[person]  # people look different
+    fast = random.normal(0, 1, (size, 1))
+    assert lasts(slow, window, person, turn) == pytest.approx(1)
+    assert lasts(fast, window, person, turn) == pytest.approx(0, abs=0.15)
+    assert lasts(slow + fast, window, person, turn) == pytest.approx(0.5, abs=0.15)
+    assert lasts(turn + random.normal(0, 1, (size, 3)), window, person, turn) == pytest.approx(0, abs=0.15)
 
 
 def face(shift: float = 0.0) -> np.ndarray:

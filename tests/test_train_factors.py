@@ -15,18 +15,24 @@ from dpe_cli.factors import NAMES, SPACE, Factors, follows_space, read_fit
 from dpe_cli.landmarks import CORNERS, FaceShape
 from dpe_cli.main import cli
 from dpe_cli.measures import EYE_RADIUS, MEASURES, TABLE, measures_of
+from dpe_cli.speech import RATE
+from dpe_cli.train_banks import PARTS, Transplants
 from dpe_cli.train_factors import (
     ANGLES,
     Judge,
     Samples,
     answers,
+    calibrated,
     explained,
     fit_coordinates,
+    fit_parts,
     fit_projectors,
+    measured_parts,
     put_right,
     read_banks,
     slider_axis,
     solve,
+    told_one,
     tried,
 )
 from dpe_cli.weights import folder
@@ -131,13 +137,13 @@ class PaintingEngine:
 
 
 class Seeing:
-    """A head that never turns; where there is a limit, measures do not rise above it."""
+    """A head that never turns; measures do not rise above a limit, and people answer with their gains."""
 
-    def __init__(self, truth: np.ndarray, limit: float = np.inf):
-        self.truth, self.limit = truth, limit
+    def __init__(self, truth: np.ndarray, limit: float = np.inf, gains: np.ndarray | float = 1.0):
+        self.truth, self.limit, self.gains = truth, limit, np.reshape(gains, (-1, 1))
 
     def detect_batch(self, pictures: np.ndarray) -> list[FaceShape]:
-        values = np.minimum(pictures.astype(np.float64) @ self.truth.T, self.limit)
+        values = np.minimum(self.gains * (pictures.astype(np.float64) @ self.truth.T), self.limit)
         return [FaceShape(row, np.zeros(52), np.eye(3)) for row in values]
 
 
@@ -189,13 +195,83 @@ def test_a_slider_is_made_for_what_pictures_do_on_the_way(painted):
     assert given[0] < given[1] < 1.1
 
 
+def test_a_slider_gets_the_length_that_brings_all_people_nearest_to_what_is_asked(painted):
+    truth = np.eye(len(TABLE), K)
+    for gains in ([1, 1, 1], [0, 1, 2]):  # of three people
+        judge, best = painted(truth, gains=np.array(gains)), sum(gains) / sum(gain**2 for gain in gains)
+        for guess in (0.7, 1.6):
+            axis = calibrated(judge, 0, guess * truth[0], ONE, FAR)
+            assert axis @ truth[0] == pytest.approx(best, abs=1e-3)
+            told = told_one(random.normal(0, 1, K), np.eye(K), axis)
+            assert told @ axis == pytest.approx(1)  # so that who asks by `answer` gets the calibrated length
+
+
 def test_measures_read_their_own_bank():
     codes, measures = random.normal(0, 1, (COUNT, K)), random.normal(0, 1, (COUNT, len(TABLE)))
     measures[:, 0] = codes[:, 3] + codes[:, 9]
     picks = {name: np.diag((np.arange(K) // 4 == place).astype(float)) for place, name in enumerate(NAMES[:-1])}
     fitted = read_banks(codes, measures, picks)
     assert np.allclose(sum(fitted.projectors.values()), np.eye(K))
-    assert abs(fitted.read[0, 3] - 1) < 0.15 and np.abs(fitted.read[0, 4:]).max() < 1e-9  # the mouth's are 0 to 3
+    assert abs(fitted.read[0, 3] - 1) < 0.15 and np.abs(fitted.read[0, 4:16]).max() < 1e-9  # the mouth's are 0 to 3
+    assert np.abs(fitted.read[3, [*range(4), *range(8, K)]]).max() < 1e-9  # blink's are 4 to 7; the mouth's, mood's too
+
+
+def spoken_faces(clips: int = 60, frames: int = 6, lasting: bool = True) -> tuple[Samples, Samples, np.ndarray]:
+    """People whose codes are a mixture of known parts: pose 0 to 5, mouth 6 to 13, eyes 14 to 17, brows 18 and 19. Of
+    the mouth, 6 and 7 make the sound, and 13 is a smile that lasts for half a clip; or they last, and it does not."""
+    mix = random.normal(0, 1, (K, K))
+    owner = np.array(["rest"] * 6 + ["mouth"] * 8 + ["eyes"] * 4 + ["brows"] * 2)
+
+    def people(frames: int) -> tuple[np.ndarray, np.ndarray]:
+        truth, clip = random.normal(0, 1, (clips * frames, K)), np.repeat(np.arange(clips), frames)
+        slow = [13] if lasting else [6, 7]
+        truth[:, slow] = np.repeat(random.normal(0, 1, (2 * clips, len(slow))), frames // 2, axis=0)
+        return truth, clip
+
+    def samples(truth: np.ndarray, clip: np.ndarray, swapped: dict, sound: np.ndarray | None) -> Samples:
+        measures = np.zeros((len(truth), len(TABLE)))
+        measures[:, 3:6] = truth[:, 14:17]  # blink and gaze
+        turn, names = random.normal(0, 5, (len(truth), 3)), [f"id{one:04}" for one in range(clips)]
+        return Samples(truth @ mix.T, measures, clip, np.zeros((clips, 1, 1, 3)), names, turn, swapped, sound)
+
+    truth, clip = people(frames)
+    donor, swapped = truth[random.permutation(len(truth))], {}
+    for name in PARTS:
+        mixed = np.where(name == owner, donor, truth)
+        swapped[name] = Transplants(*(rows @ mix.T for rows in (truth, donor, mixed)))
+    spoken, spoken_clip = people(20)
+    sound = spoken[:, 6:8] @ random.normal(0, 1, (2, 12)) + random.normal(0, 0.3, (len(spoken), 12))
+    return samples(truth, clip, swapped, None), samples(spoken, spoken_clip, {}, sound), mix
+
+
+def test_lips_go_with_the_sound_and_what_is_left_and_lasts_is_mood():
+    train, spoken, mix = spoken_faces()
+    told, covariance = np.zeros((len(TABLE), K)), mix @ mix.T  # pictures have nothing to add
+    found = fit_parts(train, spoken, np.eye(K), told, covariance)
+    seen = {name: np.linalg.inv(mix) @ bank @ mix for name, bank in found.named.items()}
+    assert np.allclose(np.diag(seen["mouth"])[[6, 7]], 1, atol=0.1) and np.trace(seen["mouth"]) == pytest.approx(2)
+    assert np.diag(seen["mood"])[8:14].min() > 0.8 and np.trace(seen["mood"]) == pytest.approx(6)
+    lips, mood = (train.within(train.codes) @ found.banks[name].T for name in ("mouth", "mood"))
+    assert np.abs(lips.T @ mood).max() < 1e-6 * np.abs(lips.T @ lips).max()
+    holds = measured_parts(found, train, train, spoken, spoken)
+    assert holds["lasts"]["mood"] > holds["lasts"]["mouth"]
+    assert holds["sound"]["right"] > 0.8 and abs(holds["sound"]["wrong"]) < 0.2 and holds["sound"]["won"] > 0.99
+    assert holds["told"]["blink"]["blink"] > 0.9 > 0.1 > holds["told"]["mouth"]["blink"]
+
+
+def test_what_comes_and_goes_as_lips_do_stays_with_them():
+    train, spoken, mix = spoken_faces(lasting=False)
+    found = fit_parts(train, spoken, np.eye(K), np.zeros((len(TABLE), K)), mix @ mix.T)
+    assert len(found.heads) == 2 and not found.banks["mood"].any()
+    assert np.trace(found.banks["mouth"]) == pytest.approx(8)
+
+
+def test_without_sound_the_mouth_stays_whole():
+    train, _, mix = spoken_faces()
+    found = fit_parts(train, None, np.eye(K), np.zeros((len(TABLE), K)), mix @ mix.T)
+    seen = np.linalg.inv(mix) @ found.banks["mouth"] @ mix
+    assert np.diag(seen)[6:14].min() > 0.8 and len(found.heads) == 0 and not found.banks["mood"].any()
+    assert measured_parts(found, train, train, None, None)["sound"] is None
 
 
 def test_r2_is_one_for_the_truth_and_zero_for_the_mean():
@@ -206,7 +282,9 @@ def test_r2_is_one_for_the_truth_and_zero_for_the_mean():
 
 def test_differences_within_clips_have_no_identity():
     clip = np.array([0, 0, 1, 1, 1])
-    samples = Samples(np.zeros((5, 1)), np.zeros((5, 1)), clip, np.zeros((2, 1, 1, 3)), ["a", "b"], {})
+    samples = Samples(
+        np.zeros((5, 1)), np.zeros((5, 1)), clip, np.zeros((2, 1, 1, 3)), ["a", "b"], np.zeros((5, 3)), {}
+    )
     assert samples.within(np.array([[1.0], [3], [10], [10], [13]]))[:, 0].tolist() == [-1, 1, -1, -1, 2]
 
 
@@ -249,7 +327,10 @@ def small(tmp_path, monkeypatch):
         def detect_batch(self, pictures):
             return [FaceShape(synthetic_face(), random.uniform(0, 1, 52), np.eye(3)) for _ in pictures]
 
-    monkeypatch.setattr(train_factors, "NetworkLandmarker", Random)
+        def close(self):
+            pass
+
+    monkeypatch.setattr("dpe_cli.landmark_net.NetworkLandmarker", Random)
     return folder / "small.safetensors"
 
 
@@ -259,12 +340,21 @@ def test_the_stage_fits_and_binds_factors_to_their_weights(small, tmp_path, supe
     if supervised:
         shutil.copy(folder() / SPACE, small.parent)
     assert follows_space(small) is supervised
+    spoken = stage == "banks" and not supervised
+    for path in tmp_path.glob("*.npz") if spoken else ():
+        with np.load(path) as clip:
+            kept = dict(clip)
+        sound = random.integers(-9999, 9999, 5 * RATE).astype(np.int16)
+        np.savez(path, **kept, times=np.linspace(0, 2.44, 12), sound=sound, sound_start=-1.0)
     command = ["train", "--set", f"stage={stage}", "--data", tmp_path, "-o", small.parent, "--init", small]
     done = CliRunner().invoke(cli, [str(part) for part in command])
     assert done.exit_code == 0, done.output
     path = small.parent / "small.factors.json"
     assert done.stdout.strip() == str(path)
     fit = read_fit(path)
+    assert (fit["banks"] is None) is (stage == "factors")
+    assert ("clips with sound" in done.stderr) is spoken
+    assert spoken or ("no clip has sound" in done.stderr) is (stage == "banks")
     assert (fit["projectors"] is None) is (supervised and stage == "factors")
     assert set(fit["sliders"]) == {measure.name for measure in TABLE}
     factors = Factors.load(small)

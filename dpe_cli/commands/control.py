@@ -23,7 +23,7 @@ def control_options(function: Callable) -> Callable:
         click.option(
             "--strength", default="1", show_default=True, metavar="F|FACTOR=F,...",
             help="0 keeps the source's motion, 1 takes the driving's, up to 3. Also of single factors: mouth, eyes "
-            "(blink, gaze), emotion (brows, rest), all; and pose.",
+            "(blink, gaze), emotion (brows, mood, rest), all; and pose.",
         ),
         click.option(
             "--curve", type=FILE,

@@ -111,12 +111,19 @@ def prepare(
 @click.option("--space", type=FILE, help="motion-space.json of the weights to start from.")
 @click.option("--perceptual", type=FILE, help="VGG16 or VGG19 features (safetensors, torchvision's names).")
 @click.option("--expression", type=FILE, help="Network for L_E (TorchScript).  [default: our landmark network]")
+@click.option(
+    "--landmarker",
+    type=FILE,
+    help="MediaPipe's face_landmarker.task: judges sliders' pictures in stages factors, banks.",
+)
+@click.option("--speech", type=FOLDER, help="Clips prepared with sound, for stage banks.  [default: those of --data]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder, exactly.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
 def train(
     recipe: Path | None, changes: tuple[str, ...], budget: float | None, data: Path, output: Path, init: Path | None,
-    space: Path | None, perceptual: Path | None, expression: Path | None, device: str, resume: bool, quiet: bool,
+    space: Path | None, perceptual: Path | None, expression: Path | None, landmarker: Path | None, speech: Path | None,
+    device: str, resume: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train the networks on clips that `dpe prepare` made. Several processes or machines: start it with torchrun.
 
@@ -137,7 +144,7 @@ def train(
         click.echo(train_landmark_network(phases, data, output, init, space, device, say))
         return
     if any(phase.stage in ("factors", "banks") for phase in phases):
-        click.echo(fit_factors(phases, data, output, init, space, device, quiet))
+        click.echo(fit_factors(phases, data, output, init, space, landmarker, speech, device, quiet))
         return
     if any(phase.stage in ("audio", "pose") for phase in phases):
         click.echo(train_speech_networks(phases, data, output, init, space, say))
@@ -308,14 +315,17 @@ def train_landmark_network(
 
 
 def fit_factors(
-    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, device: str, quiet: bool
-) -> Path:
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, landmarker: Path | None,
+    speech: Path | None, device: str, quiet: bool,
+) -> Path:  # fmt: skip
     """`dpe train --set stage=factors`, or banks: fits the factors of the weights --init, by default the tool's own."""
     if len(phases) > 1:
         raise click.UsageError("factors are fitted in a run of its own, of one phase")
 
     from dpe_cli.engine import Engine
     from dpe_cli.factors import Factors, read_fit
+    from dpe_cli.landmark_net import NetworkLandmarker
+    from dpe_cli.landmarks import Landmarker
     from dpe_cli.motion_space import MotionSpace
     from dpe_cli.train_factors import fit_factors
     from dpe_cli.weights import folder
@@ -324,9 +334,23 @@ def fit_factors(
     template = MotionSpace.load(space).template
     banks = phases[0].stage == "banks"
     engine, progress = Engine(init, device=device), progress_for(quiet, "clips")
-    path = fit_factors(data, output, engine, template, banks=banks, progress=progress)
+    landmarks = Landmarker(landmarker) if landmarker else NetworkLandmarker()
+    try:
+        path = fit_factors(data, output, engine, template, landmarks, banks, speech, progress)
+    finally:
+        landmarks.close()
     if not quiet:
-        for name, slider in Factors.of_fit(read_fit(path)).sliders.items():
+        fit = read_fit(path)
+        sound = fit["banks"] and fit["banks"]["sound"]
+        if banks and not sound:
+            click.echo("lips: no clip has sound that tells of the mouth, so that it stays one factor", err=True)
+        elif banks:
+            click.echo(
+                f"lips, held-out people: {sound['right']:.2f} with their sound, {sound['wrong']:.2f} with another "
+                f"moment's, which is told from it in {sound['won']:.0%} of the cases",
+                err=True,
+            )
+        for name, slider in Factors.of_fit(fit).sliders.items():
             verdict = slider.why_not_shown or ("+= only: " + slider.why_not if slider.why_not else "available")
             click.echo(f"{name:<12} R2 {slider.r2:5.2f}, shown {slider.shown:5.2f}: {verdict}", err=True)
     return path
