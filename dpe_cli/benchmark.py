@@ -21,6 +21,7 @@ from itertools import cycle, islice, product
 from pathlib import Path
 from types import MethodType
 from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -415,18 +416,21 @@ def measure_full(choice: Choice, folder: Path, machine: dict[str, Any]) -> list[
     """The rows of networks at the paper's width, with random weights, and the straightforward form's milliseconds."""
     config, file = DPEConfig.full(), folder / "full.safetensors"
     torch.manual_seed(0)
-    plain = DPE(config).eval()
-    save(file, plain.state_dict(), config)
+    save(file, DPE(config).state_dict(), config)
     engine = replace(choice, weights=str(file)).engine()
     rows = measure_networks(engine, machine)
-    device, done = engine.device, synchroniser(engine.device)
-    plain = straightforward(plain).to(device)
-    picture = to_tensor(drawn((config.size, config.size), 0.0)[None], device).contiguous()
-    codes = torch.zeros(1, config.motion_dim, device=device)
-    with torch.inference_mode():
-        uses = uses_of(plain, picture, codes)
-        times = with_sums({name: best(lambda use=use: (use(), done()), 2) for name, use in uses.items()})
+    with patch.dict(os.environ, THP_MEM_ALLOC_ENABLE="0"):
+        times = with_sums(in_own_process(measure_straightforward, config, engine.device))
     return [row | {"straightforward_ms": round(1000 * times[row["use"]], 2)} for row in rows]
+
+
+def measure_straightforward(config: DPEConfig, device: torch.device) -> dict[str, float]:
+    """Seconds of each use of the straightforward form, with memory as it comes: no large pages, and nothing kept."""
+    plain, done = straightforward(DPE(config).eval()).to(device), synchroniser(device)
+    picture = to_tensor(drawn((config.size, config.size), 0.0)[None], device).contiguous()
+    with torch.inference_mode():
+        uses = uses_of(plain, picture, torch.zeros(1, config.motion_dim, device=device))
+        return {name: best(lambda use=use: (use(), done()), 2) for name, use in uses.items()}
 
 
 def straightforward(networks: DPE) -> DPE:
@@ -534,9 +538,14 @@ def repeated(held: list[Frame], info: VideoInfo) -> Iterator[Frame]:
 
 def measure_run(choice: Choice, source: Path, driving: Path, mode: str) -> dict[str, Any]:
     """A whole edit in a process of its own: seconds, CPU seconds and peak memory belong to it alone."""
+    return in_own_process(run_whole, choice, source, driving, mode)
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of this module gives in a new process."""
     context = multiprocessing.get_context("spawn")  # a fork would begin with this process's memory and threads
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(run_whole, choice, source, driving, mode).result()
+        return pool.submit(function, *arguments).result()
 
 
 def run_whole(choice: Choice, source: Path, driving: Path, mode: str) -> dict[str, Any]:

@@ -5,14 +5,15 @@ matrix a head; all styles of a generator come from one matrix; demodulation has 
 not computed: the last level's warped features are needed only as three colours, so colours are warped there.
 
 On a CPU in float32 two things are done otherwise, since arithmetic is dear there and memory near. Convolutions with
-many channels go by Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, CVPR 2016): 36 products where there were
-144. And features are warped as weighted sums of rows, which uses all cores even for one picture.
+many channels go by Winograd's minimal filtering (Lavin and Gray, CVPR 2016): for a tile of 6x6 pixels 64 products where
+there were 324, for one of 4x4 36 where there were 144. And features are warped as weighted sums of rows, which uses all
+cores even for one picture.
 
 Pictures are channels last throughout. Against `DPE` only the rounding differs: at most 5e-4 of a picture's 2, in the
 mean 5e-6.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 
 import torch
@@ -23,16 +24,19 @@ from .config import DPEConfig
 from .decoder import Generator, ToFlow, ToRGB, mix, sampling_grid
 from .encoder import Encoded, Encoder
 from .generator import DPE
-from .layers import GAIN, Blur, ConvLayer, EqualLinear, ResBlock, StyledConv, activate, in_float32, upsample
+from .layers import GAIN, SLOPE, Blur, ConvLayer, EqualLinear, ResBlock, StyledConv, activate, in_float32, upsample
 
 # Where Winograd pays: enough channels to hide the transforms, enough tiles to read the fourfold weights for.
 WINOGRAD_CHANNELS, WINOGRAD_SIZES = 64, range(8, 257)
 # Where a picture's feature map has this many numbers, each picture of a batch goes through the networks alone, since it
 # fills the caches; elsewhere the batch goes together and shares the reading of the weights.
 ALONE = 2**21
-TILE = 4  # output pixels of a tile along a side; it reads two more
-BAND = 128  # tiles that are transformed at once: few enough for the caches
-POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # where the polynomials are evaluated, beside infinity: the least rounding
+BAND = 256  # tiles that are transformed at once: few enough for the caches
+ROWS = 4096  # pixels that a 1 x 1 kernel takes at once, likewise
+# Output pixels of a tile along a side (it reads two more), and where polynomials are evaluated then, beside infinity:
+# the points with the least rounding. The second must be 1.
+POINTS = {4: (0.0, 1.0, -1.0, 0.5, -2.0), 6: (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)}
+LARGE_TILES = 64  # pictures from this size have them: smaller ones would be mostly margins
 
 
 # Affine maps
@@ -91,6 +95,18 @@ class Convolution(nn.Module):
         return activate(torch.addcmul(per_channel(self.bias, x), x, per_channel(demodulation, x)))
 
 
+class PixelConvolution(Convolution):
+    """The same with a 1 x 1 kernel in float32: a product, band by band, each activated while the caches have it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels, weight = x.permute(0, 2, 3, 1), self.weight.flatten(1).T
+        result = x.new_empty(*pixels.shape[:3], weight.shape[1])
+        bands = pixels.flatten(0, 2).split(ROWS), result.flatten(0, 2).split(ROWS)
+        for band, place in zip(*bands, strict=True):
+            activate(torch.addmm(self.bias, band, weight, out=place))
+        return result.permute(0, 3, 1, 2)
+
+
 class UpConvolution(Convolution):
     """The same after doubling the picture: (B, in, H, W) -> (B, out, 2H, 2W)"""
 
@@ -98,8 +114,13 @@ class UpConvolution(Convolution):
         super().__init__(weight.transpose(0, 1), bias)
         self.blur = deepcopy(blur)
 
-    def convolve(self, x: Tensor) -> Tensor:
-        return self.blur(F.conv_transpose2d(x, self.weight, stride=2))
+    def forward(self, x: Tensor, style: Tensor, demodulation: Tensor) -> Tensor:
+        x = F.conv_transpose2d(x * per_channel(style, x), self.weight, stride=2)
+        if len(x) > 1:
+            x = self.blur(x)
+            return activate(torch.addcmul(per_channel(self.bias, x), x, per_channel(demodulation, x)))
+        kernel = self.blur.kernel * demodulation[0, :, None, None, None]
+        return activate(F.conv2d(x, kernel, self.bias, padding=self.blur.padding, groups=len(kernel)))
 
 
 class PhasedUpConvolution(Convolution):
@@ -129,12 +150,12 @@ def one_by_one(x: Tensor) -> bool:
     return len(x) > 1 and not torch.compiler.is_compiling()
 
 
-def winograd_matrices() -> tuple[Tensor, Tensor, Tensor]:
-    """Of one dimension, float64: B^T (6, 6) for pictures, G (6, 3) for kernels, A^T (4, 6) for results.
+def winograd_matrices(tile: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one dimension, float64: B^T (r, r) for pictures, G (r, 3) for kernels, A^T (tile, r) for results. r: tile + 2
 
     result = A^T [(G kernel) * (B^T picture)]: Toom-Cook's multiplication of polynomials, transposed.
     """
-    points = torch.tensor(POINTS, dtype=torch.float64)
+    points = torch.tensor(POINTS[tile], dtype=torch.float64)
 
     def evaluate(length: int) -> Tensor:
         powers = points[:, None] ** torch.arange(length)
@@ -142,27 +163,41 @@ def winograd_matrices() -> tuple[Tensor, Tensor, Tensor]:
         infinity[0, -1] = 1
         return torch.cat([powers, infinity])
 
-    return torch.linalg.inv(evaluate(TILE + 2)).T, evaluate(3), evaluate(TILE).T
+    return torch.linalg.inv(evaluate(tile + 2)).T, evaluate(3), evaluate(tile).T
+
+
+def pieces(length: int, tile: int, first: int, count: int) -> Iterator[tuple[slice, int, int]]:
+    """Of `count` tiles from `first` on those of one length: which they are, where they begin, how long each is.
+
+    The last tile of a side ends where the side does.
+    """
+    whole = min(count, length // tile - first)
+    if whole:
+        yield slice(0, whole), first * tile, tile
+    if whole < count:
+        yield slice(whole, count), (first + whole) * tile, length % tile
 
 
 class WinogradConvolution(nn.Module):
     """What `Convolution` with a 3 x 3 kernel and padding 1 does, float32 only."""
 
-    def __init__(self, weight: Tensor, bias: Tensor):
+    def __init__(self, weight: Tensor, bias: Tensor, tile: int = 4):
         super().__init__()
-        picture, kernel, result = winograd_matrices()
+        self.tile = tile
+        picture, kernel, result = winograd_matrices(tile)
         out_channels, in_channels = weight.shape[:2]
         taps = weight.detach().permute(3, 2, 1, 0).reshape(9, -1).double()  # across, down, as the points below
         transformed = torch.kron(kernel, kernel) @ taps
-        self.register_buffer("weight", transformed.float().view(-1, in_channels, out_channels))  # (36, in, out)
+        self.register_buffer("weight", transformed.float().view(-1, in_channels, out_channels))  # (points, in, out)
         self.register_buffer("bias", bias.detach().clone())
-        self.register_buffer("to_points", picture.float().contiguous())  # (6, 6), of one dimension
-        self.register_buffer("from_points", result.float().contiguous())  # (4, 6)
+        self.register_buffer("to_points", picture.float().contiguous())  # (tile + 2, tile + 2), of one dimension
+        self.register_buffer("from_points", result.float().contiguous())  # (tile, tile + 2)
 
     def forward(self, x: Tensor, style: Tensor | None = None, demodulation: Tensor | None = None) -> Tensor:
         (batch, channels, height, width), out_channels = x.shape, self.weight.shape[2]
-        rows, columns, reach = -(-height // TILE), -(-width // TILE), TILE + 2
-        padded = x.new_empty(batch, rows * TILE + 2, columns * TILE + 2, channels)
+        tile, reach = self.tile, self.tile + 2
+        rows, columns = -(-height // tile), -(-width // tile)
+        padded = x.new_empty(batch, rows * tile + 2, columns * tile + 2, channels)
         inside = padded[:, 1 : height + 1, 1 : width + 1]
         for border in (padded[:, :1], padded[:, height + 1 :], padded[:, :, :1], padded[:, :, width + 1 :]):
             border.zero_()
@@ -170,44 +205,51 @@ class WinogradConvolution(nn.Module):
             inside.copy_(x.permute(0, 2, 3, 1))
         else:
             torch.mul(x.permute(0, 2, 3, 1), style[:, None, None], out=inside)
+        # Demodulation is positive: it may come after the leaky relu if the bias is divided by it.
+        bias = self.bias if demodulation is None else (self.bias / demodulation)[:, None]
         sample, line, pixel, _ = padded.stride()
-        strips = padded.as_strided((batch, rows, reach, line), (sample, TILE * line, line, 1))
-        result = x.new_empty(batch, rows, TILE, columns, TILE, out_channels)
+        strips = padded.as_strided((batch, rows, reach, line), (sample, tile * line, line, 1))
+        result = x.new_empty(batch, height, width, out_channels)
         step = max(1, BAND // (batch * columns))
         for row in range(0, rows, step):
-            down = self.to_points @ strips[:, row : row + step]  # (batch, strips, 6, line)
+            down = self.to_points @ strips[:, row : row + step]  # (batch, strips, reach, line)
             sample, strip, *_ = down.stride()
             tiles = down.as_strided(
-                (reach, reach, batch, down.shape[1], columns, channels), (pixel, line, sample, strip, TILE * pixel, 1)
+                (reach, reach, batch, down.shape[1], columns, channels), (pixel, line, sample, strip, tile * pixel, 1)
             )
             points = (self.to_points @ tiles.reshape(reach, -1)).view(reach**2, -1, channels)
             products = torch.bmm(points, self.weight)
+            products[reach + 1].view(batch, -1, out_channels).add_(bias)  # what is added at (1, 1) is in all pixels
             across = self.from_points @ products.view(reach, -1)
-            pixels = self.from_points @ across.view(TILE, reach, -1)  # (across, down, the rest)
-            pixels = pixels.view(TILE, TILE, batch, -1, columns, out_channels).permute(2, 3, 1, 4, 0, 5)
-            place = result[:, row : row + step]
-            if demodulation is None:
-                torch.add(pixels, self.bias, out=place)
-            else:
-                torch.addcmul(self.bias, pixels, demodulation[:, None, None, None, None], out=place)
-            activate(place)  # while the caches have it
-        return result.view(batch, rows * TILE, columns * TILE, out_channels)[:, :height, :width].permute(0, 3, 1, 2)
+            pixels = self.from_points @ across.view(tile, reach, -1)  # (across, down, the rest)
+            pixels = pixels.view(tile, tile, batch, -1, columns, out_channels).permute(2, 3, 1, 4, 0, 5)
+            if demodulation is not None:
+                activate(pixels)
+            for strip, top, lines in pieces(height, tile, row, down.shape[1]):
+                for column, left, wide in pieces(width, tile, 0, columns):
+                    part = pixels[:, strip, :lines, column, :wide]
+                    place = result[:, top : top + part.shape[1] * lines, left : left + part.shape[3] * wide]
+                    place = place.unflatten(1, (-1, lines)).unflatten(3, (-1, wide))
+                    if demodulation is None:
+                        torch.ops.aten.leaky_relu.out(part, SLOPE, out=place)
+                    else:
+                        torch.mul(part, demodulation[:, None, None, None, None], out=place)
+        return result.permute(0, 3, 1, 2)
 
 
 def convolution(weight: Tensor, bias: Tensor, size: int, winograd: bool) -> nn.Module:
     """The 3 x 3 convolution that is the fastest for pictures of this size."""
     if winograd and min(weight.shape[:2]) >= WINOGRAD_CHANNELS and size in WINOGRAD_SIZES:
-        return WinogradConvolution(weight, bias)
+        return WinogradConvolution(weight, bias, 6 if size >= LARGE_TILES else 4)
     return Convolution(weight, bias, padding=1)
 
 
 # Encoder
 
 
-def folded(layer: ConvLayer, padding: int | None = None) -> Convolution:
+def folded(layer: ConvLayer, kind: type[Convolution] = Convolution) -> Convolution:
     """A layer of the encoder without its blur."""
-    padding = layer.padding if padding is None else padding
-    return Convolution(layer.weight * layer.scale, layer.bias * layer.gain, layer.stride, padding)
+    return kind(layer.weight * layer.scale, layer.bias * layer.gain, layer.stride, layer.padding)
 
 
 class HalvingBlock(nn.Module):
@@ -221,9 +263,15 @@ class HalvingBlock(nn.Module):
         self.conv2 = folded(block.conv2)
         skip = (block.skip.weight * block.skip.scale).detach()
         self.register_buffer("skip", skip.contiguous(memory_format=torch.channels_last))
+        self.as_product = winograd
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.blur(self.conv1(x))).add_(F.conv2d(self.skip_blur(x), self.skip))
+        result, skipped = self.conv2(self.blur(self.conv1(x))), self.skip_blur(x)
+        if not self.as_product:
+            return result.add_(F.conv2d(skipped, self.skip))
+        rows = result.permute(0, 2, 3, 1).view(-1, result.shape[1])
+        rows.addmm_(skipped.permute(0, 2, 3, 1).flatten(0, 2), self.skip.flatten(1).T)
+        return result
 
 
 class InferenceEncoder(nn.Module):
@@ -234,7 +282,7 @@ class InferenceEncoder(nn.Module):
         first, *blocks, last = encoder.convs
         sizes = config.resolutions[::-1]
         self.alone = sum(fills_caches(config, size) for size in sizes) if winograd else 0
-        self.first = folded(first)
+        self.first = folded(first, PixelConvolution if winograd else Convolution)
         self.blocks = nn.ModuleList(
             HalvingBlock(block, size, winograd) for block, size in zip(blocks, sizes, strict=True)
         )
@@ -288,6 +336,18 @@ def sample_grid(features: Tensor, where: Tensor, weight: Tensor) -> Tensor:
     return F.grid_sample(features, where, padding_mode="zeros", align_corners=False) * weight
 
 
+def by_rows(x: Tensor) -> bool:
+    """Whether a pixel's channels are dealt with as a row: on a CPU. GPUs and other runtimes like maps better."""
+    return x.device.type == "cpu" and not torch.jit.is_tracing()
+
+
+def mix_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """What `mix` does; the result is contiguous."""
+    rows = x.float().permute(0, 2, 3, 1).flatten(1, 2)
+    mixed = torch.bmm(rows, weight.transpose(1, 2)).view(x.shape[0], *x.shape[2:], -1)
+    return mixed.permute(0, 3, 1, 2).contiguous()
+
+
 class FlowLevel(nn.Module):
     """The raw flow and mask of a level, and the picture that goes up from it."""
 
@@ -302,13 +362,14 @@ class FlowLevel(nn.Module):
 
     def flow(self, x: Tensor, style: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """raw (B, 3, r, r); where each pixel looks (B, r, r, 2); mask (B, 1, r, r). float32"""
-        raw = mix(x, self.weight * style[:, None]) + self.bias
+        raw = (mix_rows if by_rows(x) else mix)(x, self.weight * style[:, None]) + self.bias
         raw = raw if previous is None else raw.add_(upsample(previous))
         return raw, torch.tanh(raw[:, :2]).permute(0, 2, 3, 1) + self.grid, torch.sigmoid(raw[:, 2:])
 
     def colour(self, features: Tensor) -> Tensor:
         """(B, C, r, r) -> (B, 3, r, r), linear"""
-        return mix(features, self.colours.expand(features.shape[0], -1, -1))
+        colours = self.colours.expand(features.shape[0], -1, -1)
+        return (mix_rows if by_rows(features) else mix)(features, colours)
 
     def picture(self, colours: Tensor, previous: Tensor | None) -> Tensor:
         """The picture with this level's contribution."""
@@ -373,9 +434,7 @@ class InferenceGenerator(nn.Module):
                 if number == len(self.levels) - 1:
                     image = level.picture(sample_grid(level.colour(feature), where, mask), image)
                     break
-                rows = x.device.type == "cpu" and not torch.jit.is_tracing()  # other runtimes have grids only
-                sample = sample_rows if rows else sample_grid
-                warped = sample(feature.float(), where, mask)
+                warped = (sample_rows if by_rows(x) else sample_grid)(feature.float(), where, mask)
                 image = level.picture(level.colour(warped), image)
                 x = torch.addcmul(warped.to(x.dtype), x, (1 - mask).to(x.dtype))
         return x, raw, image

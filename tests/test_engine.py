@@ -1,5 +1,6 @@
 """The engine with random weights: shapes, batches, precisions, devices, memory."""
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from dpe_cli.engine import (
     choose_device,
     choose_precision,
     fetched,
+    keep_memory,
     sent,
     to_pictures,
     to_tensor,
@@ -441,3 +443,17 @@ def test_a_batch_too_large_for_a_gpu_is_halved(file: Path, networks: Engine):
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert gpu.batch_size < 1024 and len(codes) == 1024
     np.testing.assert_allclose(codes[:4], networks.motion_codes(pictures[:4]), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_freed_memory_is_kept():
+    import resource
+
+    def fresh_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        len(b"x" * 2**26)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_memory()
+    fresh_pages()
+    assert fresh_pages() < 1000  # of 16384

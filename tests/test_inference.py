@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpe_cli.models import DPE, DPEConfig, InferenceDPE, inference
-from dpe_cli.models.inference import TILE, Convolution, WinogradConvolution, sample_grid, sample_rows
+from dpe_cli.models.inference import (
+    Convolution,
+    PixelConvolution,
+    UpConvolution,
+    WinogradConvolution,
+    sample_grid,
+    sample_rows,
+)
+from dpe_cli.models.layers import Blur
 from dpe_cli.weights import load
 
 IMAGE_MAX, IMAGE_MEAN = 5e-4, 5e-6
@@ -106,18 +114,42 @@ def test_the_default_weights_draw_the_same():
 # Its parts
 
 
-@pytest.mark.parametrize("size", [(16, 16), (18, 13), (4, 40)], ids=str)
+@pytest.mark.parametrize("tile", [4, 6])
+@pytest.mark.parametrize("size", [(16, 16), (18, 13), (4, 40), (64, 36), (50, 3)], ids=str)
 @pytest.mark.parametrize("styled", [False, True], ids=["plain", "styled"])
 @torch.inference_mode()
-def test_minimal_filtering_is_a_convolution(size: tuple[int, int], styled: bool):
+def test_minimal_filtering_is_a_convolution(tile: int, size: tuple[int, int], styled: bool, monkeypatch):
+    monkeypatch.setattr(inference, "BAND", 20)  # several bands, the last one shorter
     torch.manual_seed(0)
     x = torch.randn(2, 5, *size).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(7, 5, 3, 3), torch.randn(7)
     more = (torch.randn(2, 5), torch.rand(2, 7) + 0.5) if styled else ()
     wanted = Convolution(weight, bias, padding=1)(x, *more)
-    found = WinogradConvolution(weight, bias)(x, *more)
-    assert found.is_contiguous(memory_format=torch.channels_last) or size[0] % TILE or size[1] % TILE
+    found = WinogradConvolution(weight, bias, tile)(x, *more)
+    assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_bands_of_pixels_are_a_convolution(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inference, "ROWS", 50)
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 3, 9, 11), torch.randn(7, 3, 1, 1), torch.randn(7)
+    found = PixelConvolution(weight, bias)(x)
+    torch.testing.assert_close(found, Convolution(weight, bias)(x), rtol=1e-5, atol=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def test_a_picture_grows_alone_as_in_a_batch():
+    torch.manual_seed(0)
+    grow = UpConvolution(torch.randn(7, 5, 3, 3), torch.randn(7), Blur(7, padding=1, total=4.0))
+    x, style, demodulation = torch.randn(2, 5, 6, 8), torch.randn(2, 5), torch.rand(2, 7) + 0.5
+    together = grow(x, style, demodulation)
+    for number in range(2):
+        one = slice(number, number + 1)
+        alone = grow(x[one], style[one], demodulation[one])
+        torch.testing.assert_close(alone, together[one], rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
