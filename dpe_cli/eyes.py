@@ -8,12 +8,10 @@ Where there is no such moment, the eyes stay shut (`drawable`).
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
-from dpe_cli.landmarks import RIGID
 from dpe_cli.motion_space import COORDINATES
-from dpe_cli.regions import region_mask
+from dpe_cli.regions import transplant
 
 LIDS, TURN = COORDINATES["lids"], COORDINATES["turn"]
 SHUT, AJAR = -1.6, -0.9  # of the lids' coordinates: blendshape eyeBlink at 0.45 and 0.25
@@ -80,27 +78,3 @@ class OpenEyes:
         if here is None or there is None:
             return crop
         return transplant(crop, moment.crop, here, there, "eyes")
-
-
-def transplant(
-    host: np.ndarray, donor: np.ndarray, host_points: np.ndarray, donor_points: np.ndarray, region: str,
-    spared: str | None = None,
-) -> np.ndarray:  # fmt: skip
-    """The host's picture with a region of the donor's face, less another, moved to its place, with a soft edge.
-
-    A similarity moves it. (S, S, 3) uint8 twice, (478, >=2) pixels twice -> (S, S, 3) uint8
-    """
-    similarity, _ = cv2.estimateAffinePartial2D(
-        donor_points[RIGID, :2].astype(np.float32), host_points[RIGID, :2].astype(np.float32), method=cv2.LMEDS
-    )
-    if similarity is None:
-        return host.copy()
-    points = donor_points[:, :2] @ similarity[:, :2].T + similarity[:, 2]
-    centres = similarity.copy()  # a pixel's centre is at +0.5 in the points' coordinates, at +0 in OpenCV's
-    centres[:, 2] += similarity[:, :2] @ [0.5, 0.5] - 0.5
-    size = len(host)
-    moved = cv2.warpAffine(donor, centres, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    share = np.maximum(region_mask(host_points, region, size), region_mask(points, region, size))
-    if spared:
-        share = share * (1 - region_mask(host_points, spared, size))
-    return np.round(host + share[..., None] * (moved.astype(np.float32) - host)).astype(np.uint8)

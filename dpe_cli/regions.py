@@ -1,6 +1,7 @@
-"""The pixel guard: whatever an edit does, only the lips, the eyes, the upper or the lower face are pasted back.
+"""Regions of a face, drawn from its landmarks.
 
-A region is drawn from the landmarks of the source crop and of the edited one, so that lips that part stay whole.
+The pixel guard: whatever an edit does, only the lips, the eyes, the upper or the lower face are pasted back. There the
+landmarks of the source crop and of the edited one count, so that lips that part stay whole.
 """
 
 from collections.abc import Hashable
@@ -8,7 +9,7 @@ from collections.abc import Hashable
 import cv2
 import numpy as np
 
-from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_OUTER
+from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_OUTER, RIGID
 from dpe_cli.masks import POINTS_SECONDS, Landmarks, MaskMaker, Steady
 
 PARTS = {"lips": [LIPS_OUTER], "eyes": list(EYES), "upper": [FACE_OVAL], "lower": [FACE_OVAL]}
@@ -61,6 +62,30 @@ def half(points: np.ndarray, region: str, size: int) -> np.ndarray:
     rows, columns = np.mgrid[:size, :size]
     below = (columns - points[NOSE[region], 0]) * down[0] + (rows - points[NOSE[region], 1]) * down[1] > 0
     return (below if region == "lower" else ~below).astype(np.uint8)
+
+
+def transplant(
+    host: np.ndarray, donor: np.ndarray, host_points: np.ndarray, donor_points: np.ndarray, region: str,
+    spared: str | None = None,
+) -> np.ndarray:  # fmt: skip
+    """The host's picture with a region of the donor's face, less another, moved to its place, with a soft edge.
+
+    A similarity moves it. (S, S, 3) uint8 twice, (478, >=2) pixels twice -> (S, S, 3) uint8
+    """
+    similarity, _ = cv2.estimateAffinePartial2D(
+        donor_points[RIGID, :2].astype(np.float32), host_points[RIGID, :2].astype(np.float32), method=cv2.LMEDS
+    )
+    if similarity is None:
+        return host.copy()
+    points = donor_points[:, :2] @ similarity[:, :2].T + similarity[:, 2]
+    centres = similarity.copy()  # a pixel's centre is at +0.5 in the points' coordinates, at +0 in OpenCV's
+    centres[:, 2] += similarity[:, :2] @ [0.5, 0.5] - 0.5
+    size = len(host)
+    moved = cv2.warpAffine(donor, centres, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    share = np.maximum(region_mask(host_points, region, size), region_mask(points, region, size))
+    if spared:
+        share = share * (1 - region_mask(host_points, spared, size))
+    return np.round(host + share[..., None] * (moved.astype(np.float32) - host)).astype(np.uint8)
 
 
 def network_landmarks() -> Landmarks:

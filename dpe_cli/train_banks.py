@@ -40,11 +40,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from dpe_cli.landmarks import RIGID
-from dpe_cli.regions import region_mask
 from dpe_cli.speech import COLUMNS
 from dpe_cli.train_speech import PAD, columns_of
 
@@ -94,29 +91,6 @@ def choose_pair(measures: np.ndarray, rotations: np.ndarray, sigma: np.ndarray) 
     np.fill_diagonal(score, -np.inf)
     host, donor = np.unravel_index(score.argmax(), score.shape)
     return int(host), int(donor)
-
-
-def transplant(
-    host: np.ndarray, donor: np.ndarray, host_points: np.ndarray, donor_points: np.ndarray, part: Part
-) -> np.ndarray:
-    """The host's picture with a part of the donor's face, moved to its place by a similarity, with a soft edge.
-
-    (S, S, 3) uint8 twice, (478, >=2) pixels twice -> (S, S, 3) uint8
-    """
-    similarity, _ = cv2.estimateAffinePartial2D(
-        donor_points[RIGID, :2].astype(np.float32), host_points[RIGID, :2].astype(np.float32), method=cv2.LMEDS
-    )
-    if similarity is None:
-        return host.copy()
-    points = donor_points[:, :2] @ similarity[:, :2].T + similarity[:, 2]
-    centres = similarity.copy()  # a pixel's centre is at +0.5 in the points' coordinates, at +0 in OpenCV's
-    centres[:, 2] += similarity[:, :2] @ [0.5, 0.5] - 0.5
-    size = len(host)
-    moved = cv2.warpAffine(donor, centres, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    share = np.maximum(region_mask(host_points, part.region, size), region_mask(points, part.region, size))
-    if part.spared:
-        share = share * (1 - region_mask(host_points, part.spared, size))
-    return np.round(host + share[..., None] * (moved.astype(np.float32) - host)).astype(np.uint8)
 
 
 def fit_banks(

@@ -39,6 +39,7 @@ from dpe_cli.landmark_net import NetworkLandmarker
 from dpe_cli.landmarks import Landmarker, head_angles
 from dpe_cli.measures import MEASURES, TABLE, measures_of, measures_of_faces
 from dpe_cli.motion_space import normalise
+from dpe_cli.regions import transplant
 from dpe_cli.train_banks import (
     PARTS,
     Part,
@@ -56,7 +57,6 @@ from dpe_cli.train_banks import (
     ridge,
     sound_about,
     told_by_sound,
-    transplant,
 )
 
 PER_CLIP = 6  # frames, evenly spread
@@ -133,7 +133,8 @@ def gather(
         crops = [cut(frame, box, engine.size)[0] for frame, box in zip(frames, look.boxes, strict=True)]
         pairs = {} if len(frames) < 2 else {name: look.pair(part, sigma) for name, part in parts.items()}
         for name, (host, donor) in pairs.items():
-            picture = transplant(frames[host], frames[donor], look.points[host], look.points[donor], parts[name])
+            part, both = parts[name], (frames[host], frames[donor], look.points[host], look.points[donor])
+            picture = transplant(*both, part.region, part.spared)
             crops.append(cut(picture, look.boxes[host], engine.size)[0])
         found = engine.motion_codes(np.stack(crops)).astype(np.float64)
         codes.append(found[: len(frames)])

@@ -8,10 +8,10 @@ import pytest
 
 from dpe_cli import weights
 from dpe_cli.edit import Job, run_jobs
-from dpe_cli.eyes import AJAR, BACK, LIDS, SHUT, TURN, TURNED, OpenEyes, drawable, transplant
+from dpe_cli.eyes import AJAR, BACK, LIDS, SHUT, TURN, TURNED, OpenEyes, drawable
 from dpe_cli.face import Box
 from dpe_cli.motion_space import MOTION_DIM, MotionSpace
-from dpe_cli.regions import region_mask
+from dpe_cli.regions import region_mask, transplant
 from dpe_cli.report import Report
 from dpe_cli.video import Frame
 

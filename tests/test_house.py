@@ -205,6 +205,7 @@ MAY_IMPORT = {
         "landmarks",
         "measures",
         "motion_space",
+        "regions",
         "train_banks",
         "errors",
     },

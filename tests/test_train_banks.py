@@ -6,6 +6,7 @@ from conftest import synthetic_face, turned
 
 from dpe_cli.factors import NAMES, Factors
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_OUTER
+from dpe_cli.regions import transplant
 from dpe_cli.speech import RATE
 from dpe_cli.train_banks import (
     PARTS,
@@ -21,7 +22,6 @@ from dpe_cli.train_banks import (
     read_of_sound,
     sound_about,
     told_by_sound,
-    transplant,
 )
 
 random = np.random.default_rng(0)
@@ -185,7 +185,7 @@ def test_a_part_changes_hands_and_the_rest_stays():
     host, donor = np.full((256, 256, 3), 50, np.uint8), np.full((256, 256, 3), 200, np.uint8)
     mouth, eye, forehead = (128, 158), (107, 110), (128, 65)
     for name, inside in (("mouth", mouth), ("eyes", eye), ("brows", forehead)):
-        picture = transplant(host, donor, face(), face(8), PARTS[name])
+        picture = transplant(host, donor, face(), face(8), PARTS[name].region, PARTS[name].spared)
         for x, y in (mouth, eye, forehead):
             level = 200 if (x, y) == inside else 50
             assert np.abs(picture[y, x].astype(int) - level).max() <= 2, (name, x, y)
@@ -197,7 +197,7 @@ def test_the_part_lands_on_the_hosts_place():
     points = face(8)
     x, y = points[LIPS_OUTER, :2].mean(0).round().astype(int)
     donor[y - 3 : y + 4, x - 3 : x + 4] = 255
-    picture = transplant(np.zeros_like(donor), donor, face(), points, PARTS["mouth"])
+    picture = transplant(np.zeros_like(donor), donor, face(), points, PARTS["mouth"].region)
     rows, columns = np.nonzero(picture[..., 0] > 128)
     assert abs(rows.mean() - y) < 1 and abs(columns.mean() - (x - 8)) < 1
 
