@@ -23,6 +23,7 @@ from dpe_cli.eyes import drawable
 from dpe_cli.factors import follows_space
 from dpe_cli.measured import MeasuredCodes
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
+from dpe_cli.models.config import FULL_CHANNELS
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
 from dpe_cli.weights import Loaded, load
 
@@ -358,7 +359,7 @@ def describe_device(device: torch.device) -> str:
 
 def is_wide(config: DPEConfig) -> bool:
     """Whether networks are as wide as the paper's."""
-    return config.channels[config.size] >= DPEConfig.full(config.size).channels[config.size]
+    return config.channels[config.size] >= FULL_CHANNELS.get(config.size, 0)
 
 
 def keep_memory() -> None:
