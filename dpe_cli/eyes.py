@@ -16,6 +16,7 @@ from dpe_cli.regions import transplant
 LIDS, TURN = COORDINATES["lids"], COORDINATES["turn"]
 SHUT, AJAR = -1.6, -0.9  # of the lids' coordinates: blendshape eyeBlink at 0.45 and 0.25
 WIDER = 0.5  # of the lids' coordinates: what the asked eyes are more open than the source's, or these are left as is
+HALF = 0.8  # of the lids' coordinates: so much less than a moment before, eyes are on their way to be shut
 BACK = 1.0  # seconds for which open eyes are remembered; a blink lasts 0.1 to 0.4
 TURNED = 0.6  # of the coordinates of the head's turn, 6 to 9 degrees: eyes of another view do not fit
 
@@ -51,7 +52,7 @@ class OpenEyes:
 
     def __init__(self, look: Look):
         self.look = look
-        self.last: dict[Hashable, Moment] = {}
+        self.open: dict[Hashable, list[Moment]] = {}  # of the last BACK seconds, oldest first
 
     def __call__(
         self, crops: np.ndarray, own: np.ndarray, asked: np.ndarray, times: Sequence[float], whose: Sequence[Hashable]
@@ -63,16 +64,24 @@ class OpenEyes:
         """
         result = list(crops)
         for row, (crop, code, time, who) in enumerate(zip(crops, own, times, whose, strict=True)):
+            recent = {one: [moment for moment in of if time - moment.time <= BACK] for one, of in self.open.items()}
+            self.open = {one: of for one, of in recent.items() if of}
+            if asked[row, LIDS].mean() > code[LIDS].mean() + WIDER:
+                result[row] = self.opened(crop, code, self.open.get(who, []))
             if code[LIDS].min() >= AJAR:
-                self.last = {one: moment for one, moment in self.last.items() if time - moment.time <= BACK}
-                self.last[who] = Moment(time, crop.copy(), code)
-            elif asked[row, LIDS].mean() > code[LIDS].mean() + WIDER:
-                result[row] = self.opened(crop, code, time, self.last.get(who))
+                self.open.setdefault(who, []).append(Moment(time, crop.copy(), code))
         return np.stack(result)
 
-    def opened(self, crop: np.ndarray, code: np.ndarray, time: float, moment: Moment | None) -> np.ndarray:
-        """A crop with the eyes of a moment, itself where these are too old, seen from elsewhere or not found."""
-        if moment is None or time - moment.time > BACK or np.abs(code - moment.code)[TURN].max() > TURNED:
+    def opened(self, crop: np.ndarray, code: np.ndarray, moments: list[Moment]) -> np.ndarray:
+        """A crop with the eyes of the last of some moments that had them nearly as open as any.
+
+        Itself where these are hardly more open, seen from elsewhere or not found.
+        """
+        widest = max((moment.code[LIDS].min() for moment in moments), default=-np.inf)
+        if code[LIDS].min() >= min(widest - HALF, 0) or not moments:
+            return crop
+        moment = next(one for one in reversed(moments) if one.code[LIDS].min() > widest - HALF / 2)
+        if np.abs(code - moment.code)[TURN].max() > TURNED:
             return crop
         here, there = self.look(crop), self.look(moment.crop)
         if here is None or there is None:

@@ -59,11 +59,21 @@ def test_shut_eyes_get_those_of_the_moment_before():
     assert opened([0, SHUT], [0, 0], [0, 0.2]) == ((50, 50, 50), (200, 200, 200))
 
 
+def test_half_shut_eyes_are_no_open_ones():
+    eyes = OpenEyes(lambda crop: POINTS)
+    codes = np.stack([code(lids) for lids in (0.8, 0.7, AJAR + 0.2, SHUT)])
+    crops = np.stack([plain(shade) for shade in (50, 60, 70, 200)])
+    found = eyes(crops, codes, np.stack([code(0.8)] * 4), [0, 0.04, 0.08, 0.12], [0] * 4)
+    seen = [int(crop[round(POINTS[159, 1]), round(POINTS[159, 0]), 0]) for crop in found]
+    assert seen == [50, 60, 60, 60]  # neither left as they are nor given to the shut ones
+
+
 @pytest.mark.parametrize(
     "other",
     [
         {"lids": [0, AJAR + 0.1]},  # not shut
         {"lids": [SHUT, SHUT]},  # never open
+        {"lids": [SHUT, SHUT - 2]},
         {"asked": [0, SHUT + 0.1]},  # to be shut as they are
         {"times": [0, BACK + 0.1]},
         {"turns": [0, TURNED + 0.1]},
