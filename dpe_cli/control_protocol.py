@@ -17,7 +17,7 @@ from dpe_cli.edit import Engine, Progress, silent
 from dpe_cli.errors import InputError
 from dpe_cli.extractors import Extractors
 from dpe_cli.factors import NAMES, Factors
-from dpe_cli.landmarks import FaceShape, five_points, head_angles
+from dpe_cli.landmarks import FaceShape, five_points, head_angles, rotation_between
 from dpe_cli.measures import MEASURES, TABLE, measures_of_faces
 from dpe_cli.protocols import spread, take
 
@@ -152,8 +152,7 @@ def turned(before: FaceShape | None, after: FaceShape | None) -> float:
     """Degrees between two heads, NaN if either was not found."""
     if before is None or after is None:
         return float("nan")
-    cosine = (np.trace(before.rotation @ after.rotation.T) - 1) / 2
-    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+    return float(rotation_between(before.rotation, after.rotation))
 
 
 def embedded(picture: np.ndarray, face: FaceShape | None, extractors: Extractors) -> np.ndarray | None:

@@ -29,6 +29,7 @@ from dpe_cli.landmarks import (
     LIPS_OUTER,
     five_points,
     mouth_opening,
+    rotation_between,
 )
 from dpe_cli.motion_space import (
     COORDINATES,
@@ -449,8 +450,7 @@ def _positions(where: np.ndarray, size: float) -> np.ndarray:
 
 def turns(clip: Clip, index: int) -> np.ndarray:
     """By how many degrees the head is turned in each frame of a clip against one of them. (N,)"""
-    cosine = (np.einsum("nij,ij->n", clip.rotation, clip.rotation[index]) - 1) / 2
-    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    return rotation_between(clip.rotation, clip.rotation[index])
 
 
 def _seen(target: np.ndarray, before: float, after: float, size: float) -> np.ndarray:

@@ -723,7 +723,7 @@ def refuse_seams(edited: Iterator[T], limit: float | None, report: Report) -> It
 def open_eyes(engine: Engine) -> OpenEyes | None:
     """What opens a source's eyes, None for an engine that measures no landmarks."""
     measured = getattr(engine, "measured", None)
-    return OpenEyes(measured.points) if measured else None
+    return OpenEyes(engine.motion_codes, measured.points) if measured else None
 
 
 def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, eyes: OpenEyes | None, report: Report) -> np.ndarray:
@@ -745,9 +745,8 @@ def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, eyes: OpenEye
     expression, pose = (towards(own, codes, strength, base) for codes, base in pairs)
     expression = mixed(own, mixings) if mixings else expression
     if eyes and expression is not None:
-        own = engine.motion_codes(crops) if own is None else own
         times, whose = [float(job.frame.time) for job in jobs], [(job.track, job.shot) for job in jobs]
-        crops = eyes(crops, own, expression, times, whose)
+        crops = eyes(crops, expression, times, whose)
     return engine.edit(crops, expression, pose)
 
 

@@ -13,7 +13,7 @@ from dpe_cli.dataset import CROP, Clip
 from dpe_cli.edit import psnr
 from dpe_cli.errors import InputError
 from dpe_cli.extractors import Extractors
-from dpe_cli.landmarks import align, eye_openings, five_points, mouth_opening
+from dpe_cli.landmarks import align, eye_openings, five_points, mouth_opening, rotation_between
 from dpe_cli.protocols import (
     NOISE,
     SHORTEST,
@@ -181,7 +181,7 @@ def score_look(result: Look, source: Look, driving: Look, mode: str) -> dict[str
         "eye_correlation": metrics.correlation(result.eyes, driving.eyes),
         "mouth_range": metrics.spread_ratio(result.mouth, driving.mouth),
         "eye_range": metrics.spread_ratio(result.eyes, driving.eyes),
-        "head_drift": mean(metrics.rotation_between(result.rotation, source.rotation)),
+        "head_drift": mean(rotation_between(result.rotation, source.rotation)),
         "faces_found": float(result.found.mean()),
     }
     for axis, value in metrics.turn_correlations(result.rotation, driving.rotation).items():

@@ -50,20 +50,21 @@ class OpenEyes:
     A result depends on the BACK seconds before a crop alone.
     """
 
-    def __init__(self, look: Look):
-        self.look = look
+    def __init__(self, read: Callable[[np.ndarray], np.ndarray], look: Look):
+        """read: crops (N, S, S, 3) uint8 to their measured codes (N, 20)."""
+        self.read, self.look = read, look
         self.open: dict[Hashable, list[Moment]] = {}  # of the last BACK seconds, oldest first
 
     def __call__(
-        self, crops: np.ndarray, own: np.ndarray, asked: np.ndarray, times: Sequence[float], whose: Sequence[Hashable]
+        self, crops: np.ndarray, asked: np.ndarray, times: Sequence[float], whose: Sequence[Hashable]
     ) -> np.ndarray:
         """The crops, some with other eyes.
 
-        crops: (N, S, S, 3) uint8; own, asked: their measured codes and those they are to have, (N, 20); times: seconds;
-        whose: what is different for another face or another shot. -> (N, S, S, 3) uint8
+        crops: (N, S, S, 3) uint8; asked: the codes that they are to have, (N, 20); times: seconds; whose: what is
+        different for another face or another shot. -> (N, S, S, 3) uint8
         """
         result = list(crops)
-        for row, (crop, code, time, who) in enumerate(zip(crops, own, times, whose, strict=True)):
+        for row, (crop, code, time, who) in enumerate(zip(crops, self.read(crops), times, whose, strict=True)):
             recent = {one: [moment for moment in of if time - moment.time <= BACK] for one, of in self.open.items()}
             self.open = {one: of for one, of in recent.items() if of}
             if asked[row, LIDS].mean() > code[LIDS].mean() + WIDER:

@@ -11,6 +11,7 @@ from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
 
 INSIDE = (-0.6, -0.8, -0.8)  # of an open mouth; darker than the median of prepared clips, which is too red in dim light
+SHOWN = 3.0  # logit of a finest mask: show the warped source
 
 
 def to_image(batch: Tensor) -> Tensor:
@@ -57,7 +58,6 @@ def see_through(model: DPE) -> None:
     """
     first, colours = model.encoder.convs[0], torch.arange(3)
     shift = 1.3  # keeps the colour layer's leaky relu on its straight side
-    mask = 3.0  # logit of "show the warped source"
     with torch.no_grad():
         first.weight[:6] = 0
         first.bias[:6] = 0
@@ -68,12 +68,12 @@ def see_through(model: DPE) -> None:
                 for part in to_rgb.parameters():
                     part.zero_()
             top = generator.to_rgbs[-1]
-            gain = 1 / (1.2 * top.scale * torch.sigmoid(torch.tensor(mask)))
+            gain = 1 / (1.2 * top.scale * torch.sigmoid(torch.tensor(SHOWN)))
             top.weight[colours, colours] = gain
             top.weight[colours, colours + 3] = -gain
             top.activation_bias += shift / 2**0.5
             top.bias -= shift
-            generator.to_flows[-1].bias[2] = mask
+            generator.to_flows[-1].bias[2] = SHOWN
 
 
 def show_inside(model: DPE) -> None:
@@ -83,7 +83,7 @@ def show_inside(model: DPE) -> None:
     it is: a channel that hardly answers to colours is made a constant, which carries the colour with the mask.
     """
     first, generator = model.encoder.convs[0], model.expression_generator
-    top, mask = generator.to_rgbs[-1], torch.sigmoid(torch.tensor(3.0))  # as `see_through` sets it
+    top, mask = generator.to_rgbs[-1], torch.sigmoid(torch.tensor(SHOWN))
     with torch.no_grad():
         answer = first.weight.flatten(1).norm(dim=1)
         answer[:6] = torch.inf  # the colours of `see_through`

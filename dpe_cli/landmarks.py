@@ -123,6 +123,12 @@ def head_angles(rotation: np.ndarray) -> np.ndarray:
     return np.degrees(np.stack([yaw, pitch, roll], -1))
 
 
+def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Degrees of the one turn that takes one head rotation to the other. (..., 3, 3) twice, broadcast -> (...)"""
+    cosine = (np.einsum("...ij,...ij->...", a, b) - 1) / 2
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
 def five_points(points: np.ndarray) -> np.ndarray:
     """Eyes, nose and mouth corners as face detectors give them, left first in the picture. (478, >=2) -> (5, 2)"""
     eyes = [points[list(corners), :2].mean(0) for corners in CORNERS]

@@ -48,12 +48,6 @@ def spread_ratio(a: np.ndarray, b: np.ndarray) -> float:
     return float(a[known].std() / b[known].std())
 
 
-def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Degrees of the one turn that takes one head rotation to the other. (N, 3, 3) twice -> (N,)"""
-    cosine = (np.einsum("nij,nij->n", a, b) - 1) / 2
-    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-
-
 def turn_correlations(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     """Pearson correlation of yaw, pitch and roll, where the wanted ones are within FRONTAL. (N, 3, 3) twice
 

@@ -103,7 +103,7 @@ class Networks:
         """The source with the driving's motion, at full strength, as in a video."""
         codes, eyes = self.engine.motion_codes(driving), open_eyes(self.engine)
         if eyes and mode != "pose":
-            source = eyes(source, self.engine.motion_codes(source), codes, times, [0] * len(source))
+            source = eyes(source, codes, times, [0] * len(source))
         return self.engine.edit(source, None if mode == "pose" else codes, None if mode == "exp" else codes)
 
 

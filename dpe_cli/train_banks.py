@@ -42,6 +42,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpe_cli.landmarks import rotation_between
 from dpe_cli.speech import COLUMNS
 from dpe_cli.train_speech import PAD, columns_of
 
@@ -85,8 +86,7 @@ def choose_pair(measures: np.ndarray, rotations: np.ndarray, sigma: np.ndarray) 
     measures: (N, M) of the part; rotations: (N, 3, 3); sigma: (M,) their spread. N is two or more.
     """
     apart = (np.abs(measures[:, None] - measures) / sigma).mean(-1)
-    cosine = (np.einsum("nij,mij->nm", rotations, rotations) - 1) / 2
-    turn = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    turn = rotation_between(rotations[:, None], rotations)
     score = apart - 0.15 * np.maximum(turn - TURN, 0)
     np.fill_diagonal(score, -np.inf)
     host, donor = np.unravel_index(score.argmax(), score.shape)

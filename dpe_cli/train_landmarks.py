@@ -34,6 +34,7 @@ from dpe_cli.landmarks import (
     eye_openings,
     head_angles,
     mouth_opening,
+    rotation_between,
 )
 from dpe_cli.models import LandmarkNet, Landmarks
 from dpe_cli.motion_space import (
@@ -487,7 +488,7 @@ def evaluate(net: LandmarkNet, clips: list[LabelledClip], stride: int = 2) -> di
         eyes.append(correlation(eye_openings(points).mean(1), eye_openings(labels).mean(1), 0.01))
         for i, label in enumerate(labels):
             rotation = align(label, mean)[1]
-            turns.append(angle(result.rotation[i], rotation))
+            turns.append(float(rotation_between(result.rotation[i], rotation)))
             turns_by_axis.append(np.abs(head_angles(result.rotation[i]) - head_angles(rotation)))
         scores.append(np.abs(result.blendshapes - clip.blendshapes[::stride]).mean(1))
         confident.append(result.confidence > 0.5)
@@ -522,11 +523,6 @@ def read(net: LandmarkNet, crops: np.ndarray) -> Landmarks:
 def correlation(found: np.ndarray, wanted: np.ndarray, least: float) -> float:
     """Of two series; not a number where what is wanted moves by less than `least` (standard deviation)."""
     return float(np.corrcoef(found, wanted)[0, 1]) if wanted.std() > least else float("nan")
-
-
-def angle(one: np.ndarray, two: np.ndarray) -> float:
-    """Degrees between two rotations (3, 3)."""
-    return float(np.degrees(np.arccos(np.clip((np.sum(one * two) - 1) / 2, -1, 1))))
 
 
 def area_under_curve(high: np.ndarray, low: np.ndarray) -> float:

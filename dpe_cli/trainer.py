@@ -9,7 +9,7 @@ Two kinds of step share the networks, the data and the optimiser:
   and D'', and asymmetric back-propagation: the middle pair (S', D') does not update the pose generator.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,9 +153,9 @@ class Trainer:
             elif phase.stage == "guided":
                 losses = self.guided(batch)
             elif phase.stage == "expression":
-                losses = self.expression_only(batch)
+                losses = self.alone(batch, "source", self.add_expression)
             elif phase.stage == "posing":
-                losses = self.pose_only(batch)
+                losses = self.alone(batch, "target", self.add_pose)
             elif phase.stage == "flows":
                 losses = self.flows(batch)
             else:
@@ -249,20 +249,12 @@ class Trainer:
         self.add_pose(losses, of_target, batch, phase.pose_share * 2)
         return losses
 
-    def expression_only(self, batch: dict[str, Tensor]) -> Losses:
-        """The expression half of a guided step; the encoder rests."""
+    def alone(self, batch: dict[str, Tensor], name: str, add_terms: Callable[[Losses, Encoded, dict], None]) -> Losses:
+        """One half of a guided step, from the pictures of that name; the encoder rests."""
         with torch.no_grad():
-            encoded = self.model.encode(to_image(batch["source"]))
+            encoded = self.model.encode(to_image(batch[name]))
         losses = Losses()
-        self.add_expression(losses, encoded, batch)
-        return losses
-
-    def pose_only(self, batch: dict[str, Tensor]) -> Losses:
-        """The pose half of a guided step; the encoder rests."""
-        with torch.no_grad():
-            encoded = self.model.encode(to_image(batch["target"]))
-        losses = Losses()
-        self.add_pose(losses, encoded, batch)
+        add_terms(losses, encoded, batch)
         return losses
 
     def flow_error(self, which: str, flows: list[Tensor], batch: dict[str, Tensor]) -> Tensor:

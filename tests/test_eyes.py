@@ -44,13 +44,13 @@ def plain(shade: int) -> np.ndarray:
 
 def opened(lids: list[float], asked: list[float], times: list[float], turns=(0, 0), whose=(0, 0), look=POINTS):
     """The shade of the second picture's eyes, 200, after a first one of 50; and what its corner has."""
-    eyes = OpenEyes(lambda crop: look)
-    codes = [code(*each) for each in zip(lids, turns, strict=True)]
+    codes = dict(zip((50, 200), (code(*each) for each in zip(lids, turns, strict=True)), strict=True))
+    eyes = OpenEyes(lambda crops: np.stack([codes[crop[0, 0, 0]] for crop in crops]), lambda crop: look)
     wanted = np.stack([code(each) for each in asked])
     crops = np.stack([plain(50), plain(200)])
-    found = eyes(crops[:1], np.stack(codes[:1]), wanted[:1], times[:1], whose[:1])
+    found = eyes(crops[:1], wanted[:1], times[:1], whose[:1])
     np.testing.assert_array_equal(found[0], crops[0])
-    found = eyes(crops[1:], np.stack(codes[1:]), wanted[1:], times[1:], whose[1:])[0]
+    found = eyes(crops[1:], wanted[1:], times[1:], whose[1:])[0]
     np.testing.assert_array_equal(crops[1], plain(200))  # the source's frames are not ours
     return tuple(found[round(POINTS[159, 1]), round(POINTS[159, 0])]), tuple(found[0, 0])
 
@@ -60,10 +60,10 @@ def test_shut_eyes_get_those_of_the_moment_before():
 
 
 def test_half_shut_eyes_are_no_open_ones():
-    eyes = OpenEyes(lambda crop: POINTS)
     codes = np.stack([code(lids) for lids in (0.8, 0.7, AJAR + 0.2, SHUT)])
     crops = np.stack([plain(shade) for shade in (50, 60, 70, 200)])
-    found = eyes(crops, codes, np.stack([code(0.8)] * 4), [0, 0.04, 0.08, 0.12], [0] * 4)
+    eyes = OpenEyes(lambda crops: codes, lambda crop: POINTS)
+    found = eyes(crops, np.stack([code(0.8)] * 4), [0, 0.04, 0.08, 0.12], [0] * 4)
     seen = [int(crop[round(POINTS[159, 1]), round(POINTS[159, 0]), 0]) for crop in found]
     assert seen == [50, 60, 60, 60]  # neither left as they are nor given to the shut ones
 

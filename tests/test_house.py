@@ -209,7 +209,7 @@ MAY_IMPORT = {
         "train_banks",
         "errors",
     },
-    "train_banks": {"landmarks", "regions", "speech", "train_speech"},
+    "train_banks": {"landmarks", "speech", "train_speech"},
     "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "motion_space", "errors"},
     "prepare": {
         "video",

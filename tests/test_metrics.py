@@ -6,6 +6,7 @@ from conftest import synthetic_face, turned
 
 from dpe_cli import metrics
 from dpe_cli.edit import psnr
+from dpe_cli.landmarks import rotation_between
 
 
 def picture(seed: int = 0) -> np.ndarray:
@@ -52,7 +53,7 @@ def test_nothing_correlates_with_what_stands_still():
 @pytest.mark.parametrize("angles", [(7, 0, 0), (0, -7, 0), (0, 0, 7)])
 def test_rotations_differ_by_the_turn_between_them(angles):
     start = np.stack([turned(20, 10, 5), np.full((3, 3), np.nan)])
-    degrees = metrics.rotation_between(start @ turned(*angles), start)
+    degrees = rotation_between(start @ turned(*angles), start)
     assert degrees[0] == pytest.approx(7)
     assert np.isnan(degrees[1])
 
