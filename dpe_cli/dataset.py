@@ -12,13 +12,14 @@ dense flows S <- T and T <- D (inverse warps) that teach the generators' flow fi
 import csv
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
 from scipy.spatial import Delaunay
+from scipy.spatial.transform import Rotation
 
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box, Detection, crop_box
@@ -28,6 +29,7 @@ from dpe_cli.landmarks import (
     LIPS_INNER,
     LIPS_OUTER,
     five_points,
+    head_angles,
     mouth_opening,
     rotation_between,
 )
@@ -47,8 +49,11 @@ HELD_OUT = 0.1  # share of the identities that training never sees
 LIDS_AND_GAZE = slice(COORDINATES["lids"].start - POSE_DIM, COORDINATES["gaze"].stop - POSE_DIM)
 CROP = 256  # side of the prepared crops, pixels
 INDEX = "index.csv"
+VIRTUAL = np.array([14.0, 8.0, 7.0])  # spread of virtual turns: yaw, pitch, roll in degrees
+VIRTUAL_LIMIT = np.array([40.0, 25.0, 30.0])  # of the angles that they lead to
 WIDE = 0.2  # opening of a mouth that counts as 1
 HIDDEN, SHOWN = 0.25, 0.7  # shares of an opening that the source has where its inside is unseen and where it is seen
+DARK, BRIGHT = 34.0, 171.0  # levels of the inside of a mouth and of teeth: see `initialise.INSIDE`, `TEETH`
 TURNED = 10.0  # degrees from which T shows the source's face, bent: the driving's would have to be turned too far
 # split: train or test; fps: frames kept a second; start, end: seconds in the source; side: of the crop there, pixels
 INDEX_COLUMNS = ["name", "identity", "split", "frames", "fps", "start", "end", "side", "sharpness", "source"]
@@ -79,6 +84,19 @@ def split_of(folder: Path, held_out: bool) -> list[tuple[Path, str]]:
     return clips
 
 
+@dataclass(frozen=True)
+class Head:
+    """How a head is posed in a picture."""
+
+    scale: float  # pixels
+    rotation: np.ndarray  # (3, 3)
+    translation: np.ndarray  # (3,)
+
+    def pose(self, shape: np.ndarray) -> np.ndarray:
+        """Points of a shape in the head's frame, in the picture. (478, 3) -> (478, 3)"""
+        return self.scale * shape @ self.rotation.T + self.translation
+
+
 @dataclass
 class Clip:
     """One prepared clip with everything that is computed once."""
@@ -96,6 +114,10 @@ class Clip:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    def head(self, index: int) -> Head:
+        """The head's pose in one frame."""
+        return Head(self.scale[index], self.rotation[index], self.translation[index])
 
     @cached_property
     def opening(self) -> np.ndarray:
@@ -188,6 +210,25 @@ class Mesh:
         weights = np.clip(np.stack([1 - v - w, v, w], 1), 0, 1)
         return triangles, weights / weights.sum(1, keepdims=True)
 
+    def facing(self, place: tuple[np.ndarray, np.ndarray], drawn: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """1 where another picture of a face shows what is drawn in this one, 0 where it is turned away or no face.
+
+        place: what `locate` says of this picture; drawn, other: (478, >=2) the points in both. -> (R, R) float32
+        """
+        triangles = place[0]
+        here, there = (_areas(points, triangles) for points in (drawn, other))
+        # Nearly edge on, a few pixels of the other picture would be drawn out to many.
+        seen = (triangles < len(drawn)).all(1) & (np.sign(here) * there > 0.3 * np.abs(here))
+        side = round(len(triangles) ** 0.5)
+        return seen.reshape(side, side).astype(np.float32)
+
+
+def _areas(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Twice the areas of triangles (N, 3) of points, negative for those that are seen from behind. (N,)"""
+    nodes = np.concatenate([points[:, :2], np.zeros((28, 2))])
+    one, two = (nodes[triangles[:, k]] - nodes[triangles[:, 0]] for k in (1, 2))
+    return one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]
+
 
 def dense_map(
     place: tuple[np.ndarray, np.ndarray],
@@ -250,22 +291,25 @@ class Sampler:
       source_code, driving_code: (20,) float32 motion coordinates of S and D;
       exp_flow, pose_flow: (2, F, F) float32 sampling positions in [-1, 1] (pixel centres): T from S, D from T;
       exp_valid, pose_valid: (F, F) float32, where the flows are known; weight: (R, R) of T; pose_weight: (R, R) of D;
-      seen: (F, F) float32 in [0, 1], 0 inside of a mouth of T that is shut in S: no flow finds it there.
+      seen: (F, F) float32 in [0, 1], 0 inside of a mouth of T that is shut in S: no flow finds it there;
+      bright: (F, F) float32 in [0, 1], T's light between that of an open mouth's dark and that of teeth.
 
     eye_share: of the pairs, those chosen by how far lids and gaze are apart. eye_weight: how much more the eyes' flow
     counts: lids move by a pixel or two of the flow where lips move by ten, and errors count by their square.
-    open_share: those in which a mouth opens; turn_share: those in which the head turns.
+    open_share: those in which a mouth opens; turn_share: those in which the head turns. virtual_share: of all pairs,
+    those whose D is T turned by its landmarks' depth: any head at any angle, but only what T shows of the face counts.
     """
 
     def __init__(
         self, clips: list[Clip], mesh: Mesh, seed: int, augment: bool = True, codes_only: bool = False,
         eye_share: float = 0.0, eye_weight: float = 1.0, open_share: float = 0.0, turn_share: float = 0.0,
+        virtual_share: float = 0.0,
     ):  # fmt: skip
         self.mesh = mesh
         self.random = np.random.default_rng(seed)
         self.augment, self.codes_only = augment, codes_only
         self.eye_share, self.eye_weight = eye_share, eye_weight
-        self.open_share, self.turn_share = open_share, turn_share
+        self.open_share, self.turn_share, self.virtual_share = open_share, turn_share, virtual_share
         self.mirror = mirror_permutation(mesh.template)
         people: dict[str, list[Clip]] = {}
         for clip in clips:
@@ -302,16 +346,21 @@ class Sampler:
     def sample(self) -> dict[str, np.ndarray]:
         """One sample, framed as the tool frames faces; mirror and colour are alike in all three pictures."""
         clip, s, d = self.pick()
+        virtual = self.random.random() < self.virtual_share
+        d = s if virtual else d
         size = float(CROP)
         source, driving = np.asarray(clip.frames[s]), np.asarray(clip.frames[d])
-        source_points, driving_points = clip.points[s], clip.points[d]
+        here, there = clip.head(s), clip.head(d)
+        if virtual:
+            there = replace(there, rotation=self._turned(there.rotation))
+        source_points, driving_points = clip.points[s], there.pose(clip.shapes[d]) if virtual else clip.points[d]
         # L_T: the driving expression's shape, posed as the source (reference: pseudo-pairs inside one clip).
-        target_points = clip.scale[s] * clip.shapes[d] @ clip.rotation[s].T + clip.translation[s]
+        target_points = here.pose(clip.shapes[d])
         flip = self.augment and self.random.random() < 0.5
         one, two = self._framing(source_points), self._framing(driving_points)
-        source, source_points, source_pose = self._move(source, source_points, clip, s, one, flip)
-        _, target_points, _ = self._move(None, target_points, clip, s, one, flip)
-        driving, driving_points, driving_pose = self._move(driving, driving_points, clip, d, two, flip)
+        source, source_points, source_pose = self._move(source, source_points, here, one, flip)
+        _, target_points, _ = self._move(None, target_points, here, one, flip)
+        driving, driving_points, driving_pose = self._move(driving, driving_points, there, two, flip)
         if self.codes_only:
             source, driving = self._spoil(*self._colour(source)), self._spoil(*self._colour(driving))
         else:
@@ -331,21 +380,39 @@ class Sampler:
         place = self.mesh.locate(target_points, size)
         from_source = dense_map(place, target_points, source_points, size)
         from_driving = dense_map(place, target_points, driving_points, size)
-        if turns(clip, s)[d] > TURNED:
+        if virtual or turns(clip, s)[d] > TURNED:
             target = warp(source, from_source, size)
         else:
             target = self._compose(source, driving, from_source, from_driving, target_points, size)
-        pose_flow = dense_map(self.mesh.locate(driving_points, size), driving_points, target_points, size)
+        place = self.mesh.locate(driving_points, size)
+        pose_flow = dense_map(place, driving_points, target_points, size)
         resolution = source.shape[0]
+        pose_valid = _valid(driving_points, size, 0.0)
+        pose_weight = region_weights(driving_points, size, resolution)
+        if virtual:
+            learnt["driving"] = _planes(warp(target, pose_flow, size))
+            shown = self.mesh.facing(place, driving_points, target_points)
+            pose_valid *= shown
+            pose_weight *= cv2.resize(shown, (resolution, resolution), interpolation=cv2.INTER_LINEAR)
         return learnt | {
             "target": _planes(target),
             "exp_flow": _positions(from_source, size), "pose_flow": _positions(pose_flow, size),
             "exp_valid": _valid(target_points, size, 0.3, self.eye_weight),
-            "pose_valid": _valid(driving_points, size, 0.0),
+            "pose_valid": pose_valid,
             "weight": region_weights(target_points, size, resolution),
-            "pose_weight": region_weights(driving_points, size, resolution),
+            "pose_weight": pose_weight,
             "seen": _seen(target_points, clip.opening[s], clip.opening[d], size),
+            "bright": _brightness(target),
         }  # fmt: skip
+
+    def _turned(self, rotation: np.ndarray) -> np.ndarray:
+        """A head turned further, by angles as heads have them in videos. (3, 3) -> (3, 3)"""
+        for _ in range(10):
+            angles = np.clip(self.random.normal(0, VIRTUAL), -2 * VIRTUAL, 2 * VIRTUAL)
+            other = Rotation.from_euler("yxz", angles, degrees=True).as_matrix() @ rotation
+            if (np.abs(head_angles(other)) < VIRTUAL_LIMIT).all():
+                return other
+        return rotation
 
     def _framing(self, points: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
         """The crop that the tool would cut around this face, a little off at random.
@@ -361,7 +428,7 @@ class Sampler:
         return angle, scale, np.clip(self.random.normal(0, 0.02, 2), -0.06, 0.06) * CROP, centre
 
     def _move(
-        self, image: np.ndarray | None, points: np.ndarray, clip: Clip, index: int, framing: tuple, flip: bool
+        self, image: np.ndarray | None, points: np.ndarray, head: Head, framing: tuple, flip: bool
     ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
         """Applies mirror and framing to a picture, its points and its pose coordinates."""
         angle, scale, shift, about = framing
@@ -372,9 +439,9 @@ class Sampler:
         linear = scale * turn @ mirror
         offset = middle + np.append(shift, 0) - linear @ np.append(about, 0)
         moved = points @ linear.T + offset
-        rotation = turn @ mirror @ clip.rotation[index] @ mirror
-        centre = (linear @ clip.translation[index] + offset)[:2]
-        pose = MotionSpace.pose(np.array([clip.scale[index] * scale]), rotation[None], centre[None], size)[0]
+        rotation = turn @ mirror @ head.rotation @ mirror
+        centre = (linear @ head.translation + offset)[:2]
+        pose = MotionSpace.pose(np.array([head.scale * scale]), rotation[None], centre[None], size)[0]
         if image is not None:
             ratio = image.shape[0] / size
             # A pixel's centre is at +0.5 in the points' coordinates, at +0 in OpenCV's.
@@ -460,6 +527,12 @@ def _seen(target: np.ndarray, before: float, after: float, size: float) -> np.nd
         share = np.clip((before / after - HIDDEN) / (SHOWN - HIDDEN), 0, 1)
         seen[_polygon(target, LIPS_INNER, size, FLOW_SIZE) > 0] = share
     return seen
+
+
+def _brightness(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (F, F): how far each pixel is from DARK to BRIGHT, in [0, 1]"""
+    small = cv2.resize(image, (FLOW_SIZE, FLOW_SIZE), interpolation=cv2.INTER_AREA).mean(-1, dtype=np.float32)
+    return np.clip((small - DARK) / (BRIGHT - DARK), 0, 1)
 
 
 def _valid(target: np.ndarray, size: float, outside: float, eye_weight: float = 1.0) -> np.ndarray:

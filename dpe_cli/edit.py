@@ -22,8 +22,8 @@ from dpe_cli.control import DRIVING, Control, Mixing, mixed
 from dpe_cli.crop import cut
 from dpe_cli.encoding import Wish
 from dpe_cli.errors import FaceError, InputError, OutputError, QualityError
-from dpe_cli.eyes import OpenEyes
 from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes
+from dpe_cli.lending import Lending
 from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
 from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, smoothed
 from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
@@ -681,7 +681,7 @@ def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report:
     Without a `paster` a frame is the crop alone. Networks round differently in batches of another size, so which frames
     share a batch follows from their numbers, wherever the jobs begin at a multiple of UNIT.
     """
-    jitter, eyes = Jitter(), open_eyes(engine)
+    jitter, lending = Jitter(), lending_of(engine)
     for batch in batched_in_units(jobs, engine.batch_size):
         if batch[0].frame.index % UNIT == 0:
             engine.forget()
@@ -690,7 +690,7 @@ def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report:
         faces: dict[int, np.ndarray] = {}
         if chosen:
             stack = np.stack([crops[number][0] for number in chosen])
-            edited = edit_crops([batch[number] for number in chosen], stack, engine, eyes, report)
+            edited = edit_crops([batch[number] for number in chosen], stack, engine, lending, report)
             faces = dict(zip(chosen, edited, strict=True))
         for number, job in enumerate(batch):
             rgb, seam = job.frame.rgb if job.onto is None else job.onto, None
@@ -720,13 +720,15 @@ def refuse_seams(edited: Iterator[T], limit: float | None, report: Report) -> It
         )
 
 
-def open_eyes(engine: Engine) -> OpenEyes | None:
-    """What opens a source's eyes, None for an engine that measures no landmarks."""
+def lending_of(engine: Engine) -> Lending | None:
+    """What opens a source's eyes and mouth, None for an engine that measures no landmarks."""
     measured = getattr(engine, "measured", None)
-    return OpenEyes(engine.motion_codes, measured.points) if measured else None
+    return Lending(engine.motion_codes, measured.points) if measured else None
 
 
-def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, eyes: OpenEyes | None, report: Report) -> np.ndarray:
+def edit_crops(
+    jobs: list[Job], crops: np.ndarray, engine: Engine, lending: Lending | None, report: Report
+) -> np.ndarray:
     """(N, S, S, 3) uint8 source crops to edited ones of the same shape; measures the sampled ones on the way."""
     expression = None if jobs[0].expression is None else np.stack([job.expression for job in jobs])
     pose = None if jobs[0].pose is None else np.stack([job.pose for job in jobs])
@@ -744,9 +746,9 @@ def edit_crops(jobs: list[Job], crops: np.ndarray, engine: Engine, eyes: OpenEye
     pairs = zip((expression, pose), neutral, strict=True)
     expression, pose = (towards(own, codes, strength, base) for codes, base in pairs)
     expression = mixed(own, mixings) if mixings else expression
-    if eyes and expression is not None:
+    if lending and expression is not None:
         times, whose = [float(job.frame.time) for job in jobs], [(job.track, job.shot) for job in jobs]
-        crops = eyes(crops, expression, times, whose)
+        crops = lending(crops, expression, times, whose)
     return engine.edit(crops, expression, pose)
 
 

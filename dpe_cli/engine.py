@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from dpe_cli.errors import DeviceError, WeightsError
-from dpe_cli.eyes import drawable
 from dpe_cli.factors import follows_space
+from dpe_cli.lending import drawable
 from dpe_cli.measured import MeasuredCodes
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept

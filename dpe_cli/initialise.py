@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpe_cli.models import DPE, DPEConfig
+from dpe_cli.models.layers import GAIN
 from dpe_cli.motion_space import POSE_DIM
 
 INSIDE = (-0.6, -0.8, -0.8)  # of an open mouth; darker than the median of prepared clips, which is too red in dim light
+TEETH = (0.57, 0.25, 0.2)  # the brightest fifth of open mouths of prepared clips
 SHOWN = 3.0  # logit of a finest mask: show the warped source
 
 
@@ -95,6 +97,27 @@ def show_inside(model: DPE) -> None:
         colour = torch.tensor(INSIDE)
         top.weight[:, channel, 0, 0] = -colour / (top.scale * mask * constant)
         top.bias += colour
+
+
+def show_teeth(model: DPE, pictures: Tensor) -> None:
+    """Gives open mouths a second colour: where the mask of the second finest level is shut too, teeth and not the dark.
+
+    As with `show_inside` a channel becomes a constant: the one that varies least over some pictures (B, 3, S, S) in
+    [-1, 1]. Without `show_inside`, the teeth would be a change of grey.
+    """
+    first, block = model.encoder.convs[:2]
+    layer = model.expression_generator.to_rgbs[-2]
+    usual = 0.94  # what that mask is elsewhere: nothing is added there
+    with torch.no_grad():
+        maps = block(first(pictures)).float()
+        channel = int(maps.std((0, 2, 3)).argmin())
+        constant = max(float(maps[:, channel].mean()), 0.02)  # above 0 the leaky relu and its gain leave it as it is
+        block.conv2.weight[channel] = 0
+        block.skip.weight[channel] = 0
+        block.conv2.bias[channel] = constant
+        lighter = torch.tensor(TEETH) - torch.tensor(INSIDE)
+        layer.weight[:, channel, 0, 0] = -lighter / (layer.scale * constant)
+        layer.activation_bias += usual * lighter / GAIN
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ import numpy as np
 
 from dpe_cli.crop import cut, gaussian_mask, paste_back
 from dpe_cli.dataset import CROP, Clip, face_at
-from dpe_cli.edit import Engine, open_eyes
+from dpe_cli.edit import Engine, lending_of
 from dpe_cli.errors import InputError
 from dpe_cli.face import SMOOTH_SECONDS, Box, crop_box, smooth_boxes
 from dpe_cli.video import Frame
@@ -101,9 +101,9 @@ class Networks:
 
     def edit(self, source: np.ndarray, driving: np.ndarray, mode: str, times: np.ndarray) -> np.ndarray:
         """The source with the driving's motion, at full strength, as in a video."""
-        codes, eyes = self.engine.motion_codes(driving), open_eyes(self.engine)
-        if eyes and mode != "pose":
-            source = eyes(source, codes, times, [0] * len(source))
+        codes, lending = self.engine.motion_codes(driving), lending_of(self.engine)
+        if lending and mode != "pose":
+            source = lending(source, codes, times, [0] * len(source))
         return self.engine.edit(source, None if mode == "pose" else codes, None if mode == "exp" else codes)
 
 

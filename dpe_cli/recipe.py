@@ -70,7 +70,11 @@ class Phase:
     eye_share: float = 0.0  # share of the pairs that are chosen for different lids and gaze
     open_share: float = 0.0  # share of the pairs in which a mouth opens that is shut in the source
     turn_share: float = 0.0  # share of the pairs in which the head turns far
+    virtual_share: float = 0.0  # share of the pairs in which the driving is the source, turned by its landmarks' depth
+    inside_weight: float = 0.0  # of pose flows that leave the source's crop, where there is nothing to show
     unseen_weight: float = 0.0  # of the expression masks, and of pixels, inside of a mouth that was shut
+    unseen_gain: float = 20.0  # how much more the few pixels there count: from about 5 on masks shut beyond the lips
+    teeth_weight: float = 0.0  # of the second finest expression masks, which show teeth: see initialise.show_teeth
     eye_weight: float = 1.0  # of the eyes within the flow loss: they move little, and errors count by their square
     code_weight: float = 15.0  # less, and the pictures' gradients drown it in the shared encoder
     motion_weight: float = 1.0  # of the codes' difference between the two frames of a clip, relative to the codes
@@ -89,6 +93,7 @@ class Phase:
     subtract_own: bool = False  # of the expression: see initialise.subtract_own
     subtract_own_pose: bool = False  # the same of the pose
     show_inside: bool = False  # of opening mouths: see initialise.show_inside
+    show_teeth: bool = False  # of opening mouths, after show_inside: see initialise.show_teeth
     gains: str = ""  # mouth=1.4,lids=2: edits go further in these coordinates, see initialise.amplify
     warm_up: int = 130  # steps for the new bottom of a grown encoder
     # how it runs

@@ -74,7 +74,7 @@ from dpe_cli.edit import (
     find_faces,
     follow_source,
     is_still,
-    open_eyes,
+    lending_of,
     paster_for,
     plan_jobs,
     plan_target,
@@ -90,8 +90,8 @@ from dpe_cli.edit import (
     without_span,
 )
 from dpe_cli.errors import InputError, OutputError, WeightsError
-from dpe_cli.eyes import BACK
 from dpe_cli.face import Box, FaceDetector
+from dpe_cli.lending import BACK
 from dpe_cli.limits import TEXT_BYTES, check_file
 from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
@@ -685,7 +685,8 @@ def edited_span(
     """The edited frames from number `begin` to `end`, that one not included, as the whole edit makes them."""
     pasters = [plan.paster(engine, detector) for _ in plan.edits.each]
     memory = max(0.0 if paster is None else paster.memory for paster in pasters)
-    memory = max(memory, BACK if open_eyes(engine) else 0.0)
+    lending = lending_of(engine) and (plan.dub or plan.edits.mode != "pose")
+    memory = max(memory, BACK if lending else 0.0)
     start, stop = first_needed(plan.times, begin, memory), min(-(-end // UNIT) * UNIT, plan.frames)
     pictures = ahead(planned_frames(plan, target, start, stop))
     edited: Iterator[tuple[Job, Frame]] | None = None
@@ -705,7 +706,7 @@ def edited_span(
 def first_needed(times: Sequence[Fraction], begin: int, memory: float) -> int:
     """Where work begins for what is to be right from frame `begin` on.
 
-    Jitter looks at one frame before that, pasting and open eyes at `memory` seconds before each, and batches begin at
+    Jitter looks at one frame before that, pasting and lending at `memory` seconds before each, and batches begin at
     multiples of UNIT.
     """
     if begin == 0:

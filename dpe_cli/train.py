@@ -36,6 +36,7 @@ from dpe_cli.initialise import (
     initialise,
     see_through,
     show_inside,
+    show_teeth,
     subtract_own,
     to_image,
     warm_up,
@@ -75,7 +76,8 @@ class _Samples(Dataset):
     """Samples by number."""
 
     def __init__(self, clips: list[Clip], mesh: Mesh, phase: Phase, codes_only: bool):
-        choice = {name: getattr(phase, name) for name in ("eye_share", "eye_weight", "open_share", "turn_share")}
+        names = ("eye_share", "eye_weight", "open_share", "turn_share", "virtual_share")
+        choice = {name: getattr(phase, name) for name in names}
         self.sampler, self.seed = Sampler(clips, mesh, phase.seed, codes_only=codes_only, **choice), phase.seed
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
@@ -309,6 +311,8 @@ def begin_phase(model: DPE | None, phase: Phase, init: Path | None, clips: Clips
             see_through(model)
         if phase.show_inside:
             show_inside(model)
+        if phase.show_teeth:
+            show_teeth(model, to_image(next(batches(clips.training, clips.mesh, phase, codes_only=True))["source"]))
         if phase.subtract_own:
             subtract_own(model)
         if phase.subtract_own_pose:

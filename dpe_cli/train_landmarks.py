@@ -79,6 +79,7 @@ class LandmarkTraining:
     shape_weight: float = 2.0
     blendshape_weight: float = 0.5
     code_weight: float = 0.5  # of the motion coordinates that follow from all this, where a motion space is given
+    turn_weight: float = 1.0  # of the head's rotation by itself; points tell it too, with every other error
     wild: float = 0.35  # share of the faces that are turned, scaled and shifted far
     visibility_weight: float = 0.03
     confidence_weight: float = 0.05
@@ -144,8 +145,9 @@ class CropSampler:
     """Endless spoilt crops with their labels.
 
     A sample: image (S, S, 3) uint8; points (478, 3) with -1 and 1 at the crop's edges; shape (478, 3) in the head's
-    frame; scale () of the face, in the unit of the points; blendshapes (52,); visible (478,) and face (), 0 or 1; known
-    (): whether `face` counts (a half-hidden face is neither). Samples that are no face have zeros in place of labels.
+    frame; scale () of the face, in the unit of the points; rotation (3, 3) of the head; blendshapes (52,); visible
+    (478,) and face (), 0 or 1; known (): whether `face` counts (a half-hidden face is neither). Samples that are no
+    face have zeros in place of labels.
     """
 
     def __init__(self, clips: list[LabelledClip], template: np.ndarray, size: int, config: LandmarkTraining):
@@ -155,15 +157,15 @@ class CropSampler:
         self.noise = self.random.normal(0, 1, (2 * size, 2 * size, 3)).astype(np.float32)
         people: dict[str, list] = {}
         for clip in clips:
-            shapes, scales = normalise(clip.points, template)[:2]
-            people.setdefault(clip.identity, []).append((clip, shapes.astype(np.float32), scales))
+            shapes, scales, rotations, _ = normalise(clip.points, template)
+            people.setdefault(clip.identity, []).append((clip, shapes.astype(np.float32), scales, rotations))
         self.people = list(people.values())
 
-    def pick(self) -> tuple[LabelledClip, np.ndarray, np.ndarray, int]:
+    def pick(self) -> tuple[LabelledClip, np.ndarray, np.ndarray, np.ndarray, int]:
         """A frame: people are equally likely, however many clips they have."""
         person = self.people[self.random.integers(len(self.people))]
-        clip, shapes, scales = person[self.random.integers(len(person))]
-        return clip, shapes, scales, int(self.random.integers(len(clip.points)))
+        clip, *measured = person[self.random.integers(len(person))]
+        return clip, *measured, int(self.random.integers(len(clip.points)))
 
     def batch(self, count: int) -> dict[str, Tensor]:
         """`count` samples; the pictures as (count, 3, S, S) uint8, channels last."""
@@ -175,10 +177,13 @@ class CropSampler:
     def sample(self) -> dict[str, np.ndarray]:
         if self.random.random() < self.negatives:
             return self.no_face()
-        clip, shapes, scales, index = self.pick()
+        clip, shapes, scales, rotations, index = self.pick()
         points, shape, scores = clip.points[index], shapes[index], clip.blendshapes[index]
         matrix = self.placement(framing(points), flip := self.random.random() < 0.5)
         linear = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+        turn = np.eye(3)
+        turn[:2, :2] = matrix[:, :2] / linear  # the mirror included
+        rotation = turn @ rotations[index] @ np.diag([-1.0 if flip else 1.0, 1, 1])
         moved = np.concatenate([points[:, :2] @ matrix[:, :2].T + matrix[:, 2], points[:, 2:] * linear], 1)
         if flip:
             moved, shape = moved[self.mirror], shape[self.mirror] * np.float32([-1, 1, 1])
@@ -195,6 +200,7 @@ class CropSampler:
             "points": ((moved - [half, half, 0]) / half).astype(np.float32),
             "shape": shape,
             "scale": np.float32(scales[index] * linear / half),
+            "rotation": rotation.astype(np.float32),
             "blendshapes": scores.astype(np.float32),
             "visible": visible.astype(np.float32),
             "face": np.float32(share > 0.5),
@@ -242,7 +248,7 @@ class CropSampler:
         if random.random() < 0.4:
             over = np.broadcast_to(random.integers(0, 256, 3).astype(np.uint8), image.shape)
         else:
-            clip, _, _, index = self.pick()
+            clip, *_, index = self.pick()
             side = int(clip.frames.shape[1] * random.uniform(0.2, 0.5))
             limit = clip.frames.shape[1] - side
             top, left = random.integers(0, limit, 2)
@@ -253,7 +259,7 @@ class CropSampler:
     def no_face(self) -> dict[str, np.ndarray]:
         """A crop that shows no usable face: a patch beside the face or a part of it, a shuffled one, nothing."""
         random, size = self.random, self.size
-        clip, _, _, index = self.pick()
+        clip, *_, index = self.pick()
         frame = clip.frames[index]
         kind = random.random()
         if kind < 0.65:
@@ -271,6 +277,7 @@ class CropSampler:
             "points": (478, 3),
             "shape": (478, 3),
             "scale": (),
+            "rotation": (3, 3),
             "blendshapes": (52,),
             "visible": (478,),
             "face": (),
@@ -400,7 +407,9 @@ def landmark_loss(
     if space is not None and config.code_weight:
         seen, wanted = (expression_codes(one["shape"], one["blendshapes"], space) for one in (found._asdict(), batch))
         codes["codes"] = over_faces(F.smooth_l1_loss(seen, wanted, reduction="none")) * config.code_weight
+    turned = F.smooth_l1_loss(found.rotation, batch["rotation"], reduction="none", beta=0.05)
     return codes | {
+        "turn": over_faces(turned) * 9 * config.turn_weight,
         "points": over_faces(posed),
         "shape": over_faces(shape) * config.shape_weight,
         "gaps": over_faces((gaps(found.shape) - gaps(batch["shape"])).abs()) * config.gap_weight,

@@ -29,7 +29,6 @@ from dpe_cli.recipe import Phase
 COARSE = 64  # side of the finest flow that stage `flows` learns
 LANDMARKS = 2 * 478  # x and y of MediaPipe's face mesh
 SHOWING = 0.95  # of a finest mask where the source shows what is wanted: `see_through` begins there
-UNSEEN = 20.0  # how much more the few pixels count that must be painted
 PATIENCE = 30  # steps without a finite gradient before the run gives up
 
 
@@ -82,6 +81,19 @@ def flow_loss(flows: list[Tensor], where: Tensor, valid: Tensor, beta: float = 0
         total = total + (error * mask).sum() / (mask.sum() * 2 + 1) * 10
         count += 1
     return total / count
+
+
+def beyond(flows: list[Tensor]) -> Tensor:
+    """By how much flows leave the picture that they sample, mean over levels and pixels, in half pictures.
+
+    flows: raw (B, 3, r, r), as in `flow_loss`. Outside there is nothing, and a grey patch is seen.
+    """
+    total = 0.0
+    for raw in flows:
+        line = torch.linspace(-1, 1, raw.shape[-1], device=raw.device)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"))
+        total = total + ((grid + torch.tanh(raw[:, :2].float())).abs() - 1).clamp_min(0).mean()
+    return total / len(flows)
 
 
 class Trainer:
@@ -287,8 +299,14 @@ class Trainer:
             seen = F.interpolate(batch["seen"][:, None], size=weight.shape[-1], mode="bilinear", align_corners=False)
             mask, unseen = result.flows[-1][:, 2:].float(), 1 - seen
             error = F.binary_cross_entropy_with_logits(mask, SHOWING * seen, reduction="none")
-            losses.add("mask", (error * (1 + UNSEEN * unseen)).mean(), phase.unseen_weight)
-            weight = weight + phase.unseen_weight * UNSEEN * unseen[:, 0]
+            losses.add("mask", (error * (1 + phase.unseen_gain * unseen)).mean(), phase.unseen_weight)
+            if phase.teeth_weight:
+                teeth, hidden = result.flows[-2][:, 2:].float(), 1 - batch["seen"][:, None]
+                wanted = (SHOWING - hidden * batch["bright"][:, None]).clamp_min(0)
+                wanted, hidden = (F.interpolate(x, size=teeth.shape[-1], mode="area") for x in (wanted, hidden))
+                error = F.binary_cross_entropy_with_logits(teeth, wanted, reduction="none")
+                losses.add("teeth", (error * (1 + phase.unseen_gain * hidden)).mean(), phase.teeth_weight)
+            weight = weight + phase.unseen_weight * phase.unseen_gain * unseen[:, 0]
         losses.add("exp", weighted_l1(result.image, target, weight), phase.image_weight)
         losses.add("exp_flow", self.flow_error("exp", result.flows, batch), phase.flow_weight)
         self.add_perceptual(losses, result.image, target, batch["weight"])
@@ -299,6 +317,8 @@ class Trainer:
         posed, driving = self.turn_to_driving(target, batch), to_image(batch["driving"][:count])
         losses.add("pose", weighted_l1(posed.image, driving, batch["pose_weight"][:count]), share)
         losses.add("pose_flow", self.flow_error("pose", posed.flows, batch), self.phase.flow_weight * share)
+        if self.phase.inside_weight:
+            losses.add("inside", beyond(posed.flows), self.phase.inside_weight * share)
         if self.phase.stage == "posing":
             self.add_perceptual(losses, posed.image, driving, batch["pose_weight"])
 

@@ -36,8 +36,8 @@ MAY_IMPORT = {
     "weights": {"models", "errors"},
     "runtimes": {"models", "weights", "errors"},
     "measured": {"factors", "landmark_net", "landmarks", "motion_space", "weights", "errors"},
-    "eyes": {"landmarks", "motion_space", "regions"},
-    "engine": {"eyes", "factors", "measured", "models", "runtimes", "weights", "errors"},
+    "lending": {"landmarks", "motion_space", "regions"},
+    "engine": {"lending", "factors", "measured", "models", "runtimes", "weights", "errors"},
     "speech": {"tracks"},
     "speech_motion": {"models", "motion_space", "speech", "tracks", "weights", "errors"},
     "dub": {
@@ -96,7 +96,7 @@ MAY_IMPORT = {
     "edit": {
         "container",
         "encoding",
-        "eyes",
+        "lending",
         "video",
         "face",
         "people",
@@ -122,7 +122,7 @@ MAY_IMPORT = {
         "container",
         "dub",
         "edit",
-        "eyes",
+        "lending",
         "face",
         "limits",
         "motion",

@@ -235,6 +235,7 @@ def test_a_mirrored_sample_is_a_face_with_left_and_right_exchanged(clip: Labelle
         assert np.abs(shapes[0][RIGID] - shape[RIGID]).max() < 0.03
         assert abs(scale[0] / sample["scale"] - 1) < 0.02 and np.linalg.det(rotation[0]) > 0.99
         assert abs(head_angles(rotation[0])[2]) < 75
+        np.testing.assert_allclose(rotation[0], sample["rotation"], atol=0.03)
 
 
 def test_samples_without_a_face_say_so(clip: LabelledClip):

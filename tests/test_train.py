@@ -14,13 +14,24 @@ from click.testing import CliRunner
 
 from dpe_cli.dataset import is_held_out
 from dpe_cli.errors import DPEError, InputError, OutputError
-from dpe_cli.initialise import INSIDE, amplify, grow, initialise, separate, show_inside, subtract_own, to_image
+from dpe_cli.initialise import (
+    INSIDE,
+    TEETH,
+    amplify,
+    grow,
+    initialise,
+    separate,
+    show_inside,
+    show_teeth,
+    subtract_own,
+    to_image,
+)
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.recipe import Phase, read_recipe
 from dpe_cli.train import Inputs, train
-from dpe_cli.trainer import LANDMARKS, Trainer, flow_loss, weighted_l1
+from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1
 from dpe_cli.weights import load
 
 TINY = {4: 8, 8: 8, 16: 8, 32: 8, 64: 8}
@@ -162,6 +173,48 @@ def test_a_mouth_has_a_colour_inside_and_the_rest_stays(model):
         inside = rendered()
     wanted = torch.tensor(INSIDE).view(3, 1, 1).expand_as(inside)
     torch.testing.assert_close(inside, wanted, atol=0.02, rtol=0)
+
+
+def test_teeth_show_where_both_masks_are_shut_and_the_rest_stays(model):
+    picture, generator = torch.rand(2, 3, 32, 32) * 2 - 1, model.expression_generator
+
+    def rendered():
+        encoded = model.encode(picture)
+        return model.render_expression(encoded.latent, encoded.features).image[..., 4:-4, 4:-4]
+
+    with torch.no_grad():
+        model.encoder.convs[1].conv2.weight[5] *= 1e-3  # hardly varies: is chosen
+        model.encoder.convs[1].skip.weight[5] *= 1e-3
+        generator.to_flows[-2].bias[2] = 2.75  # nearly open, as in trained networks
+        generator.to_flows[-1].bias[2] = 0.25
+        show_inside(model)
+        before = rendered()
+        show_teeth(model, picture)
+        torch.testing.assert_close(rendered(), before, atol=0.03, rtol=0)
+        generator.to_flows[-2].bias[2] = -50
+        teeth = rendered()
+    torch.testing.assert_close(teeth, torch.tensor(TEETH).view(3, 1, 1).expand_as(teeth), atol=0.15, rtol=0)
+
+
+def test_the_second_mask_learns_where_teeth_are(model, batch):
+    seen, bright = torch.ones(4, 64, 64), torch.zeros(4, 64, 64)
+    seen[:, 24:40, 24:40], bright[:, 24:32, 24:40] = 0, 0.9
+    batch = batch | {"seen": seen, "bright": bright}
+    trainer = Trainer(model, Phase(stage="expression", unseen_weight=0.1, teeth_weight=2.0, lr=1e-2, flow_weight=0))
+    for _ in range(60):
+        trainer.step(batch, 0)
+    with torch.no_grad():
+        encoded = model.encode(to_image(batch["source"]))
+        mask = trainer.express(encoded, batch["driving_code"]).flows[-2][:, 2].sigmoid()
+    assert mask[:, 6:8, 6:10].mean() < mask[:, 0].mean() - 0.1
+
+
+def test_flows_that_leave_the_picture_are_told():
+    right = torch.zeros(1, 3, 8, 8)
+    assert beyond([right]) == 0
+    right[:, 0] = 0.3
+    last, before = np.tanh(0.3), np.tanh(0.3) - 2 / 7  # the last two columns of eight look outside, by so much
+    assert float(beyond([right])) == pytest.approx((last + before) / 8 / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("part", ["expression", "pose"])

@@ -152,12 +152,41 @@ def test_pairs_are_chosen_for_what_opens_or_turns(prepared):
     assert turned(picked(turn_share=1.0)) > turned(picked()) + 3
 
 
+def test_a_virtual_pair_turns_the_head_and_nothing_else(prepared):
+    clips, space = load_clips(prepared, None, held_out=False, size=256)
+    sampler, turned_by = Sampler(clips, Mesh(space.template), 0, augment=False, virtual_share=1.0), []
+    for _ in range(6):
+        sample = sampler.sample()
+        code, other = sample["source_code"], sample["driving_code"]
+        np.testing.assert_array_equal(code[POSE_DIM:], other[POSE_DIM:])
+        turned_by.append(np.abs(code - other)[:3].max())
+        # The driving picture is the target, bent by the flow that is to be learnt; no flow is asked for off the face.
+        target, driving = (sample[name].transpose(1, 2, 0) for name in ("target", "driving"))
+        where = (sample["pose_flow"].transpose(1, 2, 0) + 1) * 128
+        np.testing.assert_array_equal(driving, warp(target, where, 256))
+        assert sample["pose_weight"][0, 0] == sample["pose_valid"][0, 0] == 0
+        assert sample["pose_weight"].max() > 1
+    assert max(turned_by) > 0.5
+
+
+def test_what_is_turned_away_in_the_other_picture_does_not_face_it():
+    space = MotionSpace.load(folder() / "motion-space.json")
+    mesh, size = Mesh(space.template), 256.0
+    front, aside = (85 * space.template @ turned(yaw).T + [128, 128, 0] for yaw in (0, 50))
+    place = mesh.locate(front, size)
+    assert mesh.facing(place, front, front).mean() == mesh.facing(place, front, front * [2, 2, 1]).mean() > 0.1
+    hidden = (mesh.facing(place, front, front) - mesh.facing(place, front, aside)) > 0
+    assert 0.005 < hidden.mean() < 0.15
+    sides = hidden[:, : FLOW_SIZE // 2].sum(), hidden[:, FLOW_SIZE // 2 :].sum()
+    assert min(sides) < 0.1 * max(sides)  # one cheek
+
+
 def test_a_mirrored_face_has_mirrored_pose_coordinates(prepared):
     clips, space = load_clips(prepared, None, held_out=False, size=64)
     sampler, clip = Sampler(clips, Mesh(space.template), 0), clips[0]
     still = (0.0, 1.0, np.zeros(2), np.array([128.0, 128.0]))
-    _, points, plain = sampler._move(None, clip.points[0], clip, 0, still, flip=False)
-    _, mirrored_points, mirrored = sampler._move(None, clip.points[0], clip, 0, still, flip=True)
+    _, points, plain = sampler._move(None, clip.points[0], clip.head(0), still, flip=False)
+    _, mirrored_points, mirrored = sampler._move(None, clip.points[0], clip.head(0), still, flip=True)
     np.testing.assert_allclose(mirrored[:POSE_DIM] * [-1, 1, -1, 1, -1, 1], plain[:POSE_DIM], atol=1e-5)
     np.testing.assert_allclose(mirrored_points[:, 0], 256 - points[:, 0], atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Shut eyes of a source: opened with what the same eyes showed a moment before, else left shut."""
+"""Shut eyes and mouths of a source: opened with what these showed a moment before; else eyes are left shut."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -8,8 +8,19 @@ import pytest
 
 from dpe_cli import weights
 from dpe_cli.edit import Job, run_jobs
-from dpe_cli.eyes import AJAR, BACK, LIDS, SHUT, TURN, TURNED, OpenEyes, drawable
 from dpe_cli.face import Box
+from dpe_cli.lending import (
+    AJAR,
+    BACK,
+    LIDS,
+    MOUTH,
+    SHUT,
+    TURN,
+    TURNED,
+    Lending,
+    drawable,
+    mouth_of,
+)
 from dpe_cli.motion_space import MOTION_DIM, MotionSpace
 from dpe_cli.regions import region_mask, transplant
 from dpe_cli.report import Report
@@ -45,7 +56,7 @@ def plain(shade: int) -> np.ndarray:
 def opened(lids: list[float], asked: list[float], times: list[float], turns=(0, 0), whose=(0, 0), look=POINTS):
     """The shade of the second picture's eyes, 200, after a first one of 50; and what its corner has."""
     codes = dict(zip((50, 200), (code(*each) for each in zip(lids, turns, strict=True)), strict=True))
-    eyes = OpenEyes(lambda crops: np.stack([codes[crop[0, 0, 0]] for crop in crops]), lambda crop: look)
+    eyes = Lending(lambda crops: np.stack([codes[crop[0, 0, 0]] for crop in crops]), lambda crop: look)
     wanted = np.stack([code(each) for each in asked])
     crops = np.stack([plain(50), plain(200)])
     found = eyes(crops[:1], wanted[:1], times[:1], whose[:1])
@@ -62,7 +73,7 @@ def test_shut_eyes_get_those_of_the_moment_before():
 def test_half_shut_eyes_are_no_open_ones():
     codes = np.stack([code(lids) for lids in (0.8, 0.7, AJAR + 0.2, SHUT)])
     crops = np.stack([plain(shade) for shade in (50, 60, 70, 200)])
-    eyes = OpenEyes(lambda crops: codes, lambda crop: POINTS)
+    eyes = Lending(lambda crops: codes, lambda crop: POINTS)
     found = eyes(crops, np.stack([code(0.8)] * 4), [0, 0.04, 0.08, 0.12], [0] * 4)
     seen = [int(crop[round(POINTS[159, 1]), round(POINTS[159, 0]), 0]) for crop in found]
     assert seen == [50, 60, 60, 60]  # neither left as they are nor given to the shut ones
@@ -84,6 +95,36 @@ def test_half_shut_eyes_are_no_open_ones():
 def test_eyes_are_left_where_none_fit_or_none_are_asked_for(other):
     asked = {"lids": [0, SHUT], "asked": [0, 0], "times": [0, 0.2]} | other
     assert opened(**asked) == ((200, 200, 200), (200, 200, 200))
+
+
+def speaking(opening: float) -> np.ndarray:
+    """(20,) with open eyes and a mouth as open as that."""
+    result = code(0.0)
+    result[MOUTH.start] = (0.104 - opening) / 0.0734
+    assert mouth_of(result) == pytest.approx(opening)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("mouths", "asked", "lent"),
+    [
+        ([0.3, 0.2, 0.0], 0.22, 60),  # the one that is most nearly so open
+        ([0.3, 0.2, 0.0], 0.4, 50),
+        ([0.3, 0.2, 0.15], 0.22, 200),  # shows its own inside
+        ([0.3, 0.2, 0.0], 0.03, 200),  # is to be shut, nearly
+        ([0.02, 0.03, 0.0], 0.3, 200),  # never open
+    ],
+)
+def test_a_shut_mouth_gets_the_one_of_a_moment_before(mouths, asked, lent):
+    codes = np.stack([speaking(opening) for opening in mouths])
+    crops = np.stack([plain(shade) for shade in (50, 60, 200)])
+    lending = Lending(lambda crops: codes, lambda crop: POINTS)
+    wanted = np.stack([*codes[:2], speaking(asked)])
+    found = lending(crops, wanted, [0, 0.04, 0.08], [0] * 3)
+    np.testing.assert_array_equal(found[:2], crops[:2])
+    lips, eye = np.round(POINTS[13]).astype(int), np.round(POINTS[159]).astype(int)
+    assert found[2, lips[1], lips[0], 0] == lent
+    assert found[2, eye[1], eye[0], 0] == 200
 
 
 def test_what_is_transplanted_moves_with_the_face():
