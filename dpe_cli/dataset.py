@@ -50,6 +50,7 @@ LIDS_AND_GAZE = slice(COORDINATES["lids"].start - POSE_DIM, COORDINATES["gaze"].
 CROP = 256  # side of the prepared crops, pixels
 INDEX = "index.csv"
 VIRTUAL = np.array([14.0, 8.0, 7.0])  # spread of virtual turns: yaw, pitch, roll in degrees
+AWAY = 0.25  # weight of what the other picture does not show: with none, faces tear there
 VIRTUAL_LIMIT = np.array([40.0, 25.0, 30.0])  # of the angles that they lead to
 WIDE = 0.2  # opening of a mouth that counts as 1
 HIDDEN, SHOWN = 0.25, 0.7  # shares of an opening that the source has where its inside is unseen and where it is seen
@@ -211,14 +212,14 @@ class Mesh:
         return triangles, weights / weights.sum(1, keepdims=True)
 
     def facing(self, place: tuple[np.ndarray, np.ndarray], drawn: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """1 where another picture of a face shows what is drawn in this one, 0 where it is turned away or no face.
+        """1 where another picture of a face shows what is drawn in this one, AWAY where it is turned away, 0 off it.
 
         place: what `locate` says of this picture; drawn, other: (478, >=2) the points in both. -> (R, R) float32
         """
         triangles = place[0]
         here, there = (_areas(points, triangles) for points in (drawn, other))
         # Nearly edge on, a few pixels of the other picture would be drawn out to many.
-        seen = (triangles < len(drawn)).all(1) & (np.sign(here) * there > 0.3 * np.abs(here))
+        seen = np.where(np.sign(here) * there > 0.3 * np.abs(here), 1, AWAY) * (triangles < len(drawn)).all(1)
         side = round(len(triangles) ** 0.5)
         return seen.reshape(side, side).astype(np.float32)
 

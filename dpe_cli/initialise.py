@@ -13,6 +13,7 @@ from dpe_cli.motion_space import POSE_DIM
 
 INSIDE = (-0.6, -0.8, -0.8)  # of an open mouth; darker than the median of prepared clips, which is too red in dim light
 TEETH = (0.57, 0.25, 0.2)  # the brightest fifth of open mouths of prepared clips
+USUAL = 0.94  # of the second finest mask where nothing opens: no teeth there
 SHOWN = 3.0  # logit of a finest mask: show the warped source
 
 
@@ -107,7 +108,6 @@ def show_teeth(model: DPE, pictures: Tensor) -> None:
     """
     first, block = model.encoder.convs[:2]
     layer = model.expression_generator.to_rgbs[-2]
-    usual = 0.94  # what that mask is elsewhere: nothing is added there
     with torch.no_grad():
         maps = block(first(pictures)).float()
         channel = int(maps.std((0, 2, 3)).argmin())
@@ -117,7 +117,24 @@ def show_teeth(model: DPE, pictures: Tensor) -> None:
         block.conv2.bias[channel] = constant
         lighter = torch.tensor(TEETH) - torch.tensor(INSIDE)
         layer.weight[:, channel, 0, 0] = -lighter / (layer.scale * constant)
-        layer.activation_bias += usual * lighter / GAIN
+        layer.activation_bias += USUAL * lighter / GAIN
+
+
+def dim_teeth(model: DPE, shares: Tensor) -> None:
+    """Takes the colour of `show_teeth` down to these shares of it (3,), R, G, B.
+
+    Learnt masks hold a mean over many mouths, without a row of teeth in it: as bright as the mean it looks like grey
+    skin. Raises ValueError where `show_teeth` was not done.
+    """
+    block, layer = model.encoder.convs[1], model.expression_generator.to_rgbs[-2]
+    with torch.no_grad():
+        constants = (block.conv2.weight.flatten(1).abs().sum(1) + block.skip.weight.flatten(1).abs().sum(1)) == 0
+        if constants.sum() != 1:
+            raise ValueError("there are no teeth to dim")
+        channel = int(constants.int().argmax())
+        taken = layer.weight[:, channel, 0, 0] * (1 - shares)
+        layer.weight[:, channel, 0, 0] -= taken
+        layer.activation_bias += taken * layer.scale * block.conv2.bias[channel] * USUAL / GAIN
 
 
 @contextlib.contextmanager

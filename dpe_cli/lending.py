@@ -115,10 +115,12 @@ def open_eyes(code: np.ndarray, asked: np.ndarray, moments: Sequence[Moment]) ->
 def open_mouth(code: np.ndarray, asked: np.ndarray, moments: Sequence[Moment]) -> Moment | None:
     """Of some moments the one whose mouth is most nearly as open as a face (20,) is asked to be.
 
-    None where its own mouth shows enough of its inside, or where these are hardly more open.
+    None where its own mouth shows enough of its inside, or where these are hardly more open or so open that its own is
+    nearer to what is asked for: mouths are closed less well than opened.
     """
     own, wanted = mouth_of(code), mouth_of(asked)
     if wanted <= own + PARTED or own >= INSIDE_SHOWN * wanted:
         return None
-    moments = [one for one in moments if mouth_of(one.code) > own + PARTED]
-    return min(moments, key=lambda one: abs(mouth_of(one.code) - wanted), default=None)
+    apart = {number: abs(mouth_of(one.code) - wanted) for number, one in enumerate(moments)}
+    fitting = [n for n, far in apart.items() if far < wanted - own and mouth_of(moments[n].code) > own + PARTED]
+    return moments[min(fitting, key=apart.__getitem__)] if fitting else None

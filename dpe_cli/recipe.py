@@ -94,6 +94,7 @@ class Phase:
     subtract_own_pose: bool = False  # the same of the pose
     show_inside: bool = False  # of opening mouths: see initialise.show_inside
     show_teeth: bool = False  # of opening mouths, after show_inside: see initialise.show_teeth
+    dim_teeth: str = ""  # 0.5,0.4,0.4: shares of the teeth's R, G, B that are left, see initialise.dim_teeth
     gains: str = ""  # mouth=1.4,lids=2: edits go further in these coordinates, see initialise.amplify
     warm_up: int = 130  # steps for the new bottom of a grown encoder
     # how it runs
@@ -110,6 +111,17 @@ class Phase:
         if self.stage not in STAGES:
             raise InputError(f"{self.stage} is no stage of the training", f"use one of {', '.join(STAGES)}")
         self.gain_values()
+        self.teeth_shares()
+
+    def teeth_shares(self) -> list[float]:
+        """`dim_teeth` as numbers, none where it is not set. Raises InputError."""
+        try:
+            shares = [float(part) for part in self.dim_teeth.split(",") if part]
+        except ValueError:
+            shares = [0.0]
+        if len(shares) not in (0, 3):
+            raise InputError(f"dim_teeth = {self.dim_teeth} is not three numbers", "write for instance 0.5,0.4,0.4")
+        return shares
 
     def gain_values(self) -> list[float]:
         """`gains` for each of the 20 coordinates. Raises InputError."""

@@ -32,6 +32,7 @@ from dpe_cli.dataset import Clip, Mesh, Sampler, load_clips
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.initialise import (
     amplify,
+    dim_teeth,
     grow,
     initialise,
     see_through,
@@ -313,6 +314,8 @@ def begin_phase(model: DPE | None, phase: Phase, init: Path | None, clips: Clips
             show_inside(model)
         if phase.show_teeth:
             show_teeth(model, to_image(next(batches(clips.training, clips.mesh, phase, codes_only=True))["source"]))
+        if phase.dim_teeth:
+            dim_teeth(model, torch.tensor(phase.teeth_shares()))
         if phase.subtract_own:
             subtract_own(model)
         if phase.subtract_own_pose:

@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 # After new weights: write the output of `sha256sum weights/*.safetensors` here.
-COMPACT_SHA256: str | None = "e854a11bceb3880ab7dd0577ddc135d6d94884477a52bd4cd75e6db66eead7ab"
+COMPACT_SHA256: str | None = "32bfd52d17648ffb5340ede156c545330aed08ee09cc9483583f0da2c9091c52"
 LANDMARKS_SHA256: str | None = "8e65d1aeb1a8ad8a75f31791f7d0e3835b83c0778bcd0778a111bb256e0b0453"
 SPEECH_SHA256: str | None = "4895e6c1d302678635fec810ab67b99e5a0a5df4315421f0dc5aec6a5635542d"
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 FULL_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
 COMPACT_CHANNELS = {4: 128, 8: 128, 16: 128, 32: 96, 64: 64, 128: 32, 256: 16, 512: 8}
 
+BORDERS = ("zeros", "edge")
+
 
 @dataclass(frozen=True)
 class DPEConfig:
@@ -15,6 +17,8 @@ class DPEConfig:
     size: side of the square crop in pixels, a power of two from 8.
     channels: resolution -> channels, at least for 4, 8, ... size; entries beyond `size` are allowed and unused.
     latent_dim: length of a latent; motion_dim: length of a motion code.
+    border: what the finest level shows where a flow leaves the source's picture: zeros, a flat grey, as in the paper's
+    networks, or edge, its nearest pixels. No weight depends on it.
     Raises ValueError when these do not fit together.
     """
 
@@ -22,6 +26,7 @@ class DPEConfig:
     channels: dict[int, int] = field(default_factory=lambda: dict(FULL_CHANNELS))
     latent_dim: int = 512
     motion_dim: int = 20
+    border: str = "zeros"
 
     def __post_init__(self):
         if self.size < 8 or self.size & (self.size - 1):
@@ -33,6 +38,8 @@ class DPEConfig:
             raise ValueError(f"no channels for resolution {', '.join(map(str, missing))}")
         if not 1 <= self.motion_dim <= self.latent_dim:
             raise ValueError(f"motion_dim {self.motion_dim} is not between 1 and latent_dim {self.latent_dim}")
+        if self.border not in BORDERS:
+            raise ValueError(f"border {self.border} is not one of {', '.join(BORDERS)}")
 
     @property
     def resolutions(self) -> list[int]:
@@ -47,7 +54,7 @@ class DPEConfig:
     @classmethod
     def compact(cls, size: int = 256) -> "DPEConfig":
         """A thirteenth of the parameters: fast on a CPU, and small enough to travel with the tool."""
-        return cls(size, dict(COMPACT_CHANNELS), latent_dim=256)
+        return cls(size, dict(COMPACT_CHANNELS), latent_dim=256, border="edge")
 
     def to_dict(self) -> dict:
         """Plain fields; `DPEConfig(**config.to_dict())` is the same configuration."""

@@ -3,6 +3,7 @@
 Called decoder here, generator in the paper; DPE has two of them, one for expression and one for pose.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,18 +42,26 @@ def mix(x: Tensor, weight: Tensor) -> Tensor:
     )  # as export traces it
 
 
+def places(raw: Tensor, grid: Tensor, reach: float) -> Tensor:
+    """Where each pixel looks, x then y, at most `reach` from the middle. (B, 3, r, r), (1, r, r, 2) -> (B, r, r, 2)"""
+    where = torch.tanh(raw[:, :2]).permute(0, 2, 3, 1) + grid
+    return where if math.isinf(reach) else where.clamp(-reach, reach)
+
+
 class ToFlow(nn.Module):
     """Flow and mask from the generator's state; warps a feature map of the source with them.
 
+    edge: flows that leave the feature map show its edge, else zeros (`DPEConfig.border`).
     x, feature: (B, C, r, r); latent: (B, latent_dim); previous: the raw (B, 3, r/2, r/2) of the level below.
     Returns warped (B, C, r, r) float32, masked; blend (B, C, r, r), that plus the rest of x; raw (B, 3, r, r).
     """
 
-    def __init__(self, channels: int, latent_dim: int, size: int):
+    def __init__(self, channels: int, latent_dim: int, size: int, edge: bool = False):
         super().__init__()
         self.conv = ModulatedConv2d(channels, 3, 1, latent_dim, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(3))
         self.register_buffer("grid", sampling_grid(size), persistent=False)
+        self.reach = 1 - 1 / size if edge else math.inf  # the middle of the outermost pixels
 
     def raw(self, x: Tensor, latent: Tensor, previous: Tensor | None) -> Tensor:
         """Flow and mask before tanh and sigmoid, float32: a thousandth of the flow is a tenth of a pixel."""
@@ -65,7 +74,7 @@ class ToFlow(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         with in_float32(x):
             raw = self.raw(x, latent, previous)
-            where = torch.tanh(raw[:, :2]).permute(0, 2, 3, 1) + self.grid
+            where = places(raw, self.grid, self.reach)
             mask = torch.sigmoid(raw[:, 2:])
             warped = F.grid_sample(feature.float(), where, padding_mode="zeros", align_corners=False) * mask
             blend = x * (1 - mask).to(x.dtype) + warped.to(x.dtype)
@@ -105,7 +114,10 @@ class Generator(nn.Module):
         for _, channels in levels:
             self.convs += [StyledConv(below, channels, latent_dim, up=True), StyledConv(channels, channels, latent_dim)]
             below = channels
-        self.to_flows = nn.ModuleList(ToFlow(channels, latent_dim, resolution) for resolution, channels in levels)
+        self.to_flows = nn.ModuleList(
+            ToFlow(channels, latent_dim, resolution, config.border == "edge" and resolution == config.size)
+            for resolution, channels in levels
+        )
         self.to_rgbs = nn.ModuleList(ToRGB(channels) for _, channels in levels)
 
     def forward(self, latent: Tensor, features: list[Tensor]) -> Rendered:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DPEConfig
-from .decoder import Generator, ToFlow, ToRGB, mix, sampling_grid
+from .decoder import Generator, ToFlow, ToRGB, mix, places, sampling_grid
 from .encoder import Encoded, Encoder
 from .generator import DPE
 from .layers import GAIN, SLOPE, Blur, ConvLayer, EqualLinear, ResBlock, StyledConv, activate, in_float32, upsample
@@ -356,6 +356,7 @@ class FlowLevel(nn.Module):
         self.register_buffer("weight", to_flow.conv.weight.detach().flatten(1).clone())  # (3, C)
         self.register_buffer("bias", to_flow.bias.detach()[:, None, None].clone())
         self.register_buffer("grid", sampling_grid(to_flow.grid.shape[1]))
+        self.reach = to_flow.reach
         self.register_buffer("colours", (to_rgb.weight * to_rgb.scale).detach().flatten(1)[None].clone())  # (1, 3, C)
         self.register_buffer("activation_bias", (to_rgb.activation_bias * GAIN).detach()[:, None, None])
         self.register_buffer("colour_bias", to_rgb.bias.detach()[:, None, None].clone())
@@ -364,7 +365,7 @@ class FlowLevel(nn.Module):
         """raw (B, 3, r, r); where each pixel looks (B, r, r, 2); mask (B, 1, r, r). float32"""
         raw = (mix_rows if by_rows(x) else mix)(x, self.weight * style[:, None]) + self.bias
         raw = raw if previous is None else raw.add_(upsample(previous))
-        return raw, torch.tanh(raw[:, :2]).permute(0, 2, 3, 1) + self.grid, torch.sigmoid(raw[:, 2:])
+        return raw, places(raw, self.grid, self.reach), torch.sigmoid(raw[:, 2:])
 
     def colour(self, features: Tensor) -> Tensor:
         """(B, C, r, r) -> (B, 3, r, r), linear"""

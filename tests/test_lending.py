@@ -113,6 +113,7 @@ def speaking(opening: float) -> np.ndarray:
         ([0.3, 0.2, 0.15], 0.22, 200),  # shows its own inside
         ([0.3, 0.2, 0.0], 0.03, 200),  # is to be shut, nearly
         ([0.02, 0.03, 0.0], 0.3, 200),  # never open
+        ([0.3, 0.25, 0.0], 0.1, 200),  # farther from what is asked than the shut one
     ],
 )
 def test_a_shut_mouth_gets_the_one_of_a_moment_before(mouths, asked, lent):

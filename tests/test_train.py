@@ -18,6 +18,7 @@ from dpe_cli.initialise import (
     INSIDE,
     TEETH,
     amplify,
+    dim_teeth,
     grow,
     initialise,
     separate,
@@ -194,6 +195,13 @@ def test_teeth_show_where_both_masks_are_shut_and_the_rest_stays(model):
         generator.to_flows[-2].bias[2] = -50
         teeth = rendered()
     torch.testing.assert_close(teeth, torch.tensor(TEETH).view(3, 1, 1).expand_as(teeth), atol=0.15, rtol=0)
+    with torch.no_grad():
+        dim_teeth(model, torch.tensor([0.5, 0.25, 0.0]))
+        dimmed = rendered() - torch.tensor(INSIDE).view(3, 1, 1)
+        share = (dimmed / (teeth - torch.tensor(INSIDE).view(3, 1, 1))).mean((0, 2, 3))
+        torch.testing.assert_close(share, torch.tensor([0.5, 0.25, 0.0]), atol=0.03, rtol=0)
+        generator.to_flows[-2].bias[2] = 2.75
+        torch.testing.assert_close(rendered(), before, atol=0.03, rtol=0)
 
 
 def test_the_second_mask_learns_where_teeth_are(model, batch):
@@ -287,6 +295,8 @@ def test_masks_learn_where_the_source_shows_nothing(model, batch):
 
 
 def test_gains_are_checked():
+    with pytest.raises(InputError, match="three numbers"):
+        Phase(dim_teeth="0.5,dark,0.4")
     with pytest.raises(InputError, match="lids"):
         Phase(gains="eyes=2")
     with pytest.raises(InputError, match="above 0"):
