@@ -127,7 +127,8 @@ def test_minimal_filtering_is_a_convolution(tile: int, size: tuple[int, int], st
     wanted = Convolution(weight, bias, padding=1)(x, *more)
     found = WinogradConvolution(weight, bias, tile)(x, *more)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    # Large tiles round more, and by how much is the processor's: up to 1.3e-4 has been seen.
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 if tile == 4 else 4e-4)
 
 
 @torch.inference_mode()

@@ -39,7 +39,7 @@ def control_options(function: Callable) -> Callable:
         click.option("--emotion-driving", type=FILE, help="Driving of brows and the rest alone."),
         click.option(
             "--set", "sliders", multiple=True, metavar="NAME=VALUE,...",
-            help="Set measures of the face: mouth_open=0.3,smile=0.5,blink=1,gaze=10:-5, or add to them: blink+=0.2; "
+            help="Set measures of the face: mouth_open=0.3,happy=0.5,blink=1,gaze=10:-5, or add to them: blink+=0.2; "
             "`dpe inspect` lists them.",
         ),
         click.option("--neutralize", is_flag=True, help="Take mouth, eyes and brows to a face at rest, by --strength."),
