@@ -50,8 +50,8 @@ LIDS_AND_GAZE = slice(COORDINATES["lids"].start - POSE_DIM, COORDINATES["gaze"].
 CROP = 256  # side of the prepared crops, pixels
 INDEX = "index.csv"
 VIRTUAL = np.array([14.0, 8.0, 7.0])  # spread of virtual turns: yaw, pitch, roll in degrees
-AWAY = 0.25  # weight of what the other picture does not show: with none, faces tear there
 VIRTUAL_LIMIT = np.array([40.0, 25.0, 30.0])  # of the angles that they lead to
+AWAY = 0.25  # weight of what the other picture does not show: a little, or nothing says what to draw there
 WIDE = 0.2  # opening of a mouth that counts as 1
 HIDDEN, SHOWN = 0.25, 0.7  # shares of an opening that the source has where its inside is unseen and where it is seen
 DARK, BRIGHT = 34.0, 171.0  # levels of the inside of a mouth and of teeth: see `initialise.INSIDE`, `TEETH`
@@ -380,10 +380,10 @@ class Sampler:
 
         place = self.mesh.locate(target_points, size)
         from_source = dense_map(place, target_points, source_points, size)
-        from_driving = dense_map(place, target_points, driving_points, size)
         if virtual or turns(clip, s)[d] > TURNED:
             target = warp(source, from_source, size)
         else:
+            from_driving = dense_map(place, target_points, driving_points, size)
             target = self._compose(source, driving, from_source, from_driving, target_points, size)
         place = self.mesh.locate(driving_points, size)
         pose_flow = dense_map(place, driving_points, target_points, size)

@@ -121,6 +121,5 @@ def open_mouth(code: np.ndarray, asked: np.ndarray, moments: Sequence[Moment]) -
     own, wanted = mouth_of(code), mouth_of(asked)
     if wanted <= own + PARTED or own >= INSIDE_SHOWN * wanted:
         return None
-    apart = {number: abs(mouth_of(one.code) - wanted) for number, one in enumerate(moments)}
-    fitting = [n for n, far in apart.items() if far < wanted - own and mouth_of(moments[n].code) > own + PARTED]
-    return moments[min(fitting, key=apart.__getitem__)] if fitting else None
+    fitting = [one for one in moments if own + PARTED < mouth_of(one.code) < 2 * wanted - own]
+    return min(fitting, key=lambda one: abs(mouth_of(one.code) - wanted), default=None)

@@ -73,7 +73,7 @@ class Phase:
     virtual_share: float = 0.0  # share of the pairs in which the driving is the source, turned by its landmarks' depth
     inside_weight: float = 0.0  # of pose flows that leave the source's crop, where there is nothing to show
     unseen_weight: float = 0.0  # of the expression masks, and of pixels, inside of a mouth that was shut
-    unseen_gain: float = 20.0  # how much more the few pixels there count: from about 5 on masks shut beyond the lips
+    unseen_gain: float = 20.0  # how much more the few pixels there count: so much, and masks shut beyond the lips
     teeth_weight: float = 0.0  # of the second finest expression masks, which show teeth: see initialise.show_teeth
     eye_weight: float = 1.0  # of the eyes within the flow loss: they move little, and errors count by their square
     code_weight: float = 15.0  # less, and the pictures' gradients drown it in the shared encoder

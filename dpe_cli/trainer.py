@@ -9,6 +9,7 @@ Two kinds of step share the networks, the data and the optimiser:
   and D'', and asymmetric back-propagation: the middle pair (S', D') does not update the pose generator.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from dpe_cli.dataset import FLOW_SIZE
 from dpe_cli.errors import DPEError
 from dpe_cli.initialise import colours_kept, separate, to_image
 from dpe_cli.models import DPE, Discriminator, Encoded, Rendered
+from dpe_cli.models.decoder import places, sampling_grid
 from dpe_cli.models.layers import in_float32
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.recipe import Phase
@@ -73,8 +75,7 @@ def flow_loss(flows: list[Tensor], where: Tensor, valid: Tensor, beta: float = 0
         else:
             wanted = F.interpolate(where, size=size, mode="bilinear", align_corners=False)
             mask = F.interpolate(valid[:, None], size=size, mode="bilinear", align_corners=False)
-        line = torch.linspace(-1, 1, size, device=raw.device)
-        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"))
+        grid = sampling_grid(size)[0].permute(2, 0, 1).to(raw.device)
         # Quadratic where small: an absolute error asks for the median, and most of a face hardly moves.
         flow = torch.tanh(raw[:, :2].float())
         error = F.smooth_l1_loss(flow, (wanted - grid).expand_as(flow), reduction="none", beta=beta)
@@ -90,9 +91,8 @@ def beyond(flows: list[Tensor]) -> Tensor:
     """
     total = 0.0
     for raw in flows:
-        line = torch.linspace(-1, 1, raw.shape[-1], device=raw.device)
-        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"))
-        total = total + ((grid + torch.tanh(raw[:, :2].float())).abs() - 1).clamp_min(0).mean()
+        where = places(raw.float(), sampling_grid(raw.shape[-1]).to(raw.device), math.inf)
+        total = total + (where.abs() - 1).clamp_min(0).mean()
     return total / len(flows)
 
 

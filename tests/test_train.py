@@ -157,51 +157,47 @@ def test_a_fresh_network_shows_the_source(model):
     assert (shown - smooth)[..., 4:-4, 4:-4].abs().mean() < 0.1
 
 
+def redrawn(model, picture):
+    """What the expression generator makes of pictures without an edit, less their borders."""
+    encoded = model.encode(picture)
+    return model.render_expression(encoded.latent, encoded.features).image[..., 4:-4, 4:-4]
+
+
 def test_a_mouth_has_a_colour_inside_and_the_rest_stays(model):
     picture, generator = torch.rand(2, 3, 32, 32) * 2 - 1, model.expression_generator
-
-    def rendered():
-        encoded = model.encode(picture)
-        return model.render_expression(encoded.latent, encoded.features).image[..., 4:-4, 4:-4]
-
     with torch.no_grad():
         model.encoder.convs[0].weight[7] *= 1e-3  # hardly answers to colours: is chosen
         model.encoder.convs[0].bias[7] = -0.1
-        before = rendered()
+        before = redrawn(model, picture)
         show_inside(model)
-        torch.testing.assert_close(rendered(), before, atol=0.02, rtol=0)
+        torch.testing.assert_close(redrawn(model, picture), before, atol=0.02, rtol=0)
         generator.to_flows[-1].bias[2] = -50
-        inside = rendered()
+        inside = redrawn(model, picture)
     wanted = torch.tensor(INSIDE).view(3, 1, 1).expand_as(inside)
     torch.testing.assert_close(inside, wanted, atol=0.02, rtol=0)
 
 
 def test_teeth_show_where_both_masks_are_shut_and_the_rest_stays(model):
     picture, generator = torch.rand(2, 3, 32, 32) * 2 - 1, model.expression_generator
-
-    def rendered():
-        encoded = model.encode(picture)
-        return model.render_expression(encoded.latent, encoded.features).image[..., 4:-4, 4:-4]
-
     with torch.no_grad():
         model.encoder.convs[1].conv2.weight[5] *= 1e-3  # hardly varies: is chosen
         model.encoder.convs[1].skip.weight[5] *= 1e-3
         generator.to_flows[-2].bias[2] = 2.75  # nearly open, as in trained networks
         generator.to_flows[-1].bias[2] = 0.25
         show_inside(model)
-        before = rendered()
+        before = redrawn(model, picture)
         show_teeth(model, picture)
-        torch.testing.assert_close(rendered(), before, atol=0.03, rtol=0)
+        torch.testing.assert_close(redrawn(model, picture), before, atol=0.03, rtol=0)
         generator.to_flows[-2].bias[2] = -50
-        teeth = rendered()
+        teeth = redrawn(model, picture)
     torch.testing.assert_close(teeth, torch.tensor(TEETH).view(3, 1, 1).expand_as(teeth), atol=0.15, rtol=0)
     with torch.no_grad():
         dim_teeth(model, torch.tensor([0.5, 0.25, 0.0]))
-        dimmed = rendered() - torch.tensor(INSIDE).view(3, 1, 1)
+        dimmed = redrawn(model, picture) - torch.tensor(INSIDE).view(3, 1, 1)
         share = (dimmed / (teeth - torch.tensor(INSIDE).view(3, 1, 1))).mean((0, 2, 3))
         torch.testing.assert_close(share, torch.tensor([0.5, 0.25, 0.0]), atol=0.03, rtol=0)
         generator.to_flows[-2].bias[2] = 2.75
-        torch.testing.assert_close(rendered(), before, atol=0.03, rtol=0)
+        torch.testing.assert_close(redrawn(model, picture), before, atol=0.03, rtol=0)
 
 
 def test_the_second_mask_learns_where_teeth_are(model, batch):
