@@ -4,6 +4,7 @@ Results do not depend on how the crops are split into batches, but for the round
 
 Where landmarks can tell the motion codes (`measured.py`), they do, of the driving and of the source: the networks get
 own + (driving - source), with the own code as the encoder reads it, for against that one the generators were trained.
+What they draw of mouth and eyes is then painted over (`retouch.py`).
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from torch import Tensor
 
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.factors import follows_space
+from dpe_cli.landmarks import FaceShape
 from dpe_cli.lending import drawable
 from dpe_cli.measured import MeasuredCodes
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
+from dpe_cli.motion_space import POSE_DIM
+from dpe_cli.retouch import Retoucher
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
 from dpe_cli.weights import Loaded, find, load
 
@@ -47,13 +52,14 @@ class Engine:
     weights: name or path, by default our own. device: auto, cpu, cuda, cuda:N, mps. precision: auto, fp32, bf16, fp16,
     int8; auto is fp32 on a CPU and on MPS, on CUDA bf16 where the GPU computes with it and fp16 elsewhere. backend:
     auto, torch, compile, onnx, openvino; see `choose_backend`. batch_size: crops at once, by default what suits the
-    device. measure: False reads codes by the encoder alone, as the paper does.
+    device. measure: False reads codes by the encoder alone, as the paper does. retouch: False leaves mouth and eyes as
+    the generators draw them, as the paper does; without measured codes it is always so.
     Raises WeightsError, and DeviceError for a device that is not there, cannot do this or has too little memory.
     """
 
     def __init__(
         self, weights: str | Path | None = None, device: str = "auto", precision: str = "auto",
-        batch_size: int | None = None, backend: str = "auto", measure: bool = True,
+        batch_size: int | None = None, backend: str = "auto", measure: bool = True, retouch: bool = True,
     ):  # fmt: skip
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
@@ -65,6 +71,8 @@ class Engine:
             self.networks = build(self.loaded, self.device, self.precision, self.backend)
             known = measure and follows_space(self.loaded.path)
             self.measured = MeasuredCodes(self.loaded.path, str(self.device)) if known else None
+            wanted = known and retouch
+            self.retoucher = Retoucher(self.measured.space, device=str(self.device)) if wanted else None
             self.batch_size = batch_size or choose_batch_size(self.device, self.loaded.config)
         self.loaded.state.clear()  # the networks have their own form of the weights
         self.forget()
@@ -82,6 +90,7 @@ class Engine:
             "sha256": self.loaded.sha256,
             "size": self.size,
             "codes": "landmarks" if self.measured else "encoder",
+            "retouch": self.retoucher and self.retoucher.sha256,
             "device": describe_device(self.device),
             "precision": self.precision,
             "backend": self.backend,
@@ -132,49 +141,69 @@ class Engine:
     def forget(self) -> None:
         """Lets go of what the last batch left for the next."""
         self.sources, self.betweens = Remembered(), Remembered()
-        self.told: dict[Key, np.ndarray] = {}  # the codes of the last crops: (2, K), the encoder's and the better ones
+        self.told: dict[Key, Told] = {}  # what was read of the last crops
         self.drawn: dict[Key, np.ndarray] = {}  # by crop and codes
 
     # A batch
 
     def codes_of(self, crops: np.ndarray) -> np.ndarray:
         """Motion codes of one batch."""
-        return self.both_codes(crops)[:, 1]
+        return np.stack([told.code for told in self.read(crops)])
 
-    def both_codes(self, crops: np.ndarray) -> np.ndarray:
-        """Motion codes as the encoder reads them and as they are best known. -> (B, 2, K)"""
+    def faces(self, crops: np.ndarray) -> list[FaceShape | None]:
+        """Landmarks of each crop (N, S, S, 3) uint8 as codes were measured by them; None without a face, or measure."""
+        return [told.face for told in self.read(crops)]
+
+    def read(self, crops: np.ndarray) -> list["Told"]:
+        """Codes and landmarks of one batch."""
         keys = keys_of(crops)
         fresh = list({key: row for row, key in enumerate(keys) if key not in self.told}.values())
         if fresh:
             chosen = crops[fresh]
             codes = fetched(self.compute(lambda: self.networks.motion_code(self.encode(chosen).latent)))
-            better = self.measured.improve(chosen, codes) if self.measured else codes
-            new = zip((keys[row] for row in fresh), np.stack([codes, better], 1), strict=True)
+            better, faces = self.measured.improve(chosen, codes) if self.measured else (codes, [None] * len(fresh))
+            new = zip((keys[row] for row in fresh), map(Told, codes, better, faces), strict=True)
             self.told = {key: self.told[key] for key in keys if key in self.told} | dict(new)
-        return np.stack([self.told[key] for key in keys])
+        return [self.told[key] for key in keys]
 
     def edited(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
         """One batch, edited."""
+        known = self.read(crops) if self.measured else []
+        asked = expression
         if self.measured:
-            codes = self.both_codes(crops)
-            expression = None if expression is None else drawable(expression, codes[:, 1])
-            own = codes[:, 0] - codes[:, 1]
-            expression, pose = (None if asked is None else asked + own for asked in (expression, pose))
+            measured = np.stack([told.code for told in known])
+            if expression is not None and self.retoucher is None:
+                expression = drawable(expression, measured)
+            own = np.stack([told.encoded for told in known]) - measured
+            expression, pose = (None if code is None else code + own for code in (expression, pose))
 
         def render() -> Tensor:
             networks, source = self.networks, self.encode(crops)
             if expression is not None:
                 codes = self.to_device(expression)
+
+                def expressed(rows: list[int]) -> Tensor:
+                    drawn = networks.transfer_expression(taken(source, rows), codes[rows])
+                    if self.retoucher is None or not drawn.isfinite().all():  # then `compute` sees to it
+                        return drawn
+                    return self.retouched(drawn, crops[rows], [known[row] for row in rows], asked[rows])
+
                 if pose is None:
-                    return networks.transfer_expression(source, codes)
+                    return expressed(list(range(len(crops))))
 
                 def between(rows: list[int]) -> Encoded:
-                    return networks.encode(networks.transfer_expression(taken(source, rows), codes[rows]))
+                    return networks.encode(expressed(rows))
 
                 source = self.betweens.get(keys_of(crops, expression), between)
             return networks.transfer_pose(source, self.to_device(pose))
 
         return to_pictures(self.compute(render))
+
+    def retouched(self, drawn: Tensor, crops: np.ndarray, known: list["Told"], asked: np.ndarray) -> Tensor:
+        """Drawn pictures (B, 3, S, S) with mouth and eyes painted over for the codes (B, K) that were asked for."""
+        faces, own = [told.face for told in known], np.stack([told.code for told in known])
+        pictures = to_pictures(drawn.float())
+        return to_tensor(self.retoucher(crops, pictures, faces, own[:, POSE_DIM:], asked[:, POSE_DIM:]), self.device)
 
     def compute(self, function: Callable[[], Tensor]) -> Tensor:
         """Runs the networks in the chosen precision; where 16 bits overflow, from then on in 32."""
@@ -233,6 +262,15 @@ class Engine:
             problem = f"the memory of {where} is too small for a single {crop}"
             raise DeviceError(problem, "close other programs that use it, or use --device cpu")
         self.batch_size = size // 2
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What was read of a crop: its codes (K,) as the encoder reads them and as they are best known, its landmarks."""
+
+    encoded: np.ndarray
+    code: np.ndarray
+    face: FaceShape | None
 
 
 # What is done once

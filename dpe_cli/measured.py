@@ -1,8 +1,9 @@
 """Motion codes that are measured: what the landmark network sees of a face, in the coordinates of `motion_space`.
 
 Our weights learnt their 20 coordinates from landmarks, on few people, so of a new face the landmark network tells them
-better than the encoder, which has to know everything else of a picture too. The paper's networks stay as they are: a
-code's meaning is the same, whoever reads it.
+better than the encoder, which has to know everything else of a picture too. Where the reading networks are there, they
+look closer at mouth or eyes and mend what it says. The paper's networks stay as they are: a code's meaning is the same,
+whoever reads it.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from dpe_cli.factors import SPACE
 from dpe_cli.landmark_net import CONFIDENT, NetworkLandmarker
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.motion_space import MotionSpace, normalise
+from dpe_cli.reader import Reader
+from dpe_cli.weights import CHECKPOINTS, READER, place
 
 SURE = 0.8  # confidence from which landmarks alone count; from CONFIDENT on they count more and more
 
@@ -28,22 +31,24 @@ class MeasuredCodes:
     def __init__(self, weights: Path, device: str = "cpu"):
         self.landmarks = NetworkLandmarker(device=device, passes=1)
         self.space = MotionSpace.load(weights.parent / SPACE)
+        self.reader = Reader(device=device) if place(CHECKPOINTS[READER]).exists() else None
 
-    def improve(self, crops: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """(N, S, S, 3) uint8 and what the encoder reads of them (N, 20) -> (N, 20) float32
+    def improve(self, crops: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, list[FaceShape | None]]:
+        """(N, S, S, 3) uint8 and what the encoder reads of them (N, 20) -> (N, 20) float32, and the faces found
 
         Where the landmark network doubts that there is a face, the encoder's word counts.
         """
         faces = self.landmarks.detect_batch(crops)
         seen = [row for row, face in enumerate(faces) if face is not None]
         if not seen:
-            return codes
+            return codes, faces
         found = self.read([faces[row] for row in seen], crops.shape[1])
+        found = self.look_closer(crops[seen], [faces[row] for row in seen], found)
         trust = [(faces[row].confidence - CONFIDENT) / (SURE - CONFIDENT) for row in seen]
         trust = np.clip(trust, 0, 1)[:, None].astype(np.float32)
         result = codes.copy()
         result[seen] += trust * (found - codes[seen])
-        return result
+        return result, faces
 
     def points(self, crop: np.ndarray) -> np.ndarray | None:
         """Landmarks of a crop (S, S, 3) uint8 in its pixels: (478, 3), or None without a face."""
@@ -52,7 +57,18 @@ class MeasuredCodes:
 
     def read(self, faces: Sequence[FaceShape], size: int) -> np.ndarray:
         """The coordinates of faces found in crops of a size in pixels. -> (N, 20) float32"""
-        points, blendshapes = (np.stack([getattr(face, name) for face in faces]) for name in ("points", "blendshapes"))
-        shape, scale, rotation, centre = normalise(points, self.space.template)
-        pose = MotionSpace.pose(scale, rotation, centre[:, :2], size)
-        return np.concatenate([pose, self.space.expression(shape, blendshapes)], 1)
+        return read_codes(faces, size, self.space)
+
+    def look_closer(self, crops: Sequence[np.ndarray], faces: Sequence[FaceShape], codes: np.ndarray) -> np.ndarray:
+        """What the reading networks make of coordinates that `read` found in these faces. -> (N, 20) float32"""
+        if self.reader is None:
+            return codes
+        return self.reader.mend(crops, [face.points for face in faces], codes, self.space.template)
+
+
+def read_codes(faces: Sequence[FaceShape], size: int, space: MotionSpace) -> np.ndarray:
+    """Motion coordinates of faces found in crops of a size in pixels. -> (N, 20) float32"""
+    points, blendshapes = (np.stack([getattr(face, name) for face in faces]) for name in ("points", "blendshapes"))
+    shape, scale, rotation, centre = normalise(points, space.template)
+    pose = MotionSpace.pose(scale, rotation, centre[:, :2], size)
+    return np.concatenate([pose, space.expression(shape, blendshapes)], 1)

@@ -39,6 +39,8 @@ STAGES = {
     "audio": "the networks of ours that hear speech, for the mouth and for its synchrony, a run of its own",
     "pose": "the network of ours that moves heads to speech, a run of its own",
     "landmarks": "the landmark network of ours, a run of its own",
+    "reader": "the networks of ours that look closer at eyes and mouth to tell their codes, a run of its own",
+    "retouch": "the networks of ours that paint over mouth and eyes once they are drawn, a run of its own",
     "factors": "no network: mouth, eyes, brows and sliders found in the motion codes of --init, a run of its own",
     "banks": "the same by PD-FGC's signals: parts that change hands, sound, what lasts; a run of its own",
     "refine": "the paper's stage 2: the same losses, only the expression generator and the MLPs learn",

@@ -23,11 +23,15 @@ from dpe_cli.errors import OutputError, WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dpe_cli.models import DPEConfig, LandmarkConfig, SpeechConfig
+    from dpe_cli.models import DPEConfig, LandmarkConfig, ReaderConfig, RetouchConfig, SpeechConfig
+
+    Config = DPEConfig | LandmarkConfig | ReaderConfig | RetouchConfig | SpeechConfig
 
 # in the metadata of our files
 FORMAT, LANDMARK_FORMAT, SPEECH_FORMAT = "dpe-weights/1", "dpe-landmarks/1", "dpe-speech/1"
-DEFAULT, LANDMARKS, SPEECH = "compact", "landmarks", "speech"
+READER_FORMAT, RETOUCH_FORMAT = "dpe-reader/1", "dpe-retouch/1"
+DEFAULT, LANDMARKS, READER, RETOUCH, SPEECH = "compact", "landmarks", "reader", "retouch", "speech"
+FAMILIES = ("dpe-weights/", "dpe-landmarks/", "dpe-reader/", "dpe-retouch/", "dpe-speech/")  # formats of any version
 PACKS = Path("~/.insightface/models")  # where insightface looks for its packs, and its downloader puts them
 RESEARCH_ONLY = "non-commercial research only (see its page)"
 
@@ -48,6 +52,8 @@ class Checkpoint:
 # After new weights: write the output of `sha256sum weights/*.safetensors` here.
 COMPACT_SHA256: str | None = "32bfd52d17648ffb5340ede156c545330aed08ee09cc9483583f0da2c9091c52"
 LANDMARKS_SHA256: str | None = "8e65d1aeb1a8ad8a75f31791f7d0e3835b83c0778bcd0778a111bb256e0b0453"
+READER_SHA256: str | None = "8f8df9161e5bf217889fc445e6dacbabde9682bdd79f619aa7d6f802f6cb3744"
+RETOUCH_SHA256: str | None = "c2645a49752510c16fe74fab48e61f10bd01ff21df714244a2a08be0873acfb5"
 SPEECH_SHA256: str | None = "4895e6c1d302678635fec810ab67b99e5a0a5df4315421f0dc5aec6a5635542d"
 
 
@@ -73,6 +79,14 @@ CHECKPOINTS = known(
         "landmarks of faces: a small network of our own, installed with the tool; it measures, it does not edit",
     ),
     Checkpoint(
+        READER, "reader.safetensors", READER_SHA256, None, "weights/README.md", "see weights/README.md",
+        "a closer look at eyes and mouth: small networks of our own, installed with the tool; they measure",
+    ),
+    Checkpoint(
+        RETOUCH, "retouch.safetensors", RETOUCH_SHA256, None, "weights/README.md", "see weights/README.md",
+        "small networks of our own that paint over mouth and eyes, installed with the tool",
+    ),
+    Checkpoint(
         SPEECH, "speech.safetensors", SPEECH_SHA256, None, "weights/README.md", "see weights/README.md",
         "speech to mouth and head motion: small networks of our own, installed with the tool; for dpe dub",
     ),
@@ -91,12 +105,12 @@ CHECKPOINTS = known(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in memory. `state` fits `DPE(config)`, `LandmarkNet(config)` or `SpeechNets(config)`, strictly.
+    """A checkpoint in memory. `state` fits the network of `config` strictly, DPE or another of `models`.
 
     Its tensors are finite float32 on the CPU.
     """
 
-    config: "DPEConfig | LandmarkConfig | SpeechConfig"
+    config: "Config"
     state: dict[str, "Tensor"]
     metadata: dict[str, str]  # of our own files, else empty
     path: Path
@@ -145,7 +159,7 @@ def how_to_get(checkpoint: Checkpoint | None) -> str:
         return "get the file anew, or leave --weights away to use the default"
     if checkpoint.name == DEFAULT:
         return "install dpe-cli anew, or name other weights with --weights"
-    if checkpoint.name in (LANDMARKS, SPEECH):
+    if checkpoint.name in (LANDMARKS, READER, RETOUCH, SPEECH):
         return "install dpe-cli anew"
     if is_pack(checkpoint):
         return f"get it with: dpe weights fetch {checkpoint.name}"
@@ -160,7 +174,7 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
     checkpoint = CHECKPOINTS.get(name)
     if checkpoint is None or not is_pack(checkpoint):
         packs = ", ".join(c.name for c in CHECKPOINTS.values() if is_pack(c))
-        ours = checkpoint is None or checkpoint.name in (DEFAULT, LANDMARKS, SPEECH)
+        ours = checkpoint is None or checkpoint.name in (DEFAULT, LANDMARKS, READER, RETOUCH, SPEECH)
         remedy = f"fetch one of {packs}" if ours else how_to_get(checkpoint)
         raise WeightsError(f"{name} cannot be fetched", remedy)
     path = place(checkpoint)
@@ -208,6 +222,10 @@ def load(name_or_path: str | Path | None = None) -> Loaded:
         raise WeightsError(problem, how_to_get(None))
     if loaded.metadata.get("format") == SPEECH_FORMAT:
         raise WeightsError(f"{loaded.path} hears speech and cannot edit faces", how_to_get(None))
+    if loaded.metadata.get("format") == READER_FORMAT:
+        raise WeightsError(f"{loaded.path} measures eyes and mouths and cannot edit faces", how_to_get(None))
+    if loaded.metadata.get("format") == RETOUCH_FORMAT:
+        raise WeightsError(f"{loaded.path} retouches what other networks draw and cannot edit", how_to_get(None))
     return loaded
 
 
@@ -233,6 +251,28 @@ def load_speech(name_or_path: str | Path = SPEECH) -> Loaded:
     return loaded
 
 
+def load_reader(name_or_path: str | Path = READER) -> Loaded:
+    """Weights of the reading networks, checked to the last tensor; by default those that come with the tool.
+
+    Raises WeightsError as `load` does.
+    """
+    loaded = load_any(name_or_path)
+    if loaded.metadata.get("format") != READER_FORMAT:
+        raise WeightsError(f"{loaded.path} is no reading network", f"leave it away to use the {READER} of the tool")
+    return loaded
+
+
+def load_retouch(name_or_path: str | Path = RETOUCH) -> Loaded:
+    """Weights of the retouching networks, checked to the last tensor; by default those that come with the tool.
+
+    Raises WeightsError as `load` does.
+    """
+    loaded = load_any(name_or_path)
+    if loaded.metadata.get("format") != RETOUCH_FORMAT:
+        raise WeightsError(f"{loaded.path} is no retouching network", f"leave it away to use the {RETOUCH} of the tool")
+    return loaded
+
+
 def load_any(name_or_path: str | Path | None = None) -> Loaded:
     """Weights of any of our networks. Raises WeightsError as `load` does, but for another network's."""
     import torch
@@ -242,7 +282,7 @@ def load_any(name_or_path: str | Path | None = None) -> Loaded:
     path, checkpoint = find(name_or_path), CHECKPOINTS.get(str(name_or_path or DEFAULT))
     content, metadata = read(path, checkpoint)
     try:
-        if metadata.get("format", "").startswith(("dpe-weights/", "dpe-landmarks/", "dpe-speech/")):
+        if metadata.get("format", "").startswith(FAMILIES):
             config, state = config_of(metadata), content
             check(state, config)
         else:
@@ -260,12 +300,15 @@ def load_any(name_or_path: str | Path | None = None) -> Loaded:
 
 def config_kinds() -> dict[str, type]:
     """The format of each kind of file of ours -> the class of its configuration."""
-    from dpe_cli.models import DPEConfig, LandmarkConfig, SpeechConfig
+    from dpe_cli.models import DPEConfig, LandmarkConfig, ReaderConfig, RetouchConfig, SpeechConfig
 
-    return {FORMAT: DPEConfig, LANDMARK_FORMAT: LandmarkConfig, SPEECH_FORMAT: SpeechConfig}
+    return {
+        FORMAT: DPEConfig, LANDMARK_FORMAT: LandmarkConfig, READER_FORMAT: ReaderConfig, RETOUCH_FORMAT: RetouchConfig,
+        SPEECH_FORMAT: SpeechConfig,
+    }  # fmt: skip
 
 
-def config_of(metadata: Mapping[str, str]) -> "DPEConfig | LandmarkConfig | SpeechConfig":
+def config_of(metadata: Mapping[str, str]) -> "Config":
     """The configuration that one of our files carries. Raises ValueError."""
     kinds = config_kinds()
     if metadata["format"] not in kinds:
@@ -390,7 +433,7 @@ def read_torch(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def save(
-    path: Path, state: Mapping[str, "Tensor"], config: "DPEConfig | LandmarkConfig | SpeechConfig",
+    path: Path, state: Mapping[str, "Tensor"], config: "Config",
     metadata: Mapping[str, Any] | None = None, half: bool = False,
 ) -> None:  # fmt: skip
     """Writes the state of the networks of `config`, whole or not at all; `half` stores 16-bit numbers.

@@ -9,6 +9,8 @@ from .inference import InferenceDPE
 from .landmarks import LandmarkConfig, LandmarkNet, Landmarks
 from .lpips import LPIPS
 from .perceptual import PerceptualLoss
+from .reader import ReaderConfig, ReaderNets
+from .retouch import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
 from .speech import SpeechConfig, SpeechNets
 
 __all__ = [
@@ -24,8 +26,14 @@ __all__ = [
     "LandmarkNet",
     "Landmarks",
     "MotionBasis",
+    "PatchDiscriminator",
     "PerceptualLoss",
+    "ReaderConfig",
+    "ReaderNets",
     "Rendered",
+    "Retouch",
+    "RetouchConfig",
+    "RetouchNet",
     "SpeechConfig",
     "SpeechNets",
 ]

@@ -15,6 +15,8 @@ from torch import Tensor
 from .config import COMPACT_CHANNELS, FULL_CHANNELS, DPEConfig
 from .landmarks import LandmarkConfig, LandmarkNet
 from .layers import blur_kernel
+from .reader import ReaderConfig, ReaderNets
+from .retouch import Retouch, RetouchConfig
 from .speech import SpeechConfig, SpeechNets
 
 # Released name -> ours.
@@ -180,11 +182,19 @@ def translate(checkpoint: Mapping[str, Any]) -> tuple[DPEConfig, dict[str, Tenso
     return config, state
 
 
-def check(state: Mapping[str, Tensor], config: DPEConfig | LandmarkConfig | SpeechConfig) -> None:
+def check(
+    state: Mapping[str, Tensor], config: DPEConfig | LandmarkConfig | ReaderConfig | RetouchConfig | SpeechConfig
+) -> None:
     """Raises ValueError unless the state, in our names, is exactly that of the networks that `config` describes."""
     from .generator import DPE
 
-    network = {LandmarkConfig: LandmarkNet, SpeechConfig: SpeechNets}.get(type(config), DPE)
+    others = {
+        LandmarkConfig: LandmarkNet,
+        ReaderConfig: ReaderNets,
+        RetouchConfig: Retouch,
+        SpeechConfig: SpeechNets,
+    }
+    network = others.get(type(config), DPE)
     with torch.device("meta"):
         wanted = {key: value.shape for key, value in network(config).state_dict().items()}
     complain(wanted.keys() - state.keys(), state.keys() - wanted.keys())

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from dpe_cli import benchmark
 from dpe_cli.benchmark import Choice, DrawnFaces, count_work, drawn
+from dpe_cli.engine import Engine
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.weights import save
@@ -100,6 +101,15 @@ def test_networks_of_the_papers_width_are_measured(quick: Choice, tmp_path: Path
     ms = {row["use"]: row["straightforward_ms"] for row in rows}
     assert ms["all of exp"] == pytest.approx(ms["encode-source"] + ms["encode-driving"] + ms["generate exp"], abs=0.02)
     assert all(row["ms"] > 0 for row in rows)
+
+
+def test_our_own_networks_are_stages_where_an_engine_has_them(quick: Choice):
+    engine = Engine(device="cpu", batch_size=2)
+    stages = benchmark.small_networks(engine, np.zeros((3, 256, 256, 3), np.uint8))
+    assert [*stages] == ["landmarks", "retouch"]
+    for stage in stages.values():
+        stage()
+    assert not benchmark.small_networks(quick.engine(), np.zeros((1, 64, 64, 3), np.uint8))
 
 
 def test_everything_is_measured(quick: Choice):

@@ -256,7 +256,9 @@ def test_a_format_of_the_future_is_told(tmp_path: Path, state: dict):
 def test_missing_files_and_folders_are_told(tmp_path: Path):
     assert "there are no weights" in refusal(tmp_path / "nowhere.pt")
     assert "is a folder" in refusal(tmp_path)
-    with pytest.raises(WeightsError, match="one of compact, landmarks, speech, dpe, lia, buffalo_l, buffalo_s"):
+    with pytest.raises(
+        WeightsError, match="one of compact, landmarks, reader, retouch, speech, dpe, lia, buffalo_l, buffalo_s"
+    ):
         weights.load("campact")
 
 
@@ -288,6 +290,8 @@ def test_names_that_are_not_here_say_how_to_get_them(tmp_path: Path, monkeypatch
     remedies = {
         "compact": "install dpe-cli anew",
         "landmarks": "install dpe-cli anew",
+        "reader": "install dpe-cli anew",
+        "retouch": "install dpe-cli anew",
         "speech": "install dpe-cli anew",
         "dpe": "download dpe.pt by hand from https://github.com/OpenTalker/DPE",
         "lia": "download vox.pt by hand",
@@ -297,7 +301,8 @@ def test_names_that_are_not_here_say_how_to_get_them(tmp_path: Path, monkeypatch
         with pytest.raises(WeightsError, match=f"{name} is not on this machine.*{remedy}"):
             weights.find(name)
     assert [(entry.name, path) for entry, path in weights.list_checkpoints()] == [
-        (name, None) for name in ("compact", "landmarks", "speech", "dpe", "lia", "buffalo_l", "buffalo_s")
+        (name, None)
+        for name in ("compact", "landmarks", "reader", "retouch", "speech", "dpe", "lia", "buffalo_l", "buffalo_s")
     ]
 
 

@@ -143,6 +143,12 @@ def train(
     if any(phase.stage == "landmarks" for phase in phases):
         click.echo(train_landmark_network(phases, data, output, init, space, device, say))
         return
+    if any(phase.stage == "reader" for phase in phases):
+        click.echo(train_reading(phases, data, output, init, space, say))
+        return
+    if any(phase.stage == "retouch" for phase in phases):
+        click.echo(train_retouching(phases, data, output, init, space, say))
+        return
     if any(phase.stage in ("factors", "banks") for phase in phases):
         click.echo(fit_factors(phases, data, output, init, space, landmarker, speech, device, quiet))
         return
@@ -312,6 +318,42 @@ def train_landmark_network(
     net = at_size(load_net(init), LandmarkConfig().size) if init else None
     coordinates = MotionSpace.load(space or folder() / SPACE)
     return train_landmarks(data, output, LandmarkTraining(**settings), net, device, say, coordinates)
+
+
+def train_reading(
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, say: Callable[[str], None]
+) -> Path:
+    """`dpe train --set stage=reader`: one phase, for the tool's own landmark network; --init goes on from a file."""
+    if len(phases) > 1:
+        raise click.UsageError("the reading networks are trained in a run of their own, of one phase")
+
+    from dpe_cli.factors import SPACE
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.reader import load_nets
+    from dpe_cli.train_reader import ReaderTraining, train_reader
+    from dpe_cli.weights import folder
+
+    (phase,) = phases
+    names = ("minutes", "steps", "batch", "lr", "ema", "motion_weight", "threads", "seed")
+    settings = ReaderTraining(**{name: getattr(phase, name) for name in names})
+    coordinates = MotionSpace.load(space or folder() / SPACE)
+    return train_reader(data, output, settings, coordinates, load_nets(init) if init else None, say)
+
+
+def train_retouching(
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, say: Callable[[str], None]
+) -> Path:
+    """`dpe train --set stage=retouch`: one phase, for the tool's own generators; --init goes on from a file."""
+    if len(phases) > 1:
+        raise click.UsageError("the retouching networks are trained in a run of their own, of one phase")
+
+    from dpe_cli.factors import SPACE
+    from dpe_cli.train_retouch import RetouchTraining, train_retouch
+    from dpe_cli.weights import folder
+
+    (phase,) = phases
+    settings = {name: getattr(phase, name) for name in ("minutes", "batch", "lr", "ema", "threads", "seed")}
+    return train_retouch(data, output, RetouchTraining(**settings), space or folder() / SPACE, start=init, talk=say)
 
 
 def fit_factors(

@@ -1,0 +1,83 @@
+"""Mouth and eyes painted over, once the generators have drawn them: see `models/retouch.py`.
+
+The generators bend the source; what it does not show they can only stretch. Here landmarks of the source and the motion
+codes of an edit say what outlines a part has and is to have, and small networks paint it between these.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpe_cli.landmarks import FaceShape
+from dpe_cli.models import Retouch
+from dpe_cli.motion_space import MotionSpace
+from dpe_cli.parts import PARTS, Patch, posed, put_back
+from dpe_cli.weights import RETOUCH, load_retouch
+
+FAR = 0.3  # change of coordinates (root mean square) from which a part is painted over wholly
+
+
+def asked_for(change: np.ndarray) -> float:
+    """How much a part is painted over, 0 to 1, for the change (K,) of its coordinates; 0 where nothing is to move."""
+    far = min(float(np.sqrt(np.mean(change**2))) / FAR, 1.0)
+    return far * far * (3 - 2 * far)
+
+
+class Retoucher:
+    """Retouches drawn crops. space: of the motion codes.
+
+    Raises WeightsError where the weights are missing.
+    """
+
+    def __init__(self, space: MotionSpace, weights: str | Path = RETOUCH, device: str = "cpu"):
+        loaded = load_retouch(weights)
+        self.space, self.device = space, torch.device(device)
+        self.nets = Retouch(loaded.config)
+        self.nets.load_state_dict(loaded.state)
+        self.nets.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.basis = loaded.state["basis"].numpy()
+        self.sha256 = loaded.sha256
+
+    def __call__(
+        self, crops: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
+        asked: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
+        """Drawn crops with mouth and eyes painted over; as they are where there is no face, and parts that are to stay.
+
+        crops, drawn: (N, S, S, 3) uint8, the source's and what the generators made of it; faces: those of the source's
+        crops; own, asked: (N, 14), the expression that they have and the one they are to have. -> (N, S, S, 3) uint8
+        """
+        jobs: list[tuple[int, Patch, float]] = []
+        for row, face in enumerate(faces):
+            strengths = [asked_for((asked - own)[row, part.codes]) for part in PARTS]
+            if face is None or not any(strengths):
+                continue
+            before = posed(face.points, self.space.template)
+            # As the landmarks say, not `own`, which may be better known: so `after` is right even where they are wrong.
+            seen = self.space.expression(before.shape[None], face.blendshapes[None])[0]
+            after = before.moved(np.einsum("k,kpc->pc", asked[row] - seen, self.basis))
+            pictures = (crops[row], drawn[row])
+            parts = (pair for pair in zip(PARTS, strengths, strict=True) if pair[1])
+            jobs += [(row, Patch.cut(pictures, before, after, part), strength) for part, strength in parts]
+        result = drawn.copy()
+        for name in dict.fromkeys(part.name for part in PARTS):
+            ours = [one for one in jobs if one[1].part.name == name]
+            changes = self.added(name, [patch for _, patch, _ in ours]) if ours else ()
+            for (row, patch, strength), added in zip(ours, changes, strict=True):
+                result[row] = put_back(result[row], added * (strength * patch.share)[..., None], patch.matrix)
+        return result
+
+    @torch.inference_mode()
+    def added(self, name: str, patches: Sequence[Patch]) -> np.ndarray:
+        """What a network adds to each drawn patch, in levels. -> (N, height, width, 3) float32"""
+
+        def tensor(arrays: Sequence[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.stack(arrays)).to(self.device).float() / 255
+
+        pictures = zip(*(patch.pictures for patch in patches), strict=True)
+        source, drawn = (tensor(one).permute(0, 3, 1, 2) * 2 - 1 for one in pictures)
+        added = getattr(self.nets, name)(source, drawn, tensor([patch.outlines for patch in patches]))
+        return np.ascontiguousarray((added.float() * 127.5).permute(0, 2, 3, 1).cpu().numpy())

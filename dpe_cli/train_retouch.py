@@ -1,0 +1,324 @@
+"""Training of the retouching networks: what the generators draw of a mouth and of eyes, put right piece by piece.
+
+A sample is a pair of frames of one clip (`dataset.Sampler`): the source S, what the finished generators make of it with
+the driving frame's expression, and T, the driving's face bent into the source's pose. All three are cut into patches
+once (the pool); the patches are small, so that a core learns from dozens a second. Outlines are drawn from what the
+landmark network sees in S and from the motion codes, as in an edit.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpe_cli.dataset import CROP, TURNED, Clip, Mesh, Sampler, load_clips, turns
+from dpe_cli.engine import Engine
+from dpe_cli.models import PatchDiscriminator, RetouchConfig, RetouchNet
+from dpe_cli.motion_space import POSE_DIM, MotionSpace
+from dpe_cli.parts import MOUTH, PARTS, Patch, posed
+from dpe_cli.trainer import follow, weighted_l1
+from dpe_cli.weights import load_retouch, save
+
+EYE_SHARE, OPEN_SHARE = 0.35, 0.3  # of the pairs: chosen for lids and gaze, for a mouth that opens
+BACKWARDS = 0.4  # share of the pairs whose frames change places: mouths and eyes that shut
+BATCH = 4  # crops that are drawn at once: as many as the engine takes on a CPU, so that it encodes them once
+CHANNELS = 14  # of a stored patch: source, drawn, wanted (RGB each), outlines before and after (2 each), share
+HELD_OUT = 400  # samples of people who were not trained on
+RIDGE = 1e-2  # of the fit of shapes to codes, per sample
+NOTED = 3.0  # minutes between two looks at held-out people
+
+
+@dataclass(frozen=True)
+class RetouchTraining:
+    """Everything that a run depends on; written beside its weights."""
+
+    minutes: float = 50.0  # of the networks; the pool comes before
+    pool: int = 9000  # pairs of frames
+    batch: int = 16
+    lr: float = 6e-4
+    ema: float = 0.998
+    plain: float = 0.15  # share of the time before there is an adversary
+    picture_weight: float = 10.0
+    adversary_weight: float = 0.5
+    feature_weight: float = 5.0  # of the adversary's own features: what real and painted patches differ in
+    threads: int = 1
+    seed: int = 0
+
+
+# Shapes that go with codes
+
+
+def shape_basis(clips: list[Clip]) -> np.ndarray:
+    """How landmarks move, in the head's frame, with each expression coordinate: least squares within clips.
+
+    -> (14, 478, 3) float32
+    """
+    codes = np.concatenate([clip.expression - clip.expression.mean(0) for clip in clips])
+    shapes = np.concatenate([clip.shapes - clip.shapes.mean(0) for clip in clips]).reshape(len(codes), -1)
+    gram = codes.T @ codes + RIDGE * len(codes) * np.eye(codes.shape[1])
+    return np.linalg.solve(gram, codes.T @ shapes).reshape(-1, *clips[0].shapes.shape[1:]).astype(np.float32)
+
+
+# The pool
+
+
+@dataclass(frozen=True)
+class PoolJob:
+    """A part of the pool, for a process of its own."""
+
+    data: Path
+    files: dict[str, Path]  # by the network's name
+    basis: np.ndarray
+    weights: Path | None
+    space: Path
+    count: int
+    held_out: bool
+    seed: int
+
+
+class Pairs(Sampler):
+    """Pairs for mouths and eyes that open, shut and look elsewhere."""
+
+    def pick(self) -> tuple[Clip, int, int]:
+        while True:
+            clip, s, d = super().pick()
+            if turns(clip, s)[d] <= TURNED:  # beyond, T does not show the driving's own mouth and eyes
+                return (clip, d, s) if self.random.random() < BACKWARDS else (clip, s, d)
+
+
+def make_pool(job: PoolJob) -> None:
+    """Draws pairs and writes their patches: (N, height, width, CHANNELS) uint8 arrays, of the eyes twice as many."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    space = MotionSpace.load(job.space)
+    clips, _ = load_clips(job.data, space, job.held_out, CROP)
+    pairs = Pairs(clips, Mesh(space.template), job.seed, eye_share=EYE_SHARE, open_share=OPEN_SHARE)
+    engine = Engine(job.weights, device="cpu", retouch=False)
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in job.files}
+    while len(rows[MOUTH.name]) < job.count:
+        samples = [pairs.sample() for _ in range(BATCH)]
+        source, wanted = (np.stack([s[key].transpose(1, 2, 0) for s in samples]) for key in ("source", "target"))
+        asked = np.stack([sample["driving_code"] for sample in samples])
+        own, drawn = engine.motion_codes(source), engine.edit(source, asked, None)
+        for row, face in enumerate(engine.faces(source)):
+            if face is None:
+                continue
+            before = posed(face.points, space.template)
+            after = before.moved(np.einsum("k,kpc->pc", (asked - own)[row, POSE_DIM:], job.basis))
+            for part in PARTS:
+                patch = Patch.cut((source[row], drawn[row], wanted[row]), before, after, part)
+                where = np.rint(patch.share * 255).astype(np.uint8)[..., None]
+                rows[part.name].append(np.concatenate([*patch.pictures, patch.outlines.transpose(1, 2, 0), where], -1))
+    for name, path in job.files.items():
+        np.save(path, np.stack(rows[name]))
+
+
+def tensors(patches: np.ndarray) -> dict[str, Tensor]:
+    """Stored patches (B, height, width, CHANNELS) as the networks take them: pictures in [-1, 1], masks in [0, 1]."""
+    planes = torch.from_numpy(patches).permute(0, 3, 1, 2).float() / 255
+    source, drawn, wanted, lines, where = planes.split((3, 3, 3, 4, 1), 1)
+    return {
+        "source": source * 2 - 1,
+        "drawn": drawn * 2 - 1,
+        "wanted": wanted * 2 - 1,
+        "outlines": lines,
+        "share": where,
+    }
+
+
+# Training
+
+
+class RetouchTrainer:
+    """One network, its adversary and its moving average."""
+
+    def __init__(self, net: RetouchNet, config: RetouchTraining):
+        self.net, self.config = net.to(memory_format=torch.channels_last), config
+        self.adversary = PatchDiscriminator().to(memory_format=torch.channels_last)
+        self.optimiser = torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.5, 0.99))
+        self.other = torch.optim.Adam(self.adversary.parameters(), lr=config.lr, betas=(0.0, 0.99))
+        self.average = {key: value.detach().clone() for key, value in net.state_dict().items()}
+        self.step_number = 0
+
+    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, float]:
+        """One update of both; `progress` in [0, 1] is the share of the run that is gone. -> the terms of the loss"""
+        config = self.config
+        falling = min(1.0, (self.step_number + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+        for optimiser in (self.optimiser, self.other):
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * falling
+        source, lines, wanted = batch["source"], batch["outlines"], batch["wanted"]
+        painted = paint(self.net, batch)
+        # Only what is painted counts; divided by what that is on average, so that the terms keep their size.
+        terms = {"picture": weighted_l1(painted, wanted, batch["share"][:, 0] / 0.3) * config.picture_weight}
+        real = batch["drawn"] + batch["share"] * (wanted - batch["drawn"])  # around it nothing tells them apart
+        fighting = progress >= config.plain
+        if fighting:
+            self.adversary.requires_grad_(False)
+            judged, seen = self.adversary(painted, source, lines)
+            with torch.no_grad():
+                _, known = self.adversary(real, source, lines)
+            alike = sum(F.l1_loss(one, two) for one, two in zip(seen, known, strict=True)) / len(seen)
+            terms["features"] = alike * config.feature_weight
+            terms["adversary"] = -judged.mean() * config.adversary_weight
+        self.optimiser.zero_grad(set_to_none=True)
+        sum(terms.values()).backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
+        self.optimiser.step()
+        if fighting or progress > config.plain * 0.7:  # it learns a little before it counts
+            self.adversary.requires_grad_(True)
+            good, bad = (self.adversary(one, source, lines)[0] for one in (real, painted.detach()))
+            loss = F.relu(1 - good).mean() + F.relu(1 + bad).mean()
+            self.other.zero_grad(set_to_none=True)
+            loss.backward()
+            self.other.step()
+            terms["judge"] = loss
+        self.step_number += 1
+        follow(self.average, self.net, config.ema, self.step_number)
+        return {name: float(value.detach()) for name, value in terms.items()}
+
+    def averaged(self) -> RetouchNet:
+        """A copy of the network with the moving average of its weights."""
+        net = RetouchNet(self.net.config)
+        net.load_state_dict(self.average)
+        return net.to(memory_format=torch.channels_last).eval()
+
+
+def paint(net: RetouchNet, batch: dict[str, Tensor]) -> Tensor:
+    """The drawn patches as the network retouches them. (B, 3, H, W) in about [-1, 1]"""
+    return batch["drawn"] + batch["share"] * net(batch["source"], batch["drawn"], batch["outlines"])
+
+
+@torch.inference_mode()
+def evaluate(net: RetouchNet, patches: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+    """Mean difference to the wanted patch where it is painted, in levels, drawn and retouched; and a picture of some.
+
+    Columns of the picture: source, drawn, retouched, wanted; four of them beside each other.
+    """
+    errors, pictures = [], []
+    for start in range(0, len(patches), 32):
+        batch = tensors(patches[start : start + 32])
+        painted = paint(net, batch).clamp(-1, 1)
+        weight = batch["share"] / batch["share"].sum((1, 2, 3), keepdim=True)
+        errors.append(
+            [((one - batch["wanted"]).abs() * weight).sum((1, 2, 3)) * 127.5 / 3 for one in (batch["drawn"], painted)]
+        )
+        if start < 96:
+            shown = torch.cat([batch["source"], batch["drawn"], painted, batch["wanted"]], 3)
+            pictures.append(shown.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    shown = np.concatenate(pictures)
+    shown = shown[: len(shown) // 4 * 4].reshape(4, -1, *shown.shape[1:])
+    grid = np.concatenate([np.concatenate(list(column)) for column in shown], 1)
+    drawn, painted = (torch.cat(values).mean().item() for values in zip(*errors, strict=True))
+    return {"drawn": round(drawn, 3), "retouched": round(painted, 3)}, grid
+
+
+def train_part(
+    name: str, files: tuple[Path, ...], held_out: Path, output: Path, config: RetouchTraining,
+    start: dict[str, Tensor] | None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Trains one of the two networks in this process; gives its averaged weights. Writes curve, picture and weights."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    random = np.random.default_rng(config.seed)
+    pool, test = [np.load(path, mmap_mode="r") for path in files], np.load(held_out)
+    net = RetouchNet()
+    if start:
+        net.load_state_dict(start)
+    trainer = RetouchTrainer(net, config)
+    began, noted, terms = time.monotonic(), 0.0, []
+    while (gone := (time.monotonic() - began) / 60) < config.minutes:
+        part = pool[random.integers(len(pool))]
+        patches = np.stack([part[row] for row in random.integers(0, len(part), config.batch)])
+        terms.append(trainer.step(tensors(varied(patches, random)), gone / config.minutes))
+        if gone - noted > NOTED:
+            noted = gone
+            names = dict.fromkeys(key for term in terms for key in term)
+            means = {key: round(float(np.mean([term[key] for term in terms if key in term])), 4) for key in names}
+            numbers, grid = evaluate(trainer.averaged(), test)
+            line = {"step": trainer.step_number, "minutes": round(gone, 2), **means, **numbers}
+            terms.clear()
+            with (output / f"{name}.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            cv2.imwrite(str(output / f"{name}.png"), grid[..., ::-1])
+            torch.save(trainer.average, output / f"{name}.pt")
+    return trainer.average
+
+
+def varied(patches: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Patches with other light and colours, the same in all three pictures of one; some mirrored."""
+    result = patches.copy()
+    levels = np.arange(256)[:, None] / 255
+    for row in range(len(result)):
+        if random.random() < 0.5 and patches.shape[1] > patches.shape[2]:  # mouths; eyes have an inner corner
+            result[row] = result[row, :, ::-1]
+        gain = np.exp(random.normal(0, 0.12)) * np.exp(random.normal(0, 0.05, 3))
+        table = np.clip(levels ** np.exp(random.normal(0, 0.15)) * gain * 255, 0, 255).astype(np.uint8)
+        pictures = result[row, ..., :9].reshape(*result.shape[1:3], 3, 3)
+        for channel in range(3):
+            pictures[..., channel] = table[pictures[..., channel], channel]
+        result[row, ..., :9] = pictures.reshape(*result.shape[1:3], 9)
+    return result
+
+
+def train_retouch(
+    data: Path, output: Path, config: RetouchTraining, space: Path, weights: Path | None = None,
+    start: Path | None = None, talk: Callable[[str], None] = lambda line: None,
+) -> Path:  # fmt: skip
+    """Makes the pool, trains both networks side by side, a process each, and writes `retouch.safetensors`.
+
+    weights: of the generators whose drawings are retouched, by default the tool's own. start: goes on from these
+    networks. A pool that lies in `output` already is used again. Raises InputError when there is nothing to train on.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    names = dict.fromkeys(part.name for part in PARTS)
+    clips, _ = load_clips(data, MotionSpace.load(space), False, CROP)
+    basis = shape_basis(clips)
+    del clips
+    files = {(name, k): output / f"pool-{name}-{k}.npy" for name in names for k in range(3)}  # the last: held out
+    jobs = [
+        PoolJob(data, {name: files[name, k] for name in names}, basis, weights, space,
+                HELD_OUT if k == 2 else config.pool // 2, k == 2, config.seed + k)
+        for k in range(3)
+        if not all(files[name, k].exists() for name in names)
+    ]  # fmt: skip
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+        for job in [processes.submit(make_pool, job) for job in jobs]:
+            job.result()
+        talk(f"{len(np.load(files[MOUTH.name, 0], mmap_mode='r')) * 2} pairs")
+        states = split(load_retouch(start).state) if start else {}
+        runs = {
+            name: processes.submit(
+                train_part, name, (files[name, 0], files[name, 1]), files[name, 2], output, config, states.get(name)
+            )
+            for name in names
+        }
+        states = {name: run.result() for name, run in runs.items()}
+    path = output / "retouch.safetensors"
+    save_retouch(path, states, basis)
+    return path
+
+
+def split(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The weights of each network of a file."""
+    names = dict.fromkeys(part.name for part in PARTS)
+    return {
+        name: {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        for name in names
+    }
+
+
+def save_retouch(path: Path, states: dict[str, dict[str, Tensor]], basis: np.ndarray) -> None:
+    """Writes both networks and the basis, in 16 bits."""
+    state = {f"{name}.{key}": value for name, part in states.items() for key, value in part.items()}
+    save(path, state | {"basis": torch.from_numpy(basis)}, RetouchConfig(), half=True)

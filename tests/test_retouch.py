@@ -1,0 +1,238 @@
+"""Mouth and eyes painted over: patches that follow the head, outlines that follow the codes, nothing else touched."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dpe_cli import weights
+from dpe_cli.crop import cut
+from dpe_cli.engine import Engine
+from dpe_cli.errors import WeightsError
+from dpe_cli.face import crop_box, make_detector
+from dpe_cli.landmarks import FaceShape
+from dpe_cli.models import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
+from dpe_cli.motion_space import COORDINATES, POSE_DIM, MotionSpace
+from dpe_cli.parts import EYE, MOUTH, OTHER_EYE, PARTS, UNIT, Patch, cut_patch, of_centres, posed, put_back, to_patch
+from dpe_cli.retouch import FAR, Retoucher, asked_for
+from dpe_cli.train_retouch import (
+    CHANNELS,
+    RetouchTrainer,
+    RetouchTraining,
+    evaluate,
+    paint,
+    shape_basis,
+    split,
+    tensors,
+)
+
+SPACE = MotionSpace.load(weights.folder() / "motion-space.json")
+TEMPLATE = SPACE.template
+SIZE = 256
+LIDS, LIPS = (
+    slice(COORDINATES[name].start - POSE_DIM, COORDINATES[name].stop - POSE_DIM) for name in ("lids", "mouth")
+)
+
+
+def face(scale: float = 90.0, roll: float = 0.0, at: tuple[float, float] = (128.0, 120.0)) -> np.ndarray:
+    """The mean face in a crop: (478, 3) pixels."""
+    turn = cv2.Rodrigues(np.array([0, 0, np.radians(roll)]))[0]
+    return (TEMPLATE @ turn.T * scale + [*at, 0]).astype(np.float32)
+
+
+def shape(points: np.ndarray) -> FaceShape:
+    return FaceShape(points, np.zeros(52, np.float32))
+
+
+def photograph(seed: int = 0) -> np.ndarray:
+    """Smooth noise: something to cut and to put back."""
+    noise = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+    return cv2.resize(noise, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize("roll", [0.0, 25.0])
+@pytest.mark.parametrize("scale", [60.0, 90.0])
+def test_a_patch_is_level_and_of_one_size_however_the_head_is(roll: float, scale: float):
+    points = face(scale, roll)
+    for part, sign in ((EYE, 1), (OTHER_EYE, -1)):
+        matrix = to_patch(posed(points, TEMPLATE), part)
+        outer, inner = (points[list(part.inner)][[0, 8], :2] if sign > 0 else points[[263, 362], :2]) @ matrix[:, :2].T
+        across, down = inner - outer
+        assert across == pytest.approx(UNIT * 0.3, abs=1.0) and abs(down) < 1  # the inner corner lies on the right
+    matrix = to_patch(posed(points, TEMPLATE), MOUTH)
+    middle = points[list(MOUTH.outer), :2].mean(0) @ matrix[:, :2].T + matrix[:, 2]
+    assert np.abs(middle - [MOUTH.width / 2, MOUTH.height / 2]).max() < 10
+
+
+@pytest.mark.parametrize("part", PARTS, ids=["mouth", "eye", "other eye"])
+def test_what_is_cut_and_put_back_lands_where_it_was(part):
+    crop = photograph()
+    matrix = to_patch(posed(face(roll=12), TEMPLATE), part)
+    grey = np.full_like(crop, 128)
+    change = cut_patch(crop, matrix, part).astype(np.float32) - 128
+    back = put_back(grey, change, matrix)
+    inside = cv2.warpAffine(
+        np.pad(np.ones((part.height - 8, part.width - 8), np.float32), 4),
+        of_centres(cv2.invertAffineTransform(matrix)), (SIZE, SIZE),
+    )  # fmt: skip
+    assert (inside == 1).sum() > 1000
+    assert np.abs(back.astype(float) - crop)[inside == 1].mean() < 2
+    assert (back[inside == 0] == 128).mean() > 0.9
+
+
+def test_outlines_open_with_the_face_and_the_share_holds_them_and_no_border():
+    points = face()
+    opened = points.copy()
+    opened[list(MOUTH.inner), 1] += np.where(opened[list(MOUTH.inner), 1] > points[13, 1] + 0.1, 20, 0)
+    patch = Patch.cut((photograph(),), posed(points, TEMPLATE), posed(opened, TEMPLATE), MOUTH)
+    assert patch.after[0].sum() > 2 * patch.before[0].sum()
+    share = patch.share
+    assert share[patch.after[0] == 255].min() > 0.99
+    assert max(share[0].max(), share[-1].max(), share[:, 0].max(), share[:, -1].max()) == 0
+    assert (share == 0).any()
+
+
+def test_networks_begin_as_no_change():
+    source, drawn = torch.rand(2, 3, 48, 64), torch.rand(2, 3, 48, 64)
+    assert not RetouchNet()(source, drawn, torch.rand(2, 4, 48, 64)).any()
+    judged, maps = PatchDiscriminator()(drawn, source, torch.rand(2, 4, 48, 64))
+    assert judged.shape == (2, 1, 6, 8) and len(maps) == 3
+
+
+@pytest.mark.parametrize("text", ["{}", '{"channels": [8, 8]}', '{"channels": [8, 8, 0]}', '{"wide": 1}', "null", "7"])
+def test_a_configuration_is_itself_or_an_error(text: str):
+    if text == "{}":
+        assert RetouchConfig.from_json(RetouchConfig().to_json()) == RetouchConfig.from_json(text)
+    else:
+        with pytest.raises(ValueError):
+            RetouchConfig.from_json(text)
+
+
+@pytest.fixture
+def brightening(tmp_path: Path) -> Retoucher:
+    """Networks that add 32 levels wherever they paint, and codes that move lids and lower lip."""
+    config = RetouchConfig((8, 8, 8), (1, 1, 1))
+    nets = Retouch(config)
+    for net in (nets.mouth, nets.eyes):
+        torch.nn.init.constant_(net.leave[1].bias, 32 / 127.5)
+    weights.save(tmp_path / "retouch.safetensors", nets.state_dict(), config)
+    return Retoucher(SPACE, tmp_path / "retouch.safetensors")
+
+
+def test_only_parts_that_are_to_change_are_painted_over(brightening: Retoucher):
+    crops, drawn = photograph(1)[None] // 2, photograph(2)[None] // 2
+    points = face()
+    own = SPACE.expression(TEMPLATE[None], np.zeros((1, 52)))
+    none = brightening(crops, drawn, [shape(points)], own, own)
+    np.testing.assert_array_equal(none, drawn)
+    change = np.zeros((1, 14))
+    change[0, LIDS] = 2
+    added = brightening(crops, drawn, [shape(points)], own, own + change)[0].astype(int) - drawn[0]
+    lips, eye = points[13, :2].astype(int), points[468, :2].astype(int)
+    assert (added[lips[1], lips[0]] == 0).all() and np.abs(added[eye[1], eye[0]] - 32).max() <= 1
+    change[0, LIPS] = 2
+    added = brightening(crops, drawn, [shape(points)], own, own + change)[0].astype(int) - drawn[0]
+    assert np.abs(added[lips[1], lips[0]] - 32).max() <= 1
+    assert (added[:40] == 0).all() and (added[:, :20] == 0).all()
+
+
+def test_without_a_face_a_picture_stays_as_it_was_drawn(brightening: Retoucher):
+    crops, drawn = np.stack([photograph(1)] * 2), np.stack([photograph(2)] * 2)
+    found = brightening(crops, drawn, [None, shape(face())], np.zeros((2, 14)), np.full((2, 14), 2.0))
+    np.testing.assert_array_equal(found[0], drawn[0])
+    assert (found[1] != drawn[1]).any()
+
+
+def test_painting_sets_in_smoothly():
+    far = np.array([asked_for(np.full(4, x)) for x in np.linspace(0, 2 * FAR, 41)])
+    assert far[0] == 0 and far[-1] == 1 and (np.diff(far) >= 0).all() and np.diff(far).max() < 0.1
+
+
+def test_files_of_other_networks_are_refused(tmp_path: Path):
+    with pytest.raises(WeightsError, match="no retouching network"):
+        weights.load_retouch("landmarks")
+    config = RetouchConfig((8, 8, 8), (1, 1, 1))
+    weights.save(tmp_path / "own.safetensors", Retouch(config).state_dict(), config)
+    assert weights.load_retouch(tmp_path / "own.safetensors").config == config
+    with pytest.raises(WeightsError, match="cannot edit"):
+        weights.load(tmp_path / "own.safetensors")
+
+
+def stored(count: int = 24) -> np.ndarray:
+    """Patches that are to become the mean of source and drawn, in the middle of an eye's patch."""
+    random = np.random.default_rng(0)
+    patches = cv2.resize(
+        random.integers(0, 256, (6 * count, 8, 6), np.uint8), (64, 48 * count), interpolation=cv2.INTER_CUBIC
+    ).reshape(count, 48, 64, 6)
+    wanted = patches.reshape(count, 48, 64, 2, 3).mean(3).astype(np.uint8)
+    masks = np.zeros((count, 48, 64, 5), np.uint8)
+    masks[:, 12:36, 16:48] = 255
+    result = np.concatenate([patches, wanted, masks], -1)
+    assert result.shape[-1] == CHANNELS
+    return result
+
+
+def test_training_lowers_the_error_and_its_adversary_takes_part():
+    torch.manual_seed(0)
+    patches = stored()
+    trainer = RetouchTrainer(
+        RetouchNet(RetouchConfig((8, 8, 8), (1, 1, 1))), RetouchTraining(lr=3e-3, ema=0.9, plain=0.5)
+    )
+    before, _ = evaluate(trainer.averaged(), patches)
+    for step in range(60):
+        terms = trainer.step(tensors(patches), step / 60)
+    assert {"picture", "features", "adversary", "judge"} <= terms.keys()
+    after, grid = evaluate(trainer.averaged(), patches)
+    assert before["drawn"] == before["retouched"] == after["drawn"]
+    assert after["retouched"] < 0.8 * after["drawn"]
+    assert grid.shape[1] == 4 * 4 * 64
+    batch = tensors(patches)
+    outside = batch["share"].expand(-1, 3, -1, -1) == 0
+    assert torch.equal(paint(trainer.net, batch)[outside], batch["drawn"][outside])
+
+
+def test_shapes_follow_from_codes():
+    random = np.random.default_rng(0)
+    basis = random.normal(0, 0.01, (14, 478, 3))
+
+    class Clip:
+        def __init__(self) -> None:
+            self.expression = random.normal(0, 1, (200, 14))
+            self.shapes = (
+                TEMPLATE + random.normal(0, 0.1, (1, 478, 3)) + np.einsum("nk,kpc->npc", self.expression, basis)
+            )
+
+    found = shape_basis([Clip(), Clip()])
+    assert np.abs(found - basis).max() < 0.002
+
+
+def test_a_file_holds_both_networks():
+    states = split(Retouch().state_dict())
+    for name in ("mouth", "eyes"):
+        RetouchNet().load_state_dict(states[name])
+
+
+@pytest.fixture(scope="module")
+def portrait() -> np.ndarray:
+    """The astronaut of scikit-image, framed as the tool frames faces: (1, 256, 256, 3) uint8."""
+    picture = pytest.importorskip("skimage.data").astronaut()
+    box = crop_box(make_detector().detect(picture)[0])
+    return cut(picture, box, SIZE)[0][None]
+
+
+def test_an_edit_with_the_shipped_weights_is_retouched_where_it_changes_the_face(portrait: np.ndarray):
+    whole, bare = Engine(device="cpu"), Engine(device="cpu", retouch=False)
+    assert whole.description["retouch"] and bare.description["retouch"] is None
+    own = whole.motion_codes(portrait)
+    np.testing.assert_array_equal(whole.edit(portrait, own, None), bare.edit(portrait, own, None))
+    np.testing.assert_array_equal(whole.edit(portrait, None, own + 0.5), bare.edit(portrait, None, own + 0.5))
+    asked = own.copy()
+    asked[:, COORDINATES["mouth"].start] -= 2  # the mouth opens
+    (found,), (drawn,) = whole.edit(portrait, asked, None), bare.edit(portrait, asked, None)
+    (face,) = whole.faces(portrait)
+    changed = (found != drawn).any(-1)
+    lips, eye = face.points[13, :2].astype(int), face.points[468, :2].astype(int)
+    assert changed[lips[1] : lips[1] + 8, lips[0] - 4 : lips[0] + 4].mean() > 0.5
+    assert not changed[eye[1] - 8 : eye[1] + 8, eye[0] - 8 : eye[0] + 8].any() and not changed[:60].any()
