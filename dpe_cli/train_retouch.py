@@ -25,7 +25,8 @@ from dpe_cli.dataset import CROP, TURNED, Clip, Mesh, Sampler, load_clips, turns
 from dpe_cli.engine import Engine
 from dpe_cli.models import PatchDiscriminator, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import POSE_DIM, MotionSpace
-from dpe_cli.parts import MOUTH, PARTS, Patch, posed
+from dpe_cli.parts import EYE, MOUTH, PARTS, Patch, posed
+from dpe_cli.reader import load_nets
 from dpe_cli.trainer import follow, weighted_l1
 from dpe_cli.weights import load_retouch, save
 
@@ -33,8 +34,9 @@ EYE_SHARE, OPEN_SHARE = 0.35, 0.3  # of the pairs: chosen for lids and gaze, for
 BACKWARDS = 0.4  # share of the pairs whose frames change places: mouths and eyes that shut
 BATCH = 4  # crops that are drawn at once: as many as the engine takes on a CPU, so that it encodes them once
 CHANNELS = 14  # of a stored patch: source, drawn, wanted (RGB each), outlines before and after (2 each), share
-HELD_OUT = 400  # samples of people who were not trained on
+HELD_OUT = 300  # samples of people who were not trained on
 RIDGE = 1e-2  # of the fit of shapes to codes, per sample
+FEATURES = 10.0  # weight of the adversary's features, of the adversary's own
 NOTED = 3.0  # minutes between two looks at held-out people
 
 
@@ -49,8 +51,8 @@ class RetouchTraining:
     ema: float = 0.998
     plain: float = 0.15  # share of the time before there is an adversary
     picture_weight: float = 10.0
-    adversary_weight: float = 0.5
-    feature_weight: float = 5.0  # of the adversary's own features: what real and painted patches differ in
+    gan_weight: float = 0.5  # of the adversary: what is said of it in FEATURES
+    expression_weight: float = 0.0  # of what the reading networks see in painted eyes
     threads: int = 1
     seed: int = 0
 
@@ -140,9 +142,13 @@ def tensors(patches: np.ndarray) -> dict[str, Tensor]:
 
 
 class RetouchTrainer:
-    """One network, its adversary and its moving average."""
+    """One network, its adversary and its moving average.
 
-    def __init__(self, net: RetouchNet, config: RetouchTraining):
+    read: eyes (B, 3, 48, 64) in [-1, 1] to what is read of them (B, K), with gradients; None leaves that term out.
+    """
+
+    def __init__(self, net: RetouchNet, config: RetouchTraining, read: Callable[[Tensor], Tensor] | None = None):
+        self.read = read
         self.net, self.config = net.to(memory_format=torch.channels_last), config
         self.adversary = PatchDiscriminator().to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.5, 0.99))
@@ -161,6 +167,10 @@ class RetouchTrainer:
         painted = paint(self.net, batch)
         # Only what is painted counts; divided by what that is on average, so that the terms keep their size.
         terms = {"picture": weighted_l1(painted, wanted, batch["share"][:, 0] / 0.3) * config.picture_weight}
+        if self.read:
+            with torch.no_grad():
+                told = self.read(wanted)
+            terms["reading"] = F.smooth_l1_loss(self.read(painted), told) * config.expression_weight
         real = batch["drawn"] + batch["share"] * (wanted - batch["drawn"])  # around it nothing tells them apart
         fighting = progress >= config.plain
         if fighting:
@@ -169,8 +179,8 @@ class RetouchTrainer:
             with torch.no_grad():
                 _, known = self.adversary(real, source, lines)
             alike = sum(F.l1_loss(one, two) for one, two in zip(seen, known, strict=True)) / len(seen)
-            terms["features"] = alike * config.feature_weight
-            terms["adversary"] = -judged.mean() * config.adversary_weight
+            terms["features"] = alike * config.gan_weight * FEATURES
+            terms["adversary"] = -judged.mean() * config.gan_weight
         self.optimiser.zero_grad(set_to_none=True)
         sum(terms.values()).backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
@@ -235,7 +245,10 @@ def train_part(
     net = RetouchNet()
     if start:
         net.load_state_dict(start)
-    trainer = RetouchTrainer(net, config)
+    read = None
+    if config.expression_weight and name == EYE.name:
+        read = load_nets().eval().requires_grad_(False).read_eye
+    trainer = RetouchTrainer(net, config, read)
     began, noted, terms = time.monotonic(), 0.0, []
     while (gone := (time.monotonic() - began) / 60) < config.minutes:
         part = pool[random.integers(len(pool))]

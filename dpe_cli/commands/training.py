@@ -352,7 +352,8 @@ def train_retouching(
     from dpe_cli.weights import folder
 
     (phase,) = phases
-    settings = {name: getattr(phase, name) for name in ("minutes", "batch", "lr", "ema", "threads", "seed")}
+    names = ("minutes", "batch", "lr", "ema", "gan_weight", "expression_weight", "threads", "seed")
+    settings = {name: getattr(phase, name) for name in names}
     return train_retouch(data, output, RetouchTraining(**settings), space or folder() / SPACE, start=init, talk=say)
 
 
