@@ -25,8 +25,7 @@ from dpe_cli.dataset import CROP, TURNED, Clip, Mesh, Sampler, load_clips, turns
 from dpe_cli.engine import Engine
 from dpe_cli.models import PatchDiscriminator, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import POSE_DIM, MotionSpace
-from dpe_cli.parts import EYE, MOUTH, PARTS, Patch, posed
-from dpe_cli.reader import load_nets
+from dpe_cli.parts import MOUTH, PARTS, Patch, posed
 from dpe_cli.trainer import follow, weighted_l1
 from dpe_cli.weights import load_retouch, save
 
@@ -52,7 +51,6 @@ class RetouchTraining:
     plain: float = 0.15  # share of the time before there is an adversary
     picture_weight: float = 10.0
     gan_weight: float = 0.5  # of the adversary: what is said of it in FEATURES
-    expression_weight: float = 0.0  # of what the reading networks see in painted eyes
     threads: int = 1
     seed: int = 0
 
@@ -142,13 +140,9 @@ def tensors(patches: np.ndarray) -> dict[str, Tensor]:
 
 
 class RetouchTrainer:
-    """One network, its adversary and its moving average.
+    """One network, its adversary and its moving average."""
 
-    read: eyes (B, 3, 48, 64) in [-1, 1] to what is read of them (B, K), with gradients; None leaves that term out.
-    """
-
-    def __init__(self, net: RetouchNet, config: RetouchTraining, read: Callable[[Tensor], Tensor] | None = None):
-        self.read = read
+    def __init__(self, net: RetouchNet, config: RetouchTraining):
         self.net, self.config = net.to(memory_format=torch.channels_last), config
         self.adversary = PatchDiscriminator().to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.5, 0.99))
@@ -167,12 +161,8 @@ class RetouchTrainer:
         painted = paint(self.net, batch)
         # Only what is painted counts; divided by what that is on average, so that the terms keep their size.
         terms = {"picture": weighted_l1(painted, wanted, batch["share"][:, 0] / 0.3) * config.picture_weight}
-        if self.read:
-            with torch.no_grad():
-                told = self.read(wanted)
-            terms["reading"] = F.smooth_l1_loss(self.read(painted), told) * config.expression_weight
         real = batch["drawn"] + batch["share"] * (wanted - batch["drawn"])  # around it nothing tells them apart
-        fighting = progress >= config.plain
+        fighting = bool(config.gan_weight) and progress >= config.plain
         if fighting:
             self.adversary.requires_grad_(False)
             judged, seen = self.adversary(painted, source, lines)
@@ -185,7 +175,7 @@ class RetouchTrainer:
         sum(terms.values()).backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         self.optimiser.step()
-        if fighting or progress > config.plain * 0.7:  # it learns a little before it counts
+        if config.gan_weight and progress > config.plain * 0.7:  # it learns a little before it counts
             self.adversary.requires_grad_(True)
             good, bad = (self.adversary(one, source, lines)[0] for one in (real, painted.detach()))
             loss = F.relu(1 - good).mean() + F.relu(1 + bad).mean()
@@ -245,10 +235,7 @@ def train_part(
     net = RetouchNet()
     if start:
         net.load_state_dict(start)
-    read = None
-    if config.expression_weight and name == EYE.name:
-        read = load_nets().eval().requires_grad_(False).read_eye
-    trainer = RetouchTrainer(net, config, read)
+    trainer = RetouchTrainer(net, config)
     began, noted, terms = time.monotonic(), 0.0, []
     while (gone := (time.monotonic() - began) / 60) < config.minutes:
         part = pool[random.integers(len(pool))]

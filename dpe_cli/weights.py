@@ -32,6 +32,12 @@ FORMAT, LANDMARK_FORMAT, SPEECH_FORMAT = "dpe-weights/1", "dpe-landmarks/1", "dp
 READER_FORMAT, RETOUCH_FORMAT = "dpe-reader/1", "dpe-retouch/1"
 DEFAULT, LANDMARKS, READER, RETOUCH, SPEECH = "compact", "landmarks", "reader", "retouch", "speech"
 FAMILIES = ("dpe-weights/", "dpe-landmarks/", "dpe-reader/", "dpe-retouch/", "dpe-speech/")  # formats of any version
+OTHERS = {  # formats of networks of ours that are not DPE's, and what is said of such a file
+    LANDMARK_FORMAT: "is a landmark network, which measures faces and cannot edit them",
+    READER_FORMAT: "measures eyes and mouths and cannot edit faces",
+    RETOUCH_FORMAT: "retouches what other networks draw and cannot edit",
+    SPEECH_FORMAT: "hears speech and cannot edit faces",
+}
 PACKS = Path("~/.insightface/models")  # where insightface looks for its packs, and its downloader puts them
 RESEARCH_ONLY = "non-commercial research only (see its page)"
 
@@ -217,60 +223,38 @@ def load(name_or_path: str | Path | None = None) -> Loaded:
     Raises WeightsError for a file that is missing, damaged, of another network, or not what its name says.
     """
     loaded = load_any(name_or_path)
-    if loaded.metadata.get("format") == LANDMARK_FORMAT:
-        problem = f"{loaded.path} is a landmark network, which measures faces and cannot edit them"
-        raise WeightsError(problem, how_to_get(None))
-    if loaded.metadata.get("format") == SPEECH_FORMAT:
-        raise WeightsError(f"{loaded.path} hears speech and cannot edit faces", how_to_get(None))
-    if loaded.metadata.get("format") == READER_FORMAT:
-        raise WeightsError(f"{loaded.path} measures eyes and mouths and cannot edit faces", how_to_get(None))
-    if loaded.metadata.get("format") == RETOUCH_FORMAT:
-        raise WeightsError(f"{loaded.path} retouches what other networks draw and cannot edit", how_to_get(None))
+    written = loaded.metadata.get("format")
+    if written in OTHERS:
+        raise WeightsError(f"{loaded.path} {OTHERS[written]}", how_to_get(None))
+    return loaded
+
+
+def load_own(name_or_path: str | Path, written: str, name: str, kind: str) -> Loaded:
+    """Weights of a network of ours beside DPE's, of the format `written`; the tool's own are known by `name`."""
+    loaded = load_any(name_or_path)
+    if loaded.metadata.get("format") != written:
+        raise WeightsError(f"{loaded.path} is no {kind}", f"leave it away to use the {name} of the tool")
     return loaded
 
 
 def load_landmarks(name_or_path: str | Path = LANDMARKS) -> Loaded:
-    """Weights of the landmark network, checked to the last tensor; by default those that come with the tool.
-
-    Raises WeightsError as `load` does.
-    """
-    loaded = load_any(name_or_path)
-    if loaded.metadata.get("format") != LANDMARK_FORMAT:
-        raise WeightsError(f"{loaded.path} is no landmark network", f"leave it away to use the {LANDMARKS} of the tool")
-    return loaded
-
-
-def load_speech(name_or_path: str | Path = SPEECH) -> Loaded:
-    """Weights of the speech networks, checked to the last tensor; by default those that come with the tool.
-
-    Raises WeightsError as `load` does.
-    """
-    loaded = load_any(name_or_path)
-    if loaded.metadata.get("format") != SPEECH_FORMAT:
-        raise WeightsError(f"{loaded.path} is no speech network", f"leave it away to use the {SPEECH} of the tool")
-    return loaded
+    """Weights of the landmark network, by default the tool's own. Raises WeightsError as `load` does."""
+    return load_own(name_or_path, LANDMARK_FORMAT, LANDMARKS, "landmark network")
 
 
 def load_reader(name_or_path: str | Path = READER) -> Loaded:
-    """Weights of the reading networks, checked to the last tensor; by default those that come with the tool.
-
-    Raises WeightsError as `load` does.
-    """
-    loaded = load_any(name_or_path)
-    if loaded.metadata.get("format") != READER_FORMAT:
-        raise WeightsError(f"{loaded.path} is no reading network", f"leave it away to use the {READER} of the tool")
-    return loaded
+    """Weights of the reading networks, by default the tool's own. Raises WeightsError as `load` does."""
+    return load_own(name_or_path, READER_FORMAT, READER, "reading network")
 
 
 def load_retouch(name_or_path: str | Path = RETOUCH) -> Loaded:
-    """Weights of the retouching networks, checked to the last tensor; by default those that come with the tool.
+    """Weights of the retouching networks, by default the tool's own. Raises WeightsError as `load` does."""
+    return load_own(name_or_path, RETOUCH_FORMAT, RETOUCH, "retouching network")
 
-    Raises WeightsError as `load` does.
-    """
-    loaded = load_any(name_or_path)
-    if loaded.metadata.get("format") != RETOUCH_FORMAT:
-        raise WeightsError(f"{loaded.path} is no retouching network", f"leave it away to use the {RETOUCH} of the tool")
-    return loaded
+
+def load_speech(name_or_path: str | Path = SPEECH) -> Loaded:
+    """Weights of the speech networks, by default the tool's own. Raises WeightsError as `load` does."""
+    return load_own(name_or_path, SPEECH_FORMAT, SPEECH, "speech network")
 
 
 def load_any(name_or_path: str | Path | None = None) -> Loaded:

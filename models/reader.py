@@ -154,11 +154,6 @@ class ReaderNets(nn.Module):
         said = self.eye_answer(seen, seen.flip(1), turns)  # (B, 2, 3): lid, gaze across and down
         return said[..., 0], torch.stack([(said[..., 1] * sides).mean(1), said[..., 2].mean(1)], 1)
 
-    def read_eye(self, eyes: Tensor) -> Tensor:
-        """Lid and gaze of single eyes (B, 3, 48, 64) that look straight ahead, the other one taken for alike. (B, 3)"""
-        seen = self.eye(self.look(eyes))
-        return self.eye_answer(seen, seen, seen.new_zeros(len(seen), 2))
-
     def start_from(self, net: LandmarkNet) -> None:
         """Takes over the first levels of the landmark network. Raises ValueError where its sizes are others."""
         known = net.trunk.state_dict()

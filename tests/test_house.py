@@ -72,7 +72,6 @@ MAY_IMPORT = {
         "models",
         "motion_space",
         "parts",
-        "reader",
         "trainer",
         "weights",
     },
