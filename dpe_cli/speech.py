@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from dpe_cli.tracks import read_sound
 
@@ -52,7 +53,9 @@ def mel_columns(samples: np.ndarray) -> np.ndarray:
     emphasised = samples[1:] - np.float32(EMPHASIS) * samples[:-1]
     frames = np.lib.stride_tricks.sliding_window_view(emphasised, WINDOW)[::HOP]
     hann = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)).astype(np.float32)
-    loudness = np.abs(np.fft.rfft(frames * hann)).astype(np.float32) @ mel_filters().T
+    spectra = np.abs(np.fft.rfft(frames * hann)).astype(np.float32)
+    # Sparse, as the filters are: on some processors the rounding of a dense product depends on the number of columns.
+    loudness = (csr_array(mel_filters()) @ spectra.T).T
     decibels = 20 * np.log10(np.maximum(loudness, 10 ** (FLOOR / 20))) - REFERENCE
     return np.clip(2 * REACH * (decibels - FLOOR) / -FLOOR - REACH, -REACH, REACH).astype(np.float32)
 
