@@ -14,7 +14,7 @@ from torch import Tensor
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.models import Retouch
 from dpe_cli.motion_space import MotionSpace
-from dpe_cli.parts import PARTS, Patch, posed, put_back
+from dpe_cli.parts import PARTS, Patch, Posed, posed, put_back
 from dpe_cli.weights import RETOUCH, load_retouch
 
 FAR = 0.3  # change of coordinates (root mean square) from which a part is painted over wholly
@@ -24,6 +24,17 @@ def asked_for(change: np.ndarray) -> float:
     """How much a part is painted over, 0 to 1, for the change (K,) of its coordinates; 0 where nothing is to move."""
     far = min(float(np.sqrt(np.mean(change**2))) / FAR, 1.0)
     return far * far * (3 - 2 * far)
+
+
+def outlined(face: FaceShape, asked: np.ndarray, space: MotionSpace, basis: np.ndarray) -> tuple[Posed, Posed]:
+    """A face as its landmarks lie in a crop, and as they are to lie for an expression (14,) that is asked for.
+
+    Its own expression is what these landmarks say, not what may be better known: so the second is right even where they
+    are wrong. basis: (14, 478, 3) of `Retouch`.
+    """
+    before = posed(face.points, space.template)
+    own = space.expression(before.shape[None], face.blendshapes[None])[0]
+    return before, before.moved(np.einsum("k,kpc->pc", asked - own, basis))
 
 
 class Retoucher:
@@ -55,10 +66,7 @@ class Retoucher:
             strengths = [asked_for((asked - own)[row, part.codes]) for part in PARTS]
             if face is None or not any(strengths):
                 continue
-            before = posed(face.points, self.space.template)
-            # As the landmarks say, not `own`, which may be better known: so `after` is right even where they are wrong.
-            seen = self.space.expression(before.shape[None], face.blendshapes[None])[0]
-            after = before.moved(np.einsum("k,kpc->pc", asked[row] - seen, self.basis))
+            before, after = outlined(face, asked[row], self.space, self.basis)
             pictures = (crops[row], drawn[row])
             parts = (pair for pair in zip(PARTS, strengths, strict=True) if pair[1])
             jobs += [(row, Patch.cut(pictures, before, after, part), strength) for part, strength in parts]

@@ -25,7 +25,8 @@ from dpe_cli.dataset import CROP, TURNED, Clip, Mesh, Sampler, load_clips, turns
 from dpe_cli.engine import Engine
 from dpe_cli.models import PatchDiscriminator, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import POSE_DIM, MotionSpace
-from dpe_cli.parts import MOUTH, PARTS, Patch, posed
+from dpe_cli.parts import MOUTH, PARTS, Patch
+from dpe_cli.retouch import outlined
 from dpe_cli.trainer import follow, weighted_l1
 from dpe_cli.weights import load_retouch, save
 
@@ -109,12 +110,11 @@ def make_pool(job: PoolJob) -> None:
         samples = [pairs.sample() for _ in range(BATCH)]
         source, wanted = (np.stack([s[key].transpose(1, 2, 0) for s in samples]) for key in ("source", "target"))
         asked = np.stack([sample["driving_code"] for sample in samples])
-        own, drawn = engine.motion_codes(source), engine.edit(source, asked, None)
+        drawn = engine.edit(source, asked, None)
         for row, face in enumerate(engine.faces(source)):
             if face is None:
                 continue
-            before = posed(face.points, space.template)
-            after = before.moved(np.einsum("k,kpc->pc", (asked - own)[row, POSE_DIM:], job.basis))
+            before, after = outlined(face, asked[row, POSE_DIM:], space, job.basis)
             for part in PARTS:
                 patch = Patch.cut((source[row], drawn[row], wanted[row]), before, after, part)
                 where = np.rint(patch.share * 255).astype(np.uint8)[..., None]

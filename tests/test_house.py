@@ -72,6 +72,7 @@ MAY_IMPORT = {
         "models",
         "motion_space",
         "parts",
+        "retouch",
         "trainer",
         "weights",
     },
