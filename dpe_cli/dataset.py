@@ -18,7 +18,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy.spatial import Delaunay
 from scipy.spatial.transform import Rotation
 
 from dpe_cli.errors import InputError
@@ -33,6 +32,7 @@ from dpe_cli.landmarks import (
     mouth_opening,
     rotation_between,
 )
+from dpe_cli.mesh import FLOW_SIZE, Mesh, dense_map, polygon, warp
 from dpe_cli.motion_space import (
     COORDINATES,
     POSE_DIM,
@@ -43,7 +43,6 @@ from dpe_cli.motion_space import (
     normalise,
 )
 
-FLOW_SIZE = 128  # resolution of the dense flows: at half of it, closing lids are gone
 HELD_OUT = 0.1  # share of the identities that training never sees
 # of the 14 expression coordinates
 LIDS_AND_GAZE = slice(COORDINATES["lids"].start - POSE_DIM, COORDINATES["gaze"].stop - POSE_DIM)
@@ -51,7 +50,6 @@ CROP = 256  # side of the prepared crops, pixels
 INDEX = "index.csv"
 VIRTUAL = np.array([14.0, 8.0, 7.0])  # spread of virtual turns: yaw, pitch, roll in degrees
 VIRTUAL_LIMIT = np.array([40.0, 25.0, 30.0])  # of the angles that they lead to
-AWAY = 0.25  # weight of what the other picture does not show: a little, or nothing says what to draw there
 WIDE = 0.2  # opening of a mouth that counts as 1
 HIDDEN, SHOWN = 0.25, 0.7  # shares of an opening that the source has where its inside is unseen and where it is seen
 DARK, BRIGHT = 34.0, 171.0  # levels of the inside of a mouth and of teeth: see `initialise.INSIDE`, `TEETH`
@@ -163,120 +161,14 @@ def face_at(points: np.ndarray) -> Detection:
     return Detection(Box(*low, *high), five_points(points), 1.0)
 
 
-# --- dense warps from landmarks ------------------------------------------------------------------------------------
-
-
-def _border_anchors(size: float) -> np.ndarray:
-    """Points around the picture that never move, so that displacements fall off towards the border. (28, 2)"""
-    steps = np.linspace(-0.02, 1.02, 8) * size
-    low, high = np.full(8, steps[0]), np.full(8, steps[-1])
-    ring = [np.c_[steps, low], np.c_[steps, high], np.c_[low, steps][1:-1], np.c_[high, steps][1:-1]]
-    return np.concatenate(ring)
-
-
-class Mesh:
-    """Triangles over the landmarks and a ring of border anchors; draws which triangle each pixel of a face lies in."""
-
-    def __init__(self, template: np.ndarray):
-        side = 3.2  # the crops are about three times as wide as the outer eye corners are apart
-        nodes = np.concatenate([template[:, :2], _border_anchors(side) - side / 2])
-        self.template = template
-        self.triangles = Delaunay(nodes).simplices.astype(np.int32)
-        ring = (self.triangles >= len(template)).any(1)
-        self.triangles = np.concatenate([self.triangles[ring], self.triangles[~ring]])
-        self.ring = int(ring.sum())
-
-    def locate(self, points: np.ndarray, size: float, resolution: int = FLOW_SIZE) -> tuple[np.ndarray, np.ndarray]:
-        """Triangle and barycentric weights of each pixel's centre, nearest surface on top.
-
-        points: (478, 3) of the face in pixels of a `size` crop. Returns (R*R, 3) node indices and (R*R, 3) weights.
-        """
-        nodes = np.concatenate([points[:, :2], _border_anchors(size)])
-        depth = points[:, 2][self.triangles[self.ring :]].mean(1)
-        order = np.concatenate([np.arange(self.ring), self.ring + np.argsort(-depth)])  # far ones first
-        fixed = np.round((nodes * (resolution / size) - 0.5) * 256).astype(np.int32)
-        index = np.zeros((resolution, resolution), np.int32)
-        for number, corners in zip(order.tolist(), fixed[self.triangles[order]], strict=True):
-            cv2.fillConvexPoly(index, corners, number, shift=8)
-        triangles = self.triangles[index.ravel()]
-        centres = (np.arange(resolution) + 0.5) * size / resolution
-        grid = np.stack(np.meshgrid(centres, centres), -1).reshape(-1, 2)
-        a, b, c = (nodes[triangles[:, k]] for k in range(3))
-        one, two, rest = b - a, c - a, grid - a
-        area = one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]
-        area = np.where(np.abs(area) < 1e-6, 1e-6, area)
-        v = (rest[:, 0] * two[:, 1] - rest[:, 1] * two[:, 0]) / area
-        w = (one[:, 0] * rest[:, 1] - one[:, 1] * rest[:, 0]) / area
-        # A pixel on an edge may lie a little outside of the triangle drawn there, far outside of it if that is thin.
-        weights = np.clip(np.stack([1 - v - w, v, w], 1), 0, 1)
-        return triangles, weights / weights.sum(1, keepdims=True)
-
-    def facing(self, place: tuple[np.ndarray, np.ndarray], drawn: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """1 where another picture of a face shows what is drawn in this one, AWAY where it is turned away, 0 off it.
-
-        place: what `locate` says of this picture; drawn, other: (478, >=2) the points in both. -> (R, R) float32
-        """
-        triangles = place[0]
-        here, there = (_areas(points, triangles) for points in (drawn, other))
-        # Nearly edge on, a few pixels of the other picture would be drawn out to many.
-        seen = np.where(np.sign(here) * there > 0.3 * np.abs(here), 1, AWAY) * (triangles < len(drawn)).all(1)
-        side = round(len(triangles) ** 0.5)
-        return seen.reshape(side, side).astype(np.float32)
-
-
-def _areas(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """Twice the areas of triangles (N, 3) of points, negative for those that are seen from behind. (N,)"""
-    nodes = np.concatenate([points[:, :2], np.zeros((28, 2))])
-    one, two = (nodes[triangles[:, k]] - nodes[triangles[:, 0]] for k in (1, 2))
-    return one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]
-
-
-def dense_map(
-    place: tuple[np.ndarray, np.ndarray],
-    target: np.ndarray,
-    origin: np.ndarray,
-    size: float,
-    resolution: int = FLOW_SIZE,
-) -> np.ndarray:
-    """Where each pixel of the target picture comes from: piecewise linear between landmarks, still at the border.
-
-    place: what `Mesh.locate` says of the target's points; target, origin: (478, >=2) the same points in both pictures.
-    Returns (resolution, resolution, 2): x, y in the origin, pixels of a `size` crop, for each centre of a target pixel.
-    """
-    triangles, weights = place
-    shift = np.concatenate([origin[:, :2] - target[:, :2], np.zeros((28, 2))])
-    moved = (weights[..., None] * shift[triangles]).sum(1).astype(np.float32).reshape(resolution, resolution, 2)
-    # Triangles that fold over where the head turns away give single wild pixels. Eyes are spared: a median of their few
-    # pixels keeps a fifth of what lids move.
-    eyes = np.maximum(*(_polygon(target, eye, size, resolution) for eye in EYES))
-    eyes = cv2.dilate(eyes, np.ones((3, 3), np.uint8))[..., None] > 0
-    moved = np.where(eyes, moved, cv2.medianBlur(moved, 5))
-    centres = (np.arange(resolution) + 0.5) * size / resolution
-    grid = np.stack(np.meshgrid(centres, centres), -1)
-    return (grid + moved).astype(np.float32)
-
-
-def warp(image: np.ndarray, where: np.ndarray, size: float) -> np.ndarray:
-    """Samples an (H, W, 3) picture by a dense map in pixels of a `size` crop."""
-    height = image.shape[0]
-    full = cv2.resize(where, (height, height), interpolation=cv2.INTER_LINEAR) * (height / size) - 0.5
-    return cv2.remap(image, full, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-
-
-def _polygon(points: np.ndarray, indices: list[int], size: float, resolution: int) -> np.ndarray:
-    mask = np.zeros((resolution, resolution), np.uint8)
-    cv2.fillPoly(mask, [np.round(points[indices, :2] * (resolution / size)).astype(np.int32)], 255)
-    return mask
-
-
 def region_weights(points: np.ndarray, size: float, resolution: int) -> np.ndarray:
     """Loss weights: mouth and eyes are 3 % of the pixels and most of the message. (R, R) float32 >= 1"""
     fine = np.zeros((resolution, resolution), np.uint8)
     for part in (LIPS_OUTER, *EYES):
-        fine = np.maximum(fine, _polygon(points, part, size, resolution))
+        fine = np.maximum(fine, polygon(points, part, size, resolution))
     reach = max(3, resolution // 16) | 1
     fine = cv2.blur(cv2.dilate(fine, np.ones((reach, reach), np.uint8)), (reach, reach))
-    face = cv2.blur(_polygon(points, FACE_OVAL, size, resolution), (reach, reach))
+    face = cv2.blur(polygon(points, FACE_OVAL, size, resolution), (reach, reach))
     return (1 + 1.5 * face.astype(np.float32) / 255 + 5 * fine.astype(np.float32) / 255).astype(np.float32)
 
 
@@ -500,7 +392,7 @@ class Sampler:
         """T: the driving face warped into the source's pose, over the source bent to the new jaw line."""
         resolution = source.shape[0]
         under, face = warp(source, from_source, size), warp(driving, from_driving, size)
-        mask = _polygon(points, FACE_OVAL, size, resolution)
+        mask = polygon(points, FACE_OVAL, size, resolution)
         reach = max(3, resolution // 24) | 1
         mask = cv2.erode(mask, np.ones((reach, reach), np.uint8))
         mask = cv2.GaussianBlur(mask, (2 * reach + 1, 2 * reach + 1), 0).astype(np.float32)[..., None] / 255
@@ -526,7 +418,7 @@ def _seen(target: np.ndarray, before: float, after: float, size: float) -> np.nd
     seen = np.ones((FLOW_SIZE, FLOW_SIZE), np.float32)
     if after > 0.2:
         share = np.clip((before / after - HIDDEN) / (SHOWN - HIDDEN), 0, 1)
-        seen[_polygon(target, LIPS_INNER, size, FLOW_SIZE) > 0] = share
+        seen[polygon(target, LIPS_INNER, size, FLOW_SIZE) > 0] = share
     return seen
 
 
@@ -538,11 +430,11 @@ def _brightness(image: np.ndarray) -> np.ndarray:
 
 def _valid(target: np.ndarray, size: float, outside: float, eye_weight: float = 1.0) -> np.ndarray:
     """Weights of the flow: the loss's on the face, `outside` elsewhere, 0 in an open mouth (it comes from nowhere)."""
-    face = _polygon(target, FACE_OVAL, size, FLOW_SIZE).astype(np.float32) / 255
-    mouth = _polygon(target, LIPS_INNER, size, FLOW_SIZE) > 0
+    face = polygon(target, FACE_OVAL, size, FLOW_SIZE).astype(np.float32) / 255
+    mouth = polygon(target, LIPS_INNER, size, FLOW_SIZE) > 0
     weight = np.maximum(face, outside) * region_weights(target, size, FLOW_SIZE)
     if eye_weight != 1:
-        eyes = np.maximum(*(_polygon(target, eye, size, FLOW_SIZE) for eye in EYES))
+        eyes = np.maximum(*(polygon(target, eye, size, FLOW_SIZE) for eye in EYES))
         reach = (
             cv2.dilate(eyes, np.ones((9, 9), np.uint8)).astype(np.float32) / 255
         )  # lids and the skin they draw along

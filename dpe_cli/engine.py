@@ -90,6 +90,7 @@ class Engine:
             "sha256": self.loaded.sha256,
             "size": self.size,
             "codes": "landmarks" if self.measured else "encoder",
+            "reader": self.measured and self.measured.reader.sha256,
             "retouch": self.retoucher and self.retoucher.sha256,
             "device": describe_device(self.device),
             "precision": self.precision,
@@ -160,11 +161,17 @@ class Engine:
         fresh = list({key: row for row, key in enumerate(keys) if key not in self.told}.values())
         if fresh:
             chosen = crops[fresh]
-            codes = fetched(self.compute(lambda: self.networks.motion_code(self.encode(chosen).latent)))
-            better, faces = self.measured.improve(chosen, codes) if self.measured else (codes, [None] * len(fresh))
-            new = zip((keys[row] for row in fresh), map(Told, codes, better, faces), strict=True)
+            if self.measured:
+                codes, faces = self.measured.measure(chosen, lambda rows: self.encoded_codes(chosen[rows]))
+            else:
+                codes, faces = self.encoded_codes(chosen), [None] * len(fresh)
+            new = zip((keys[row] for row in fresh), map(Told, codes, faces), strict=True)
             self.told = {key: self.told[key] for key in keys if key in self.told} | dict(new)
         return [self.told[key] for key in keys]
+
+    def encoded_codes(self, crops: np.ndarray) -> np.ndarray:
+        """Motion codes of one batch as the encoder reads them."""
+        return fetched(self.compute(lambda: self.networks.motion_code(self.encode(crops).latent)))
 
     def edited(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
         """One batch, edited."""
@@ -174,7 +181,7 @@ class Engine:
             measured = np.stack([told.code for told in known])
             if expression is not None and self.retoucher is None:
                 expression = drawable(expression, measured)
-            own = np.stack([told.encoded for told in known]) - measured
+            own = self.encoded_codes(crops) - measured
             expression, pose = (None if code is None else code + own for code in (expression, pose))
 
         def render() -> Tensor:
@@ -203,7 +210,13 @@ class Engine:
         """Drawn pictures (B, 3, S, S) with mouth and eyes painted over for the codes (B, K) that were asked for."""
         faces, own = [told.face for told in known], np.stack([told.code for told in known])
         pictures = to_pictures(drawn.float())
-        return to_tensor(self.retoucher(crops, pictures, faces, own[:, POSE_DIM:], asked[:, POSE_DIM:]), self.device)
+        codes = own[:, POSE_DIM:], asked[:, POSE_DIM:]
+        return to_tensor(self.retoucher.looked_at(crops, pictures, faces, *codes, self.expression_of), self.device)
+
+    def expression_of(self, pictures: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+        """Expression (N, 14) of drawn pictures as landmarks tell it, `otherwise` where they show no face."""
+        unknown = np.pad(otherwise, ((0, 0), (POSE_DIM, 0)))
+        return self.measured.measure(pictures, lambda rows: unknown[rows])[0][:, POSE_DIM:]
 
     def compute(self, function: Callable[[], Tensor]) -> Tensor:
         """Runs the networks in the chosen precision; where 16 bits overflow, from then on in 32."""
@@ -266,9 +279,8 @@ class Engine:
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """What was read of a crop: its codes (K,) as the encoder reads them and as they are best known, its landmarks."""
+    """What was read of a crop: its codes (K,) as they are best known, and its landmarks."""
 
-    encoded: np.ndarray
     code: np.ndarray
     face: FaceShape | None
 

@@ -4,7 +4,7 @@ The generators bend the source; what it does not show they can only stretch. Her
 codes of an edit say what outlines a part has and is to have, and small networks paint it between these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,13 @@ from torch import Tensor
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.models import Retouch
 from dpe_cli.motion_space import MotionSpace
-from dpe_cli.parts import PARTS, Patch, Posed, posed, put_back
+from dpe_cli.parts import EYE, MOUTH, OTHER_EYE, PARTS, Part, Patch, Posed, posed, put_back
 from dpe_cli.weights import RETOUCH, load_retouch
 
 FAR = 0.3  # change of coordinates (root mean square) from which a part is painted over wholly
+AGAIN = 1.0  # share of what painted eyes were seen to miss that is asked for on top
+MOST = 1.5  # of that, in each coordinate
+EYE_PARTS = (EYE, OTHER_EYE)
 
 
 def asked_for(change: np.ndarray) -> float:
@@ -54,7 +57,7 @@ class Retoucher:
 
     def __call__(
         self, crops: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
-        asked: np.ndarray,
+        asked: np.ndarray, parts: Sequence[Part] = PARTS,
     ) -> np.ndarray:  # fmt: skip
         """Drawn crops with mouth and eyes painted over; as they are where there is no face, and parts that are to stay.
 
@@ -63,20 +66,39 @@ class Retoucher:
         """
         jobs: list[tuple[int, Patch, float]] = []
         for row, face in enumerate(faces):
-            strengths = [asked_for((asked - own)[row, part.codes]) for part in PARTS]
+            strengths = [asked_for((asked - own)[row, part.codes]) for part in parts]
             if face is None or not any(strengths):
                 continue
             before, after = outlined(face, asked[row], self.space, self.basis)
             pictures = (crops[row], drawn[row])
-            parts = (pair for pair in zip(PARTS, strengths, strict=True) if pair[1])
-            jobs += [(row, Patch.cut(pictures, before, after, part), strength) for part, strength in parts]
+            moved = (pair for pair in zip(parts, strengths, strict=True) if pair[1])
+            jobs += [(row, Patch.cut(pictures, before, after, part), strength) for part, strength in moved]
         result = drawn.copy()
-        for name in dict.fromkeys(part.name for part in PARTS):
+        for name in dict.fromkeys(part.name for part in parts):
             ours = [one for one in jobs if one[1].part.name == name]
             changes = self.added(name, [patch for _, patch, _ in ours]) if ours else ()
             for (row, patch, strength), added in zip(ours, changes, strict=True):
                 result[row] = put_back(result[row], added * (strength * patch.share)[..., None], patch.matrix)
         return result
+
+    def looked_at(
+        self, crops: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
+        asked: np.ndarray, look: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ) -> np.ndarray:  # fmt: skip
+        """The same, and painted eyes are looked at: what they miss of lids and gaze is asked for on top, once.
+
+        look: tells the expression of pictures (n, S, S, 3) uint8, where it sees no face what they were to have (n, 14).
+        """
+        spoken = self(crops, drawn, faces, own, asked, [MOUTH])
+        painted = self(crops, spoken, faces, own, asked, EYE_PARTS)
+        rows = np.flatnonzero((painted != spoken).any((1, 2, 3)))
+        if len(rows):
+            missed = np.zeros_like(asked)
+            missed[rows, EYE.codes] = (asked[rows] - look(painted[rows], asked[rows]))[:, EYE.codes]
+            more = asked + np.clip(AGAIN * missed, -MOST, MOST)
+            known = [faces[row] for row in rows]
+            painted[rows] = self(crops[rows], spoken[rows], known, own[rows], more[rows], EYE_PARTS)
+        return painted
 
     @torch.inference_mode()
     def added(self, name: str, patches: Sequence[Patch]) -> np.ndarray:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpe_cli.dataset import Clip, Mesh, Sampler, load_clips
+from dpe_cli.dataset import Clip, Sampler, load_clips
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.initialise import (
     amplify,
@@ -42,6 +42,7 @@ from dpe_cli.initialise import (
     to_image,
     warm_up,
 )
+from dpe_cli.mesh import Mesh
 from dpe_cli.models import DPE, DPEConfig, PerceptualLoss
 from dpe_cli.motion_space import MotionSpace
 from dpe_cli.recipe import Phase, as_table

@@ -19,9 +19,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpe_cli.dataset import FLOW_SIZE
 from dpe_cli.errors import DPEError
 from dpe_cli.initialise import colours_kept, separate, to_image
+from dpe_cli.mesh import FLOW_SIZE
 from dpe_cli.models import DPE, Discriminator, Encoded, Rendered
 from dpe_cli.models.decoder import places, sampling_grid
 from dpe_cli.models.layers import in_float32

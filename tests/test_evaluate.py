@@ -115,7 +115,8 @@ def test_each_protocol_looks_at_its_own_frames(clips):
 
 
 def test_faces_are_framed_as_the_tool_frames_them(clips):
-    from dpe_cli.dataset import Mesh, Sampler
+    from dpe_cli.dataset import Sampler
+    from dpe_cli.mesh import Mesh
 
     found, space = clips
     scene = make_scene("cross", found[0], found[1], 5)

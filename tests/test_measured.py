@@ -1,5 +1,6 @@
 """Motion codes told by landmarks: what they are, when the encoder's count, what an edit makes of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class Found:
 def measured() -> MeasuredCodes:
     """Sees a mean face of 80 pixels in the middle of 256, then nothing, then a face half as sure as need be."""
     codes = MeasuredCodes(SHIPPED)
-    codes.reader = None  # there are no eyes to look at
+    codes.look_closer = lambda crops, faces, found: found  # there are no eyes to look at
     points = (codes.space.template * 80 + [128, 128, 0]).astype(np.float32)
     doubted = FaceShape(points, np.zeros(52, np.float32), confidence=(0.5 + SURE) / 2)
     codes.landmarks = Found([FaceShape(points, np.zeros(52, np.float32)), None, doubted])
@@ -41,7 +42,14 @@ def measured() -> MeasuredCodes:
 
 def test_codes_are_the_coordinates_of_the_landmarks(measured: MeasuredCodes):
     crops, read = np.zeros((3, 256, 256, 3), np.uint8), np.ones((3, MOTION_DIM), np.float32)
-    (sure, blind, doubted), faces = measured.improve(crops, read)
+    asked = []
+
+    def encoder(rows: list[int]) -> np.ndarray:
+        asked.extend(rows)
+        return read[rows]
+
+    (sure, blind, doubted), faces = measured.measure(crops, encoder)
+    assert asked == [1, 2]  # the encoder costs more than all else
     assert faces == measured.landmarks.faces
     space = MotionSpace.load(SHIPPED.parent / "motion-space.json")
     np.testing.assert_allclose(sure[POSE_DIM:], space.expression(space.template[None], np.zeros((1, 52)))[0], atol=1e-4)
@@ -59,8 +67,8 @@ def engine(tmp_path: Path) -> Engine:
     networks = Engine(tmp_path / "random.safetensors", device="cpu")
 
     class Other:
-        def improve(self, crops: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, list[None]]:
-            return codes + 1, [None] * len(codes)
+        def measure(self, crops: np.ndarray, encoder: Callable) -> tuple[np.ndarray, list[None]]:
+            return encoder(list(range(len(crops)))) + 1, [None] * len(crops)
 
     networks.measured = Other()
     return networks

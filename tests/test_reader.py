@@ -172,13 +172,11 @@ def test_the_shipped_networks_are_the_registered_ones():
 # In an edit
 
 
-def test_codes_are_mended_where_the_networks_are(space: MotionSpace):
+def test_codes_are_mended(space: MotionSpace):
     measured = MeasuredCodes(weights.folder() / "compact.safetensors")
     points = (space.template * 90 + [128, 128, 0]).astype(np.float32)
     faces, crops = [FaceShape(points, np.zeros(52, np.float32))], np.zeros((1, CROP, CROP, 3), np.uint8)
     codes = measured.read(faces, CROP)
-    measured.reader = None
-    assert measured.look_closer(crops, faces, codes) is codes
 
     class Sees:
         def mend(self, crops: np.ndarray, points: list, codes: np.ndarray, template: np.ndarray) -> np.ndarray:

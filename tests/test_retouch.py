@@ -16,7 +16,7 @@ from dpe_cli.landmarks import FaceShape
 from dpe_cli.models import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, MotionSpace
 from dpe_cli.parts import EYE, MOUTH, OTHER_EYE, PARTS, UNIT, Patch, cut_patch, of_centres, posed, put_back, to_patch
-from dpe_cli.retouch import FAR, Retoucher, asked_for
+from dpe_cli.retouch import AGAIN, FAR, MOST, Retoucher, asked_for
 from dpe_cli.train_retouch import (
     CHANNELS,
     RetouchTrainer,
@@ -145,6 +145,30 @@ def test_without_a_face_a_picture_stays_as_it_was_drawn(brightening: Retoucher):
     assert (found[1] != drawn[1]).any()
 
 
+def test_what_painted_eyes_miss_is_asked_for_once_more(brightening: Retoucher, monkeypatch: pytest.MonkeyPatch):
+    crops, drawn = np.stack([photograph(1)] * 3), np.stack([photograph(2)] * 3)
+    faces, own, asked = [shape(face())] * 2 + [None], np.zeros((3, 14)), np.zeros((3, 14))
+    asked[0, LIPS], asked[1:, LIDS] = 1, 2  # a mouth alone; eyes; nobody
+    passes, plain = [], Retoucher.__call__
+
+    def recorded(self: Retoucher, *given: np.ndarray) -> np.ndarray:
+        passes.append(given)
+        return plain(self, *given)
+
+    def look(pictures: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        assert len(pictures) == 1 and (pictures[0] != drawn[1]).any()
+        np.testing.assert_array_equal(wanted, asked[1:2])
+        return wanted - 0.5 - 9 * (np.arange(14) == LIDS.start)
+
+    monkeypatch.setattr(Retoucher, "__call__", recorded)
+    found = brightening.looked_at(crops, drawn, faces, own, asked, look)
+    first = [plain(brightening, crops, drawn, faces, own, asked)]
+    np.testing.assert_array_equal(found[[0, 2]], first[0][[0, 2]])
+    change = passes[-1][4] - asked[1:2]
+    assert len(passes) == 3 and (change[0, LIPS] == 0).all()
+    np.testing.assert_allclose(change[0, LIDS], [MOST, 0.5 * AGAIN])
+
+
 def test_painting_sets_in_smoothly():
     far = np.array([asked_for(np.full(4, x)) for x in np.linspace(0, 2 * FAR, 41)])
     assert far[0] == 0 and far[-1] == 1 and (np.diff(far) >= 0).all() and np.diff(far).max() < 0.1
@@ -177,9 +201,7 @@ def stored(count: int = 24) -> np.ndarray:
 def test_training_lowers_the_error_and_its_adversary_takes_part():
     torch.manual_seed(0)
     patches = stored()
-    trainer = RetouchTrainer(
-        RetouchNet(RetouchConfig((8, 8, 8), (1, 1, 1))), RetouchTraining(lr=3e-3, ema=0.9, plain=0.5)
-    )
+    trainer = RetouchTrainer(RetouchNet((8, 8, 8), (1, 1, 1)), RetouchTraining(lr=3e-3, ema=0.9, plain=0.5))
     before, _ = evaluate(trainer.averaged(), patches)
     for step in range(60):
         terms = trainer.step(tensors(patches), step / 60)

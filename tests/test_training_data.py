@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from conftest import synthetic_face, turned
 
-from dpe_cli.dataset import AWAY, FLOW_SIZE, Mesh, Sampler, _seen, dense_map, is_held_out, load_clips, turns, warp
+from dpe_cli.dataset import Sampler, _seen, is_held_out, load_clips, turns
 from dpe_cli.errors import InputError
 from dpe_cli.landmarks import BLENDSHAPES, Landmarker, align, head_angles, mouth_opening
+from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, dense_map, warp
 from dpe_cli.motion_space import MOTION_DIM, POSE_DIM, MotionSpace, mirror_blendshapes, normalise
 from dpe_cli.weights import folder
 
