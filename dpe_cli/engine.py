@@ -4,7 +4,7 @@ Results do not depend on how the crops are split into batches, but for the round
 
 Where landmarks can tell the motion codes (`measured.py`), they do, of the driving and of the source: the networks get
 own + (driving - source), with the own code as the encoder reads it, for against that one the generators were trained.
-What they draw of mouth and eyes is then painted over (`retouch.py`).
+What they draw of mouth and eyes is then painted over (`retouch.py`), and turned heads are put right (`turned.py`).
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.retouch import Retoucher
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
+from dpe_cli.turned import HeadRetoucher
 from dpe_cli.weights import Loaded, find, load
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -52,8 +53,8 @@ class Engine:
     weights: name or path, by default our own. device: auto, cpu, cuda, cuda:N, mps. precision: auto, fp32, bf16, fp16,
     int8; auto is fp32 on a CPU and on MPS, on CUDA bf16 where the GPU computes with it and fp16 elsewhere. backend:
     auto, torch, compile, onnx, openvino; see `choose_backend`. batch_size: crops at once, by default what suits the
-    device. measure: False reads codes by the encoder alone, as the paper does. retouch: False leaves mouth and eyes as
-    the generators draw them, as the paper does; without measured codes it is always so.
+    device. measure: False reads codes by the encoder alone, as the paper does. retouch: False leaves pictures as the
+    generators draw them, as the paper does; without measured codes it is always so.
     Raises WeightsError, and DeviceError for a device that is not there, cannot do this or has too little memory.
     """
 
@@ -73,6 +74,7 @@ class Engine:
             self.measured = MeasuredCodes(self.loaded.path, str(self.device)) if known else None
             wanted = known and retouch
             self.retoucher = Retoucher(self.measured.space, device=str(self.device)) if wanted else None
+            self.heads = HeadRetoucher(self.retoucher) if wanted and self.retoucher.nets.head else None
             self.batch_size = batch_size or choose_batch_size(self.device, self.loaded.config)
         self.loaded.state.clear()  # the networks have their own form of the weights
         self.forget()
@@ -176,7 +178,7 @@ class Engine:
     def edited(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
         """One batch, edited."""
         known = self.read(crops) if self.measured else []
-        asked = expression
+        asked, turned = expression, pose
         if self.measured:
             measured = np.stack([told.code for told in known])
             if expression is not None and self.retoucher is None:
@@ -204,7 +206,12 @@ class Engine:
                 source = self.betweens.get(keys_of(crops, expression), between)
             return networks.transfer_pose(source, self.to_device(pose))
 
-        return to_pictures(self.compute(render))
+        pictures = to_pictures(self.compute(render))
+        if self.heads is None or pose is None:
+            return pictures
+        whole = measured.copy() if asked is None else asked.copy()
+        whole[:, :POSE_DIM] = turned[:, :POSE_DIM]
+        return self.heads(crops, pictures, [told.face for told in known], measured, whole)
 
     def retouched(self, drawn: Tensor, crops: np.ndarray, known: list["Told"], asked: np.ndarray) -> Tensor:
         """Drawn pictures (B, 3, S, S) with mouth and eyes painted over for the codes (B, K) that were asked for."""

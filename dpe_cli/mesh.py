@@ -1,5 +1,7 @@
 """A mesh over the landmarks of a face: which triangle a pixel lies in, where it comes from in another picture."""
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 from scipy.spatial import Delaunay
@@ -18,6 +20,14 @@ def _border_anchors(size: float) -> np.ndarray:
     return np.concatenate(ring)
 
 
+class Place(NamedTuple):
+    """Where in a mesh the pixels of a picture lie, R*R of them."""
+
+    index: np.ndarray  # (R*R,) triangle
+    nodes: np.ndarray  # (R*R, 3) its corners
+    weights: np.ndarray  # (R*R, 3) barycentric
+
+
 class Mesh:
     """Triangles over the landmarks and a ring of border anchors; draws which triangle each pixel of a face lies in."""
 
@@ -30,10 +40,10 @@ class Mesh:
         self.triangles = np.concatenate([self.triangles[ring], self.triangles[~ring]])
         self.ring = int(ring.sum())
 
-    def locate(self, points: np.ndarray, size: float, resolution: int = FLOW_SIZE) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, points: np.ndarray, size: float, resolution: int = FLOW_SIZE) -> Place:
         """Triangle and barycentric weights of each pixel's centre, nearest surface on top.
 
-        points: (478, 3) of the face in pixels of a `size` crop. Returns (R*R, 3) node indices and (R*R, 3) weights.
+        points: (478, 3) of the face in pixels of a `size` crop.
         """
         nodes = np.concatenate([points[:, :2], _border_anchors(size)])
         depth = points[:, 2][self.triangles[self.ring :]].mean(1)
@@ -53,19 +63,19 @@ class Mesh:
         w = (one[:, 0] * rest[:, 1] - one[:, 1] * rest[:, 0]) / area
         # A pixel on an edge may lie a little outside of the triangle drawn there, far outside of it if that is thin.
         weights = np.clip(np.stack([1 - v - w, v, w], 1), 0, 1)
-        return triangles, weights / weights.sum(1, keepdims=True)
+        return Place(index.ravel(), triangles, weights / weights.sum(1, keepdims=True))
 
-    def facing(self, place: tuple[np.ndarray, np.ndarray], drawn: np.ndarray, other: np.ndarray) -> np.ndarray:
+    def facing(self, place: Place, drawn: np.ndarray, other: np.ndarray) -> np.ndarray:
         """1 where another picture of a face shows what is drawn in this one, AWAY where it is turned away, 0 off it.
 
         place: what `locate` says of this picture; drawn, other: (478, >=2) the points in both. -> (R, R) float32
         """
-        triangles = place[0]
-        here, there = (_areas(points, triangles) for points in (drawn, other))
+        here, there = (_areas(points, self.triangles) for points in (drawn, other))
         # Nearly edge on, a few pixels of the other picture would be drawn out to many.
-        seen = np.where(np.sign(here) * there > 0.3 * np.abs(here), 1, AWAY) * (triangles < len(drawn)).all(1)
-        side = round(len(triangles) ** 0.5)
-        return seen.reshape(side, side).astype(np.float32)
+        seen = np.where(np.sign(here) * there > 0.3 * np.abs(here), 1, AWAY)
+        seen[: self.ring] = 0
+        side = round(len(place.index) ** 0.5)
+        return seen[place.index].reshape(side, side).astype(np.float32)
 
 
 def _areas(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
@@ -76,7 +86,7 @@ def _areas(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
 
 
 def dense_map(
-    place: tuple[np.ndarray, np.ndarray],
+    place: Place,
     target: np.ndarray,
     origin: np.ndarray,
     size: float,
@@ -87,9 +97,9 @@ def dense_map(
     place: what `Mesh.locate` says of the target's points; target, origin: (478, >=2) the same points in both pictures.
     Returns (resolution, resolution, 2): x, y in the origin, pixels of a `size` crop, for each centre of a target pixel.
     """
-    triangles, weights = place
     shift = np.concatenate([origin[:, :2] - target[:, :2], np.zeros((28, 2))])
-    moved = (weights[..., None] * shift[triangles]).sum(1).astype(np.float32).reshape(resolution, resolution, 2)
+    moved = np.einsum("nk,nkc->nc", place.weights, shift[place.nodes])
+    moved = moved.astype(np.float32).reshape(resolution, resolution, 2)
     # Triangles that fold over where the head turns away give single wild pixels. Eyes are spared: a median of their few
     # pixels keeps a fifth of what lids move.
     eyes = np.maximum(*(polygon(target, eye, size, resolution) for eye in EYES))

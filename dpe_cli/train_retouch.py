@@ -29,7 +29,7 @@ from dpe_cli.errors import InputError
 from dpe_cli.mesh import Mesh
 from dpe_cli.models import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import POSE_DIM, MotionSpace
-from dpe_cli.parts import PARTS, Patch
+from dpe_cli.parts import MOUTH, PARTS, Patch
 from dpe_cli.retouch import outlined
 from dpe_cli.trainer import follow, weighted_l1
 from dpe_cli.turned import Turner
@@ -41,6 +41,8 @@ BATCH = 4  # crops that are drawn at once: as many as the engine takes on a CPU,
 # Of a stored patch: source, drawn, wanted (RGB each), outlines before and after (2 each), share; of a whole crop the
 # guide and its cover in the outlines' place.
 CHANNELS = 14
+INSIDE = 11  # channel of what is to be within the lips
+COMMON = 0.5  # of the mean inside: what even shut mouths count
 HEAD = "head"  # the network for whole crops
 HELD_OUT = {HEAD: 100}  # samples of people who were not trained on
 PATCHES_HELD_OUT = 300
@@ -48,6 +50,7 @@ TURN_SHARE, LEAST_TURN = 0.8, 4.0  # of the pairs for heads: chosen for their tu
 PAINTED = {HEAD: 1.0}  # share of the pixels that is painted, on average
 PATCHES_PAINTED = 0.3
 RIDGE = 1e-2  # of the fit of shapes to codes, per sample
+WINDOW = 128  # side of what an adversary sees at most, pixels
 FEATURES = 10.0  # weight of the adversary's features, of the adversary's own
 CONFIG = RetouchConfig(head_channels=(32, 64, 96))
 NAMES = (*dict.fromkeys(part.name for part in PARTS), HEAD)
@@ -168,6 +171,7 @@ def head_samples(job: PoolJob, clips: list[Clip], space: MotionSpace) -> Iterato
     """Pairs with expression and pose changed, drawn as in an edit, mouth and eyes retouched; the driving is wanted."""
     pairs = Turns(clips, Mesh(space.template), job.seed, augment=False, turn_share=TURN_SHARE)
     engine, turner = Engine(job.weights, device="cpu"), Turner(space, job.basis)
+    engine.heads = None
     whole = np.full((CROP, CROP, 1), 255, np.uint8)
     while True:
         samples = [pairs.sample() for _ in range(BATCH)]
@@ -226,10 +230,12 @@ class RetouchTrainer:
         weight = batch["share"][:, 0] / self.painted  # only what is painted counts
         terms = {"picture": weighted_l1(painted, wanted, weight) * config.picture_weight}
         real = batch["drawn"] + batch["share"] * (wanted - batch["drawn"])  # around it nothing tells them apart
+        window = windowed(painted.shape)
+        shown, real, source, lines = (picture[window] for picture in (painted, real, source, lines))
         fighting = bool(config.gan_weight) and progress >= config.plain
         if fighting:
             self.adversary.requires_grad_(False)
-            judged, seen = self.adversary(painted, source, lines)
+            judged, seen = self.adversary(shown, source, lines)
             with torch.no_grad():
                 _, known = self.adversary(real, source, lines)
             alike = sum(F.l1_loss(one, two) for one, two in zip(seen, known, strict=True)) / len(seen)
@@ -241,7 +247,7 @@ class RetouchTrainer:
         self.optimiser.step()
         if config.gan_weight and progress > config.plain * 0.7:  # it learns a little before it counts
             self.adversary.requires_grad_(True)
-            good, bad = (self.adversary(one, source, lines)[0] for one in (real, painted.detach()))
+            good, bad = (self.adversary(one, source, lines)[0] for one in (real, shown.detach()))
             loss = F.relu(1 - good).mean() + F.relu(1 + bad).mean()
             self.other.zero_grad(set_to_none=True)
             loss.backward()
@@ -256,6 +262,12 @@ class RetouchTrainer:
         net = copy.deepcopy(self.net)
         net.load_state_dict(self.average)
         return net.eval()
+
+
+def windowed(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """A random window of pictures (B, C, H, W) that an adversary looks at: of a whole crop it would take most time."""
+    corners = [int(torch.randint(0, max(1, side - WINDOW + 1), ())) for side in shape[2:]]
+    return (slice(None), slice(None), *(slice(corner, corner + WINDOW) for corner in corners))
 
 
 def paint(net: RetouchNet, batch: dict[str, Tensor]) -> Tensor:
@@ -301,10 +313,12 @@ def train_part(
         net.load_state_dict(start)
     trainer = RetouchTrainer(net, config, PAINTED.get(name, PATCHES_PAINTED))
     size = config.head_batch if name == HEAD else config.batch
+    chances = [likely(part) if name == MOUTH.name else None for part in pool]
     began, noted, terms = time.monotonic(), 0.0, []
     while (gone := (time.monotonic() - began) / 60) < config.minutes:
-        part = pool[random.integers(len(pool))]
-        patches = np.stack([part[row] for row in random.integers(0, len(part), size)])
+        half = random.integers(len(pool))
+        rows = random.choice(len(pool[half]), size, p=chances[half])
+        patches = np.stack([pool[half][row] for row in rows])
         terms.append(trainer.step(tensors(varied(patches, random)), gone / config.minutes))
         if gone - noted > NOTED:
             noted = gone
@@ -318,6 +332,13 @@ def train_part(
             cv2.imwrite(str(output / f"{name}.png"), grid[..., ::-1])
             torch.save(trainer.average, output / f"{name}.pt")
     return trainer.average
+
+
+def likely(patches: np.ndarray) -> np.ndarray:
+    """How often each mouth of a pool is looked at: the wider it is to open, the more often. -> (N,), sum 1"""
+    inside = np.stack([patch[..., INSIDE].mean() for patch in patches])
+    chances = inside + COMMON * inside.mean()
+    return chances / chances.sum()
 
 
 def varied(patches: np.ndarray, random: np.random.Generator) -> np.ndarray:

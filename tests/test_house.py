@@ -51,6 +51,7 @@ MAY_IMPORT = {
         "motion_space",
         "retouch",
         "runtimes",
+        "turned",
         "weights",
         "errors",
     },

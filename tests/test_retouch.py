@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from dpe_cli import weights
 from dpe_cli.crop import cut
@@ -13,6 +14,7 @@ from dpe_cli.engine import Engine
 from dpe_cli.errors import WeightsError
 from dpe_cli.face import crop_box, make_detector
 from dpe_cli.landmarks import FaceShape
+from dpe_cli.measured import read_codes
 from dpe_cli.models import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, MotionSpace
 from dpe_cli.parts import EYE, MOUTH, OTHER_EYE, PARTS, UNIT, Patch, cut_patch, of_centres, posed, put_back, to_patch
@@ -27,6 +29,7 @@ from dpe_cli.train_retouch import (
     split,
     tensors,
 )
+from dpe_cli.turned import HeadRetoucher, Turner, posed_as
 
 SPACE = MotionSpace.load(weights.folder() / "motion-space.json")
 TEMPLATE = SPACE.template
@@ -182,6 +185,70 @@ def test_files_of_other_networks_are_refused(tmp_path: Path):
     assert weights.load_retouch(tmp_path / "own.safetensors").config == config
     with pytest.raises(WeightsError, match="cannot edit"):
         weights.load(tmp_path / "own.safetensors")
+
+
+# Turned heads
+
+
+def turned(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
+    """The mean face, turned: (478, 3) pixels of a crop."""
+    rotation = Rotation.from_euler("YXZ", [yaw, pitch, roll], degrees=True).as_matrix()
+    return (TEMPLATE @ rotation.T * 90 + [128, 120, 0]).astype(np.float32)
+
+
+def code_of(points: np.ndarray) -> np.ndarray:
+    """(20,) as landmarks tell it."""
+    return read_codes([shape(points)], SIZE, SPACE)[0]
+
+
+def test_a_face_is_posed_as_a_code_says():
+    wanted = turned(25, -10, 8)
+    found = posed_as(posed(turned(-15, 5, 0), TEMPLATE), code_of(wanted)[:POSE_DIM], SIZE)
+    np.testing.assert_allclose(found[:, :2], wanted[:, :2], atol=0.1)
+
+
+def test_a_head_that_stays_is_its_own_guide():
+    crop, points = photograph(), turned(10)
+    guide = Turner(SPACE, np.zeros((14, 478, 3)))(crop, shape(points), code_of(points))
+    inside = guide.cover == 255
+    assert 0.1 < inside.mean() < 0.5
+    assert np.abs(guide.picture.astype(int) - crop)[inside].mean() < 2
+
+
+@pytest.mark.parametrize(("yaw", "near", "far"), [(40, 50, 280), (-40, 280, 50)])
+def test_a_hidden_cheek_is_the_near_one_mirrored(yaw: float, near: int, far: int):
+    points, front = turned(yaw), turned(0)
+    if points[near, 2] > points[far, 2]:  # nearer to the camera is less deep
+        near, far = far, near
+    crop, nose = np.full((SIZE, SIZE, 3), 40, np.uint8), int(points[4, 0])
+    crop[:, :nose] = 250
+    if points[near, 0] > nose:
+        crop = 290 - crop
+    guide = Turner(SPACE, np.zeros((14, 478, 3)))(crop, shape(points), code_of(front))
+    borrowed = guide.cover == 128
+    assert 0.002 < borrowed.mean() < 0.2
+    side = np.sign(front[far, 0] - 128)
+    assert (np.sign(np.nonzero(borrowed)[1].mean() - 128)) == side
+    assert guide.picture[borrowed].mean() > 200
+
+
+def test_only_turned_heads_are_put_right(tmp_path: Path):
+    config = RetouchConfig((8, 8, 8), (1, 1, 1), (8, 8, 8))
+    nets = Retouch(config)
+    with torch.no_grad():
+        nets.head.leave[1].bias.view(4, -1)[1:] = 32 / 127.5
+        nets.head.leave[1].bias.view(4, -1)[0] = -99  # nothing of the guide
+    weights.save(tmp_path / "retouch.safetensors", nets.state_dict(), config)
+    heads = HeadRetoucher(Retoucher(SPACE, tmp_path / "retouch.safetensors"))
+    crops, drawn = np.stack([photograph(1)] * 3), np.full((3, SIZE, SIZE, 3), 100, np.uint8)
+    faces = [shape(turned(0))] * 2 + [None]
+    own = np.stack([code_of(turned(0))] * 3)
+    asked = own.copy()
+    asked[1:, :POSE_DIM] = code_of(turned(20))[:POSE_DIM]
+    asked[0, POSE_DIM:] += 1
+    found = heads(crops, drawn, faces, own, asked)
+    np.testing.assert_array_equal(found[[0, 2]], drawn[[0, 2]])
+    assert np.abs(found[1].astype(int) - 132).max() <= 1
 
 
 def stored(count: int = 24) -> np.ndarray:
