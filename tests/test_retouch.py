@@ -220,10 +220,9 @@ def test_a_hidden_cheek_is_the_near_one_mirrored(yaw: float, near: int, far: int
     points, front = turned(yaw), turned(0)
     if points[near, 2] > points[far, 2]:  # nearer to the camera is less deep
         near, far = far, near
-    crop, nose = np.full((SIZE, SIZE, 3), 40, np.uint8), int(points[4, 0])
-    crop[:, :nose] = 250
-    if points[near, 0] > nose:
-        crop = 290 - crop
+    nose = points[4, 0]
+    lit = (np.arange(SIZE) < nose) == (points[near, 0] < nose)  # the near side
+    crop = np.tile(np.where(lit, 250, 40).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
     guide = Turner(SPACE, np.zeros((14, 478, 3)))(crop, shape(points), code_of(front))
     borrowed = guide.cover == 128
     assert 0.002 < borrowed.mean() < 0.2
