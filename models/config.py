@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 # Resolution -> channels of the feature maps there. Wider where pictures are small, as in the paper's base networks.
 FULL_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
@@ -10,8 +11,29 @@ COMPACT_CHANNELS = {4: 128, 8: 128, 16: 128, 32: 96, 64: 64, 128: 32, 256: 16, 5
 BORDERS = ("zeros", "edge")
 
 
+class Configuration:
+    """What the configurations of all networks have in common: a frozen dataclass of plain fields, kept as JSON."""
+
+    networks: ClassVar[str]  # whose sizes these are, for messages
+
+    def to_dict(self) -> dict:
+        """Plain fields; `type(config)(**config.to_dict())` is the same configuration."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Configuration":
+        """Raises ValueError for text that is not a configuration."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not a configuration of {cls.networks}: {error}") from error
+
+
 @dataclass(frozen=True)
-class DPEConfig:
+class DPEConfig(Configuration):
     """Sizes of the networks.
 
     size: side of the square crop in pixels, a power of two from 8.
@@ -21,6 +43,8 @@ class DPEConfig:
     networks, or edge, its nearest pixels. No weight depends on it.
     Raises ValueError when these do not fit together.
     """
+
+    networks: ClassVar[str] = "the networks"
 
     size: int = 256
     channels: dict[int, int] = field(default_factory=lambda: dict(FULL_CHANNELS))
@@ -55,18 +79,3 @@ class DPEConfig:
     def compact(cls, size: int = 256) -> "DPEConfig":
         """A thirteenth of the parameters: fast on a CPU, and small enough to travel with the tool."""
         return cls(size, dict(COMPACT_CHANNELS), latent_dim=256, border="edge")
-
-    def to_dict(self) -> dict:
-        """Plain fields; `DPEConfig(**config.to_dict())` is the same configuration."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "DPEConfig":
-        """Raises ValueError for text that is not a configuration."""
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"not a configuration of the networks: {error}") from error

@@ -5,14 +5,14 @@ principal components, in the head's own frame) and how it is posed (rotation, sc
 loss can look at expressions without the pose. Everything is differentiable down to the picture's pixels.
 """
 
-import json
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import Configuration
 from .layers import in_float32
 
 POINTS = 478  # MediaPipe's face mesh with the irises
@@ -22,13 +22,15 @@ USUAL_SCALE = 0.74  # outer eye corners are 0.37 crop sides apart; a side is 2 l
 
 
 @dataclass(frozen=True)
-class LandmarkConfig:
+class LandmarkConfig(Configuration):
     """Sizes of the network.
 
     size: side of the crop in pixels, a multiple of 32. channels: feature maps at 1/4, 1/8, 1/16, 1/32 of it.
     blocks: residual blocks there. features: length of the vector that is read. components: of the face model.
     Raises ValueError when these do not fit together.
     """
+
+    networks: ClassVar[str] = "the landmark network"
 
     size: int = 192
     channels: tuple[int, ...] = (48, 64, 96, 128)
@@ -41,21 +43,6 @@ class LandmarkConfig:
         object.__setattr__(self, "blocks", tuple(self.blocks))
         if self.size % 32 or len(self.channels) != 4 or len(self.blocks) != 4:
             raise ValueError("a landmark network has 4 levels, and a size that is a multiple of 32")
-
-    def to_dict(self) -> dict:
-        """Plain fields; `LandmarkConfig(**config.to_dict())` is the same configuration."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "LandmarkConfig":
-        """Raises ValueError for text that is not a configuration."""
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"not a configuration of the landmark network: {error}") from error
 
 
 class Landmarks(NamedTuple):

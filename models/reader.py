@@ -5,13 +5,14 @@ found the parts. They say the same motion coordinates without having heard it, s
 share of the difference counts. Not part of the paper.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import Configuration
 from .landmarks import Block, LandmarkNet, convolution
 
 # Motion coordinates, in the order of `dpe_cli.motion_space`; lids: the picture's left eye first.
@@ -22,13 +23,15 @@ MOUTH_PATCH, EYE_PATCH = (88, 80), (48, 64)  # height, width: `dpe_cli.parts`
 
 
 @dataclass(frozen=True)
-class ReaderConfig:
+class ReaderConfig(Configuration):
     """Sizes of the networks, and what they read.
 
     groups: motion coordinates that are read; the others stay what they were. channels: feature maps at 1/4, 1/8 and
     1/16 of the patch. blocks: residual blocks there. features: length of the vector that is read of a patch. dropout:
     of training. Raises ValueError when these do not fit together.
     """
+
+    networks: ClassVar[str] = "the reading networks"
 
     groups: tuple[str, ...] = ("lids", "gaze")  # of the mouth the landmark network knows more
     channels: tuple[int, ...] = (48, 64, 96)  # as the landmark network has them, from whose trunk training starts
@@ -43,21 +46,6 @@ class ReaderConfig:
             raise ValueError(f"reading networks read some of {', '.join(GROUPS)}")
         if len(self.channels) != 3 or len(self.blocks) != 3:
             raise ValueError("a reading network has 3 levels, each with channels and a number of blocks")
-
-    def to_dict(self) -> dict:
-        """Plain fields; `ReaderConfig(**config.to_dict())` is the same configuration."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "ReaderConfig":
-        """Raises ValueError for text that is not a configuration."""
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"not a configuration of the reading networks: {error}") from error
 
 
 class Trunk(nn.Sequential):

@@ -5,13 +5,14 @@ lids) they have nothing to bend. These networks see the part as the source has i
 that it has and is to have, and give what has to be added to the drawn picture. Not part of the paper.
 """
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import Configuration
 from .landmarks import POINTS
 
 CODES = 14  # coordinates of the expression
@@ -21,11 +22,13 @@ START = -1.0  # logit of the guide's share before training
 
 
 @dataclass(frozen=True)
-class RetouchConfig:
+class RetouchConfig(Configuration):
     """Sizes of both networks: channels at a half, a quarter and an eighth of the patch, residual blocks there.
 
     Raises ValueError when these do not fit together.
     """
+
+    networks: ClassVar[str] = "the retouching networks"
 
     channels: tuple[int, ...] = (24, 48, 96)
     blocks: tuple[int, ...] = (1, 1, 2)
@@ -37,21 +40,6 @@ class RetouchConfig:
         sizes = [self.channels, self.blocks, *([self.head_channels] if self.head_channels else [])]
         if any(len(one) != 3 or min(one) < 1 for one in sizes):
             raise ValueError("a retouching network has 3 levels, each with channels and blocks")
-
-    def to_dict(self) -> dict:
-        """Plain fields; `RetouchConfig(**config.to_dict())` is the same configuration."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "RetouchConfig":
-        """Raises ValueError for text that is not a configuration."""
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"not a configuration of the retouching networks: {error}") from error
 
 
 def convolution(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:

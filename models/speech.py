@@ -7,12 +7,14 @@ so a sound can be worked through in pieces.
 Time: mel columns come 80 a second, motion frames 25; frame i lies at column 3.2 i, so five frames are sixteen columns.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .config import Configuration
 
 BANDS = 80  # mel bands
 FRAMES, COLUMNS = 5, 16  # motion frames and mel columns of 0.2 s
@@ -23,7 +25,7 @@ MARGIN = 8  # columns that the front end sees beyond its frames, each way
 
 
 @dataclass(frozen=True)
-class SpeechConfig:
+class SpeechConfig(Configuration):
     """Sizes of the networks.
 
     mouth: motion coordinates that speech drives. width, members: of AudioExpNet. dilations: of its convolutions over
@@ -31,6 +33,8 @@ class SpeechConfig:
     and `around` are multiples of five frames. styles: of PoseVAE. window: its frames. latent: of PoseVAE. sync_width,
     sync_window (frames, odd): of SyncNet. Raises ValueError when these do not fit.
     """
+
+    networks: ClassVar[str] = "the speech networks"
 
     mouth: int = 8
     width: int = 96
@@ -53,21 +57,6 @@ class SpeechConfig:
     def reach(self) -> int:
         """Motion frames that AudioExpNet sees each way."""
         return sum(self.dilations) + self.around
-
-    def to_dict(self) -> dict:
-        """Plain fields; `SpeechConfig(**config.to_dict())` is the same configuration."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "SpeechConfig":
-        """Raises ValueError for text that is not a configuration."""
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"not a configuration of the speech networks: {error}") from error
 
 
 class FrontEnd(nn.Module):
