@@ -47,7 +47,7 @@ HEAD = "head"  # the network for whole crops
 HELD_OUT = {HEAD: 100}  # samples of people who were not trained on
 PATCHES_HELD_OUT = 300
 TURN_SHARE, LEAST_TURN = 0.8, 4.0  # of the pairs for heads: chosen for their turn; degrees that most have
-PAINTED = {HEAD: 1.0}  # share of the pixels that is painted, on average
+PAINTED = {HEAD: 0.45}  # share of the pixels that is painted, on average
 PATCHES_PAINTED = 0.3
 RIDGE = 1e-2  # of the fit of shapes to codes, per sample
 WINDOW = 128  # side of what an adversary sees at most, pixels
@@ -172,7 +172,6 @@ def head_samples(job: PoolJob, clips: list[Clip], space: MotionSpace) -> Iterato
     pairs = Turns(clips, Mesh(space.template), job.seed, augment=False, turn_share=TURN_SHARE)
     engine, turner = Engine(job.weights, device="cpu"), Turner(space, job.basis)
     engine.heads = None
-    whole = np.full((CROP, CROP, 1), 255, np.uint8)
     while True:
         samples = [pairs.sample() for _ in range(BATCH)]
         source, wanted = (pictures_of(samples, key) for key in ("source", "driving"))
@@ -181,7 +180,8 @@ def head_samples(job: PoolJob, clips: list[Clip], space: MotionSpace) -> Iterato
         for row, face in enumerate(engine.faces(source)):
             if face is not None:
                 guide = turner(source[row], face, asked[row])
-                planes = (source[row], drawn[row], wanted[row], guide.picture, guide.cover[..., None], whole)
+                where = np.rint(guide.share * 255).astype(np.uint8)
+                planes = (source[row], drawn[row], wanted[row], guide.picture, np.dstack([guide.cover, where]))
                 yield {HEAD: [np.concatenate(planes, -1)]}
 
 

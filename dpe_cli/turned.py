@@ -19,6 +19,8 @@ from dpe_cli.motion_space import COORDINATES, POSE_DIM, POSE_SCALE, MotionSpace,
 from dpe_cli.parts import Posed
 from dpe_cli.retouch import Retoucher, asked_for, outlined
 
+REACH, EDGE = 0.08, 0.03  # how far around the face a head is put right, and the sigma of the soft edge: crop sides
+SMALL = 64  # side of the picture in which this is found, pixels
 SOFT = 1.5  # sigma of the edge between the picture's own cheek and the mirrored one, pixels of the flows
 
 
@@ -28,6 +30,15 @@ class Guide:
 
     picture: np.ndarray
     cover: np.ndarray
+
+    @property
+    def share(self) -> np.ndarray:
+        """Where the head is put right: the face and a rim around it, softly. (S, S) float32 in [0, 1]"""
+        small = cv2.resize(self.cover, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
+        reach = 2 * round(REACH * SMALL) + 1
+        grown = cv2.dilate(np.float32(small > 0), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
+        soft = cv2.GaussianBlur(grown, (0, 0), EDGE * SMALL, borderType=cv2.BORDER_REPLICATE)
+        return cv2.resize(soft, self.cover.shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 class Turner:
@@ -87,7 +98,8 @@ class HeadRetoucher:
         if rows:
             guides = [self.turner(crops[row], faces[row], asked[row]) for row in rows]
             added = self.added(crops[rows], drawn[rows], guides)
-            added *= np.array([strengths[row] for row in rows], np.float32)[:, None, None, None]
+            shares = [strengths[row] * guide.share for row, guide in zip(rows, guides, strict=True)]
+            added *= np.stack(shares)[..., None]
             result[rows] = np.rint(np.clip(drawn[rows] + added, 0, 255))
         return result
 

@@ -18,7 +18,7 @@ from dpe_cli.measured import read_codes
 from dpe_cli.models import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, MotionSpace
 from dpe_cli.parts import EYE, MOUTH, OTHER_EYE, PARTS, UNIT, Patch, cut_patch, of_centres, posed, put_back, to_patch
-from dpe_cli.retouch import AGAIN, FAR, MOST, Retoucher, asked_for
+from dpe_cli.retouch import FAR, MOST, QUIET, Retoucher, asked_for
 from dpe_cli.train_retouch import (
     CHANNELS,
     RetouchTrainer,
@@ -169,7 +169,7 @@ def test_what_painted_eyes_miss_is_asked_for_once_more(brightening: Retoucher, m
     np.testing.assert_array_equal(found[[0, 2]], first[0][[0, 2]])
     change = passes[-1][4] - asked[1:2]
     assert len(passes) == 3 and (change[0, LIPS] == 0).all()
-    np.testing.assert_allclose(change[0, LIDS], [MOST, 0.5 * AGAIN])
+    np.testing.assert_allclose(change[0, LIDS], [MOST, 0.5 - QUIET])
 
 
 def test_painting_sets_in_smoothly():
@@ -247,7 +247,9 @@ def test_only_turned_heads_are_put_right(tmp_path: Path):
     asked[0, POSE_DIM:] += 1
     found = heads(crops, drawn, faces, own, asked)
     np.testing.assert_array_equal(found[[0, 2]], drawn[[0, 2]])
-    assert np.abs(found[1].astype(int) - 132).max() <= 1
+    lips = turned(20)[13, :2].astype(int)
+    assert abs(int(found[1, lips[1], lips[0], 0]) - 132) <= 1
+    assert (found[1, -1] == 100).all() and (found[1, :, 0] == 100).all()  # no background
 
 
 def stored(count: int = 24) -> np.ndarray:
