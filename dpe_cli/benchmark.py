@@ -526,20 +526,28 @@ def measure_stages(source: Path, engine: Engine, detector: FaceDetector) -> dict
 
 
 def small_networks(engine: Engine, crops: np.ndarray) -> dict[str, Callable[[], object]]:
-    """What our own networks do beside the paper's, where an engine has them: landmarks of crops, mouths and eyes."""
+    """What our own networks do beside the paper's, where an engine has them, to crops."""
     parts = [crops[row : row + engine.batch_size] for row in range(0, len(crops), engine.batch_size)]
     stages: dict[str, Callable[[], object]] = {}
     if engine.measured:
         landmarks = engine.measured.landmarks
         stages["landmarks"] = lambda: [landmarks.detect_batch(part) for part in parts]
     if engine.retoucher:
-        nothing = np.zeros((len(crops), MOTION_DIM - POSE_DIM))
+        still = np.zeros((len(crops), MOTION_DIM))
         middle = [engine.size / 2, engine.size / 2, 0]
         usual = FaceShape(engine.measured.space.template * (0.37 * engine.size) + middle, np.zeros(len(BLENDSHAPES)))
-        stages["retouch"] = lambda: [
-            engine.retoucher(part, part, [usual] * len(part), nothing[: len(part)], 1 + nothing[: len(part)])
-            for part in parts
-        ]
+
+        def retouch(part: np.ndarray) -> None:
+            codes = still[: len(part), POSE_DIM:]
+            engine.retoucher.looked_at(part, part, [usual] * len(part), codes, 1 + codes, engine.expression_of)
+
+        def turn(part: np.ndarray) -> None:
+            codes = still[: len(part)]
+            engine.heads(part, part, [usual] * len(part), codes, 1 + codes)
+
+        stages["retouch"] = lambda: [retouch(part) for part in parts]
+        if engine.heads:
+            stages["heads"] = lambda: [turn(part) for part in parts]
     return stages
 
 

@@ -50,7 +50,8 @@ MOUTH = Part(
 _SEEING = slice(_LIDS.start - POSE_DIM, _GAZE.stop - POSE_DIM)
 EYE = Part("eyes", _SEEING, (-0.356, -0.345, 0.123), 64, 48, tuple(EYES[0]), RING[0], disc=True)
 OTHER_EYE = replace(EYE, anchor=(0.356, -0.345, 0.123), inner=tuple(EYES[1]), outer=RING[1], mirrored=True)
-PARTS = (MOUTH, EYE, OTHER_EYE)
+BOTH_EYES = (EYE, OTHER_EYE)
+PARTS = (MOUTH, *BOTH_EYES)
 
 
 @dataclass(frozen=True)

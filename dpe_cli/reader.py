@@ -8,15 +8,13 @@ import torch
 
 from dpe_cli.models import ReaderNets
 from dpe_cli.motion_space import LIMIT
-from dpe_cli.parts import EYE, MOUTH, OTHER_EYE, Part, Posed, cut_patch, posed, to_patch
+from dpe_cli.parts import BOTH_EYES, MOUTH, Part, Posed, cut_patch, posed, to_patch
 from dpe_cli.weights import READER, Loaded, load_reader
 
 
-def patches_of(crop: np.ndarray, points: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mouth (88, 80, 3) and eyes (2, 48, 64, 3), the second mirrored, of a crop with landmarks (478, 3); all uint8."""
-    head = posed(points, template)
-    mouth, *eyes = (cut_patch(crop, to_patch(head, part), part) for part in (MOUTH, EYE, OTHER_EYE))
-    return mouth, np.stack(eyes)
+def patches_of(crop: np.ndarray, head: Posed, parts: Sequence[Part]) -> np.ndarray:
+    """Parts of one size of a crop (S, S, 3) uint8, some mirrored. -> (P, H, W, 3) uint8"""
+    return np.stack([cut_patch(crop, to_patch(head, part), part) for part in parts])
 
 
 def to_input(patches: torch.Tensor) -> torch.Tensor:
@@ -50,13 +48,13 @@ class Reader:
     ) -> np.ndarray:
         """Crops (S, S, 3) uint8, their landmarks (478, 3) in pixels, and codes (N, 20) -> (N, 20) float32"""
         heads = [posed(found, template) for found in points]
-        mouths = self.stack(crops, heads, (MOUTH,))[:, 0] if "mouth" in self.nets.config.groups else None
-        eyes = self.stack(crops, heads, (EYE, OTHER_EYE))
+        mouths = self.stack(crops, heads, [MOUTH])[:, 0] if "mouth" in self.nets.config.groups else None
+        eyes = self.stack(crops, heads, BOTH_EYES)
         mended = self.nets(mouths, eyes, torch.from_numpy(codes).to(self.device))
         return np.clip(mended.cpu().numpy(), -LIMIT, LIMIT)
 
-    def stack(self, crops: Sequence[np.ndarray], heads: Sequence[Posed], parts: tuple[Part, ...]) -> torch.Tensor:
+    def stack(self, crops: Sequence[np.ndarray], heads: Sequence[Posed], parts: Sequence[Part]) -> torch.Tensor:
         """Parts of one size of every crop, as the networks want them: (N, P, 3, H, W)"""
         pairs = zip(crops, heads, strict=True)
-        cut = [[cut_patch(crop, to_patch(head, part), part) for part in parts] for crop, head in pairs]
+        cut = [patches_of(crop, head, parts) for crop, head in pairs]
         return to_input(torch.from_numpy(np.array(cut)).to(self.device))

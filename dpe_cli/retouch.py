@@ -14,14 +14,13 @@ from torch import Tensor
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.models import Retouch
 from dpe_cli.motion_space import MotionSpace
-from dpe_cli.parts import EYE, MOUTH, OTHER_EYE, PARTS, Part, Patch, Posed, posed, put_back
+from dpe_cli.parts import BOTH_EYES, EYE, MOUTH, PARTS, Part, Patch, Posed, posed, put_back
 from dpe_cli.weights import RETOUCH, load_retouch
 
 FAR = 0.3  # change of coordinates (root mean square) from which a part is painted over wholly
 # What painted eyes are seen to miss of lids and gaze is asked for on top, in each coordinate less the first and at most
 # the second: eyes are read with errors of about 0.2.
 QUIET, MOST = 0.15, 1.5
-EYE_PARTS = (EYE, OTHER_EYE)
 
 
 def asked_for(change: np.ndarray) -> float:
@@ -91,14 +90,14 @@ class Retoucher:
         look: tells the expression of pictures (n, S, S, 3) uint8, where it sees no face what they were to have (n, 14).
         """
         spoken = self(crops, drawn, faces, own, asked, [MOUTH])
-        painted = self(crops, spoken, faces, own, asked, EYE_PARTS)
+        painted = self(crops, spoken, faces, own, asked, BOTH_EYES)
         rows = np.flatnonzero((painted != spoken).any((1, 2, 3)))
         if len(rows):
             missed = np.zeros_like(asked)
             missed[rows, EYE.codes] = (asked[rows] - look(painted[rows], asked[rows]))[:, EYE.codes]
             more = asked + np.sign(missed) * np.clip(np.abs(missed) - QUIET, 0, MOST)
             known = [faces[row] for row in rows]
-            painted[rows] = self(crops[rows], spoken[rows], known, own[rows], more[rows], EYE_PARTS)
+            painted[rows] = self(crops[rows], spoken[rows], known, own[rows], more[rows], BOTH_EYES)
         return painted
 
     @torch.inference_mode()

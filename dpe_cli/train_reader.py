@@ -33,6 +33,7 @@ from dpe_cli.motion_space import (
     mirror_permutation,
     normalise,
 )
+from dpe_cli.parts import BOTH_EYES, MOUTH, posed
 from dpe_cli.pipeline import ahead
 from dpe_cli.reader import patches_of, to_input
 from dpe_cli.train_landmarks import CropSampler, LabelledClip, LandmarkTraining, correlation, load_labelled
@@ -111,8 +112,8 @@ def look_at(
     if not seen:
         return None
     found, count = [faces[row] for row in seen], len(seen)
-    cut_out = [patches_of(crops[row], face.points, space.template) for row, face in zip(seen, found, strict=True)]
-    mouths, eyes = (np.stack(part) for part in zip(*cut_out, strict=True))
+    heads = [(crops[row], posed(face.points, space.template)) for row, face in zip(seen, found, strict=True)]
+    mouths, eyes = (np.stack([patches_of(*head, parts) for head in heads]) for parts in ([MOUTH], BOTH_EYES))
     points, said = (np.stack([getattr(face, name) for face in found]) for name in ("points", "blendshapes"))
     told, known = ((points, said), (clip.points[seen], clip.blendshapes[seen]))  # by the network, by MediaPipe
     codes, mirror = read_codes(found, CROP, space), mirror_permutation(space.template)
@@ -122,7 +123,9 @@ def look_at(
         mirrored[:, place, POSE_DIM:] = space.expression(shapes[:, mirror] * [-1, 1, 1], mirror_blendshapes(scores))
     wanted[:, POSE_DIM:] = space.expression(shapes, scores)  # the last, MediaPipe's
     mirrored[:, :, [0, 2, 4]] *= -1  # yaw, roll, place
-    return Looks(mouths, eyes, codes, wanted, mirrored, np.full(count, number), np.full(count, clip.identity, object))
+    return Looks(
+        mouths[:, 0], eyes, codes, wanted, mirrored, np.full(count, number), np.full(count, clip.identity, object)
+    )
 
 
 def crop_of(sampler: CropSampler, frame: np.ndarray, points: np.ndarray, off: bool, spoilt: float) -> np.ndarray:

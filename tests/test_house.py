@@ -62,6 +62,7 @@ MAY_IMPORT = {
         "measured",
         "models",
         "motion_space",
+        "parts",
         "pipeline",
         "reader",
         "train_landmarks",

@@ -17,7 +17,7 @@ from dpe_cli.models import LandmarkConfig, LandmarkNet, ReaderConfig, ReaderNets
 from dpe_cli.models.reader import COORDINATES as READ
 from dpe_cli.models.reader import EYE_PATCH, GROUPS, MOUTH_PATCH
 from dpe_cli.motion_space import COORDINATES, MOTION_DIM, MotionSpace
-from dpe_cli.parts import EYE, MOUTH, OTHER_EYE
+from dpe_cli.parts import BOTH_EYES, EYE, MOUTH, OTHER_EYE, posed
 from dpe_cli.reader import Reader, load_nets, patches_of, to_input
 from dpe_cli.train_landmarks import LabelledClip
 from dpe_cli.train_reader import (
@@ -145,7 +145,9 @@ def test_saved_networks_answer_the_same_and_twice(tmp_path: Path):
     reader = Reader(tmp_path / "reader.safetensors")
     found = reader.mend([crop], [points], codes, template)
     assert found.dtype == np.float32 and np.array_equal(found, reader.mend([crop], [points], codes, template))
-    mouth, eyes = (to_input(torch.from_numpy(part))[None] for part in patches_of(crop, points, template))
+    head = posed(points, template)
+    cut_out = patches_of(crop, head, [MOUTH])[0], patches_of(crop, head, BOTH_EYES)
+    mouth, eyes = (to_input(torch.from_numpy(part))[None] for part in cut_out)
     np.testing.assert_allclose(found, nets(mouth, eyes, torch.from_numpy(codes)).detach().numpy(), atol=1e-5)
     assert "all there and finite" in weights.verify(tmp_path / "reader.safetensors")
 
@@ -193,7 +195,8 @@ def test_patches_show_the_parts(space: MotionSpace):
     for part, colour in ((EYE.inner, 100), (OTHER_EYE.inner, 200), (MOUTH.inner, 250)):
         x, y = points[list(part), :2].mean(0).round().astype(int)
         crop[y - 2 : y + 3, x - 2 : x + 3] = colour
-    mouth, eyes = patches_of(crop, points, space.template)
+    head = posed(points, space.template)
+    (mouth,), eyes = (patches_of(crop, head, parts) for parts in ([MOUTH], BOTH_EYES))
     assert mouth.max() > 240 and abs(int(eyes[0].max()) - 100) < 10 and abs(int(eyes[1].max()) - 200) < 10
 
 
