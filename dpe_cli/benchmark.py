@@ -543,11 +543,10 @@ def small_networks(engine: Engine, crops: np.ndarray) -> dict[str, Callable[[], 
 
         def turn(part: np.ndarray) -> None:
             codes = still[: len(part)]
-            engine.heads(part, part, [usual] * len(part), codes, 1 + codes)
+            engine.turner(part, part, [usual] * len(part), codes, 1 + codes)
 
         stages["retouch"] = lambda: [retouch(part) for part in parts]
-        if engine.heads:
-            stages["heads"] = lambda: [turn(part) for part in parts]
+        stages["turn"] = lambda: [turn(part) for part in parts]
     return stages
 
 

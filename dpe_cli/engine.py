@@ -30,7 +30,7 @@ from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.retouch import Retoucher
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
-from dpe_cli.turned import HeadRetoucher
+from dpe_cli.turned import Turner
 from dpe_cli.weights import Loaded, find, load
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -74,7 +74,7 @@ class Engine:
             self.measured = MeasuredCodes(self.loaded.path, str(self.device)) if known else None
             wanted = known and retouch
             self.retoucher = Retoucher(self.measured.space, device=str(self.device)) if wanted else None
-            self.heads = HeadRetoucher(self.retoucher) if wanted and self.retoucher.nets.head else None
+            self.turner = Turner(self.measured.space, self.retoucher.basis) if wanted else None
             self.batch_size = batch_size or choose_batch_size(self.device, self.loaded.config)
         self.loaded.state.clear()  # the networks have their own form of the weights
         self.forget()
@@ -144,6 +144,7 @@ class Engine:
     def forget(self) -> None:
         """Lets go of what the last batch left for the next."""
         self.sources, self.betweens = Remembered(), Remembered()
+        self.expressed: dict[Key, np.ndarray] = {}  # of `betweens`, the pictures
         self.told: dict[Key, Told] = {}  # what was read of the last crops
         self.drawn: dict[Key, np.ndarray] = {}  # by crop and codes
 
@@ -201,17 +202,25 @@ class Engine:
                     return expressed(list(range(len(crops))))
 
                 def between(rows: list[int]) -> Encoded:
-                    return networks.encode(expressed(rows))
+                    drawn = expressed(rows)
+                    if self.turner:
+                        pictures = to_pictures(drawn.float())
+                        self.expressed |= {keys[row]: picture for row, picture in zip(rows, pictures, strict=True)}
+                    return networks.encode(drawn)
 
-                source = self.betweens.get(keys_of(crops, expression), between)
+                keys = keys_of(crops, expression)
+                source = self.betweens.get(keys, between)
             return networks.transfer_pose(source, self.to_device(pose))
 
         pictures = to_pictures(self.compute(render))
-        if self.heads is None or pose is None:
+        if self.turner is None or pose is None:
             return pictures
-        whole = measured.copy() if asked is None else asked.copy()
-        whole[:, :POSE_DIM] = turned[:, :POSE_DIM]
-        return self.heads(crops, pictures, [told.face for told in known], measured, whole)
+        before = crops
+        if expression is not None:
+            keys = keys_of(crops, expression)
+            self.expressed = {key: self.expressed[key] for key in keys}
+            before = np.stack(list(map(self.expressed.get, keys)))
+        return self.turner(before, pictures, [told.face for told in known], measured, turned, asked)
 
     def retouched(self, drawn: Tensor, crops: np.ndarray, known: list["Told"], asked: np.ndarray) -> Tensor:
         """Drawn pictures (B, 3, S, S) with mouth and eyes painted over for the codes (B, K) that were asked for."""

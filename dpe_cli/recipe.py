@@ -98,7 +98,6 @@ class Phase:
     show_teeth: bool = False  # of opening mouths, after show_inside: see initialise.show_teeth
     dim_teeth: str = ""  # 0.5,0.4,0.4: shares of the teeth's R, G, B that are left, see initialise.dim_teeth
     gains: str = ""  # mouth=1.4,lids=2: edits go further in these coordinates, see initialise.amplify
-    parts: str = "mouth,eyes,head"  # retouch: the networks that are trained
     warm_up: int = 130  # steps for the new bottom of a grown encoder
     # how it runs
     seed: int = 0

@@ -6,14 +6,12 @@ once (the pool); the patches are small, so that a core learns from dozens a seco
 landmark network sees in S and from the motion codes, as in an edit.
 """
 
-import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,35 +23,21 @@ from torch import Tensor
 
 from dpe_cli.dataset import CROP, TURNED, Clip, Sampler, load_clips, turns
 from dpe_cli.engine import Engine
-from dpe_cli.errors import InputError
 from dpe_cli.mesh import Mesh
-from dpe_cli.models import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
+from dpe_cli.models import PatchDiscriminator, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import POSE_DIM, MotionSpace
 from dpe_cli.parts import MOUTH, PARTS, Patch
 from dpe_cli.retouch import outlined
 from dpe_cli.trainer import follow, weighted_l1
-from dpe_cli.turned import Turner
 from dpe_cli.weights import load_retouch, save
 
 EYE_SHARE, OPEN_SHARE = 0.35, 0.3  # of the pairs: chosen for lids and gaze, for a mouth that opens
 BACKWARDS = 0.4  # share of the pairs whose frames change places: mouths and eyes that shut
 BATCH = 4  # crops that are drawn at once: as many as the engine takes on a CPU, so that it encodes them once
-# Of a stored patch: source, drawn, wanted (RGB each), outlines before and after (2 each), share; of a whole crop the
-# guide and its cover in the outlines' place.
-CHANNELS = 14
-INSIDE = 11  # channel of what is to be within the lips
-COMMON = 0.5  # of the mean inside: what even shut mouths count
-HEAD = "head"  # the network for whole crops
-HELD_OUT = {HEAD: 100}  # samples of people who were not trained on
-PATCHES_HELD_OUT = 300
-TURN_SHARE, LEAST_TURN = 0.8, 4.0  # of the pairs for heads: chosen for their turn; degrees that most have
-PAINTED = {HEAD: 0.45}  # share of the pixels that is painted, on average
-PATCHES_PAINTED = 0.3
+CHANNELS = 14  # of a stored patch: source, drawn, wanted (RGB each), outlines before and after (2 each), share
+HELD_OUT = 300  # samples of people who were not trained on
 RIDGE = 1e-2  # of the fit of shapes to codes, per sample
-WINDOW = 128  # side of what an adversary sees at most, pixels
 FEATURES = 10.0  # weight of the adversary's features, of the adversary's own
-CONFIG = RetouchConfig(head_channels=(32, 64, 96))
-NAMES = (*dict.fromkeys(part.name for part in PARTS), HEAD)
 NOTED = 3.0  # minutes between two looks at held-out people
 
 
@@ -61,12 +45,9 @@ NOTED = 3.0  # minutes between two looks at held-out people
 class RetouchTraining:
     """Everything that a run depends on."""
 
-    parts: str = "mouth,eyes,head"  # the networks to train; the others are taken from where it starts
     minutes: float = 50.0  # of the networks; the pool comes before
-    pool: int = 9000  # pairs of frames for mouth and eyes
-    head_pool: int = 6000  # the same for heads
+    pool: int = 9000  # pairs of frames
     batch: int = 16
-    head_batch: int = 8
     lr: float = 6e-4
     ema: float = 0.998
     plain: float = 0.15  # share of the time before there is an adversary
@@ -117,77 +98,30 @@ class Pairs(Sampler):
                 return (clip, d, s) if self.random.random() < BACKWARDS else (clip, s, d)
 
 
-class Turns(Sampler):
-    """Pairs of heads that turn."""
-
-    def pick(self) -> tuple[Clip, int, int]:
-        while True:
-            clip, s, d = super().pick()
-            if turns(clip, s)[d] >= LEAST_TURN or self.random.random() < 0.2:
-                return clip, s, d
-
-
 def make_pool(job: PoolJob) -> None:
-    """Draws pairs and writes them: (N, height, width, CHANNELS) uint8 arrays, of the eyes twice as many."""
+    """Draws pairs and writes their patches: (N, height, width, CHANNELS) uint8 arrays, of the eyes twice as many."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     space = MotionSpace.load(job.space)
     clips, _ = load_clips(job.data, space, job.held_out, CROP)
-    draw = head_samples if HEAD in job.files else patch_samples
-    files: dict[str, np.memmap] = {}
-    for row, found in enumerate(islice(draw(job, clips, space), job.count)):
-        for name, samples in found.items():
-            if name not in files:
-                shape = (job.count * len(samples), *samples[0].shape)
-                files[name] = np.lib.format.open_memmap(job.files[name], "w+", np.uint8, shape)
-            files[name][row * len(samples) : (row + 1) * len(samples)] = samples
-    for file in files.values():
-        file.flush()
-
-
-def patch_samples(job: PoolJob, clips: list[Clip], space: MotionSpace) -> Iterator[dict[str, list[np.ndarray]]]:
-    """Pairs with the expression changed: patches of mouth and eyes."""
     pairs = Pairs(clips, Mesh(space.template), job.seed, eye_share=EYE_SHARE, open_share=OPEN_SHARE)
     engine = Engine(job.weights, device="cpu", retouch=False)
-    while True:
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in job.files}
+    while len(rows[MOUTH.name]) < job.count:
         samples = [pairs.sample() for _ in range(BATCH)]
-        source, wanted = (pictures_of(samples, key) for key in ("source", "target"))
+        source, wanted = (np.stack([s[key].transpose(1, 2, 0) for s in samples]) for key in ("source", "target"))
         asked = np.stack([sample["driving_code"] for sample in samples])
         drawn = engine.edit(source, asked, None)
         for row, face in enumerate(engine.faces(source)):
             if face is None:
                 continue
             before, after = outlined(face, asked[row, POSE_DIM:], space, job.basis)
-            found: dict[str, list[np.ndarray]] = {}
             for part in PARTS:
                 patch = Patch.cut((source[row], drawn[row], wanted[row]), before, after, part)
                 where = np.rint(patch.share * 255).astype(np.uint8)[..., None]
-                planes = [*patch.pictures, patch.outlines.transpose(1, 2, 0), where]
-                found.setdefault(part.name, []).append(np.concatenate(planes, -1))
-            yield found
-
-
-def head_samples(job: PoolJob, clips: list[Clip], space: MotionSpace) -> Iterator[dict[str, list[np.ndarray]]]:
-    """Pairs with expression and pose changed, drawn as in an edit, mouth and eyes retouched; the driving is wanted."""
-    pairs = Turns(clips, Mesh(space.template), job.seed, augment=False, turn_share=TURN_SHARE)
-    engine, turner = Engine(job.weights, device="cpu"), Turner(space, job.basis)
-    engine.heads = None
-    while True:
-        samples = [pairs.sample() for _ in range(BATCH)]
-        source, wanted = (pictures_of(samples, key) for key in ("source", "driving"))
-        asked = engine.motion_codes(wanted)
-        drawn = engine.edit(source, asked, asked)
-        for row, face in enumerate(engine.faces(source)):
-            if face is not None:
-                guide = turner(source[row], face, asked[row])
-                where = np.rint(guide.share * 255).astype(np.uint8)
-                planes = (source[row], drawn[row], wanted[row], guide.picture, np.dstack([guide.cover, where]))
-                yield {HEAD: [np.concatenate(planes, -1)]}
-
-
-def pictures_of(samples: list[dict[str, np.ndarray]], key: str) -> np.ndarray:
-    """(N, S, S, 3) uint8"""
-    return np.stack([sample[key].transpose(1, 2, 0) for sample in samples])
+                rows[part.name].append(np.concatenate([*patch.pictures, patch.outlines.transpose(1, 2, 0), where], -1))
+    for name, path in job.files.items():
+        np.save(path, np.stack(rows[name]))
 
 
 def tensors(patches: np.ndarray) -> dict[str, Tensor]:
@@ -209,14 +143,13 @@ def tensors(patches: np.ndarray) -> dict[str, Tensor]:
 class RetouchTrainer:
     """One network, its adversary and its moving average."""
 
-    def __init__(self, net: RetouchNet, config: RetouchTraining, painted: float = PATCHES_PAINTED):
-        """painted: share of the pixels that is painted, on average: terms keep their size, whatever it is."""
+    def __init__(self, net: RetouchNet, config: RetouchTraining):
         self.net, self.config = net.to(memory_format=torch.channels_last), config
         self.adversary = PatchDiscriminator().to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.5, 0.99))
         self.other = torch.optim.Adam(self.adversary.parameters(), lr=config.lr, betas=(0.0, 0.99))
         self.average = {key: value.detach().clone() for key, value in net.state_dict().items()}
-        self.step_number, self.painted = 0, painted
+        self.step_number = 0
 
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, float]:
         """One update of both; `progress` in [0, 1] is the share of the run that is gone. -> the terms of the loss"""
@@ -227,15 +160,13 @@ class RetouchTrainer:
                 group["lr"] = config.lr * falling
         source, lines, wanted = batch["source"], batch["outlines"], batch["wanted"]
         painted = paint(self.net, batch)
-        weight = batch["share"][:, 0] / self.painted  # only what is painted counts
-        terms = {"picture": weighted_l1(painted, wanted, weight) * config.picture_weight}
+        # Only what is painted counts; divided by what that is on average, so that the terms keep their size.
+        terms = {"picture": weighted_l1(painted, wanted, batch["share"][:, 0] / 0.3) * config.picture_weight}
         real = batch["drawn"] + batch["share"] * (wanted - batch["drawn"])  # around it nothing tells them apart
-        window = windowed(painted.shape)
-        shown, real, source, lines = (picture[window] for picture in (painted, real, source, lines))
         fighting = bool(config.gan_weight) and progress >= config.plain
         if fighting:
             self.adversary.requires_grad_(False)
-            judged, seen = self.adversary(shown, source, lines)
+            judged, seen = self.adversary(painted, source, lines)
             with torch.no_grad():
                 _, known = self.adversary(real, source, lines)
             alike = sum(F.l1_loss(one, two) for one, two in zip(seen, known, strict=True)) / len(seen)
@@ -247,7 +178,7 @@ class RetouchTrainer:
         self.optimiser.step()
         if config.gan_weight and progress > config.plain * 0.7:  # it learns a little before it counts
             self.adversary.requires_grad_(True)
-            good, bad = (self.adversary(one, source, lines)[0] for one in (real, shown.detach()))
+            good, bad = (self.adversary(one, source, lines)[0] for one in (real, painted.detach()))
             loss = F.relu(1 - good).mean() + F.relu(1 + bad).mean()
             self.other.zero_grad(set_to_none=True)
             loss.backward()
@@ -259,15 +190,9 @@ class RetouchTrainer:
 
     def averaged(self) -> RetouchNet:
         """A copy of the network with the moving average of its weights."""
-        net = copy.deepcopy(self.net)
+        net = RetouchNet(self.net.config)
         net.load_state_dict(self.average)
-        return net.eval()
-
-
-def windowed(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """A random window of pictures (B, C, H, W) that an adversary looks at: of a whole crop it would take most time."""
-    corners = [int(torch.randint(0, max(1, side - WINDOW + 1), ())) for side in shape[2:]]
-    return (slice(None), slice(None), *(slice(corner, corner + WINDOW) for corner in corners))
+        return net.to(memory_format=torch.channels_last).eval()
 
 
 def paint(net: RetouchNet, batch: dict[str, Tensor]) -> Tensor:
@@ -308,17 +233,14 @@ def train_part(
     torch.manual_seed(config.seed)
     random = np.random.default_rng(config.seed)
     pool, test = [np.load(path, mmap_mode="r") for path in files], np.load(held_out)
-    net = getattr(Retouch(CONFIG), name)
+    net = RetouchNet()
     if start:
         net.load_state_dict(start)
-    trainer = RetouchTrainer(net, config, PAINTED.get(name, PATCHES_PAINTED))
-    size = config.head_batch if name == HEAD else config.batch
-    chances = [likely(part) if name == MOUTH.name else None for part in pool]
+    trainer = RetouchTrainer(net, config)
     began, noted, terms = time.monotonic(), 0.0, []
     while (gone := (time.monotonic() - began) / 60) < config.minutes:
-        half = random.integers(len(pool))
-        rows = random.choice(len(pool[half]), size, p=chances[half])
-        patches = np.stack([pool[half][row] for row in rows])
+        part = pool[random.integers(len(pool))]
+        patches = np.stack([part[row] for row in random.integers(0, len(part), config.batch)])
         terms.append(trainer.step(tensors(varied(patches, random)), gone / config.minutes))
         if gone - noted > NOTED:
             noted = gone
@@ -334,27 +256,19 @@ def train_part(
     return trainer.average
 
 
-def likely(patches: np.ndarray) -> np.ndarray:
-    """How often each mouth of a pool is looked at: the wider it is to open, the more often. -> (N,), sum 1"""
-    inside = np.stack([patch[..., INSIDE].mean() for patch in patches])
-    chances = inside + COMMON * inside.mean()
-    return chances / chances.sum()
-
-
 def varied(patches: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Patches with other light and colours, the same in all pictures of one; some mirrored."""
-    count = 4 if patches.shape[1:3] == (CROP, CROP) else 3  # pictures: a whole crop has a guide
+    """Patches with other light and colours, the same in all three pictures of one; some mirrored."""
     result = patches.copy()
     levels = np.arange(256)[:, None] / 255
     for row in range(len(result)):
-        if random.random() < 0.5 and patches.shape[1] >= patches.shape[2]:  # mouths; eyes have an inner corner
+        if random.random() < 0.5 and patches.shape[1] > patches.shape[2]:  # mouths; eyes have an inner corner
             result[row] = result[row, :, ::-1]
         gain = np.exp(random.normal(0, 0.12)) * np.exp(random.normal(0, 0.05, 3))
         table = np.clip(levels ** np.exp(random.normal(0, 0.15)) * gain * 255, 0, 255).astype(np.uint8)
-        pictures = result[row, ..., : 3 * count].reshape(*result.shape[1:3], count, 3)
+        pictures = result[row, ..., :9].reshape(*result.shape[1:3], 3, 3)
         for channel in range(3):
             pictures[..., channel] = table[pictures[..., channel], channel]
-        result[row, ..., : 3 * count] = pictures.reshape(*result.shape[1:3], 3 * count)
+        result[row, ..., :9] = pictures.reshape(*result.shape[1:3], 9)
     return result
 
 
@@ -362,41 +276,35 @@ def train_retouch(
     data: Path, output: Path, config: RetouchTraining, space: Path, weights: Path | None = None,
     start: Path | None = None, talk: Callable[[str], None] = lambda line: None,
 ) -> Path:  # fmt: skip
-    """Makes the pool, trains the networks side by side, a process each, two at a time; writes `retouch.safetensors`.
+    """Makes the pool, trains both networks side by side, a process each, and writes `retouch.safetensors`.
 
     weights: of the generators whose drawings are retouched, by default the tool's own. start: goes on from these
     networks. A pool that lies in `output` already is used again. Raises InputError when there is nothing to train on.
     """
     output.mkdir(parents=True, exist_ok=True)
-    names = [name for name in NAMES if name in config.parts.split(",")]
-    states = split(load_retouch(start).state) if start else {}
-    missing = [name for name in NAMES if name not in names and name not in states]
-    if missing or not names:
-        raise InputError(f"parts={config.parts} leaves {', '.join(missing) or 'all'} without weights",
-                         f"take some of {','.join(NAMES)}, and --init for the others")  # fmt: skip
+    names = dict.fromkeys(part.name for part in PARTS)
     clips, _ = load_clips(data, MotionSpace.load(space), False, CROP)
     basis = shape_basis(clips)
     del clips
     files = {(name, k): output / f"pool-{name}-{k}.npy" for name in names for k in range(3)}  # the last: held out
-    together = [[name for name in names if name != HEAD], [name for name in names if name == HEAD]]
     jobs = [
-        PoolJob(data, {name: files[name, k] for name in drawn}, basis, weights, space, count, k == 2, config.seed + k)
-        for drawn, size in zip(together, (config.pool, config.head_pool), strict=True)
-        for k in (2, 0, 1)
-        if not all(files[name, k].exists() for name in drawn)
-        for count in (HELD_OUT.get(drawn[0], PATCHES_HELD_OUT) if k == 2 else size // 2,)
-    ]
+        PoolJob(data, {name: files[name, k] for name in names}, basis, weights, space,
+                HELD_OUT if k == 2 else config.pool // 2, k == 2, config.seed + k)
+        for k in range(3)
+        if not all(files[name, k].exists() for name in names)
+    ]  # fmt: skip
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
         for job in [processes.submit(make_pool, job) for job in jobs]:
             job.result()
-        talk(", ".join(f"{name}: {2 * len(np.load(files[name, 0], mmap_mode='r'))} samples" for name in names))
+        talk(f"{len(np.load(files[MOUTH.name, 0], mmap_mode='r')) * 2} pairs")
+        states = split(load_retouch(start).state) if start else {}
         runs = {
             name: processes.submit(
                 train_part, name, (files[name, 0], files[name, 1]), files[name, 2], output, config, states.get(name)
             )
             for name in names
         }
-        states |= {name: run.result() for name, run in runs.items()}
+        states = {name: run.result() for name, run in runs.items()}
     path = output / "retouch.safetensors"
     save_retouch(path, states, basis)
     return path
@@ -404,14 +312,14 @@ def train_retouch(
 
 def split(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The weights of each network of a file."""
-    found = {
+    names = dict.fromkeys(part.name for part in PARTS)
+    return {
         name: {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-        for name in NAMES
+        for name in names
     }
-    return {name: weights for name, weights in found.items() if weights}
 
 
 def save_retouch(path: Path, states: dict[str, dict[str, Tensor]], basis: np.ndarray) -> None:
-    """Writes the networks and the basis, in 16 bits."""
+    """Writes both networks and the basis, in 16 bits."""
     state = {f"{name}.{key}": value for name, part in states.items() for key, value in part.items()}
-    save(path, state | {"basis": torch.from_numpy(basis)}, CONFIG, half=True)
+    save(path, state | {"basis": torch.from_numpy(basis)}, RetouchConfig(), half=True)

@@ -10,7 +10,7 @@ from .landmarks import LandmarkConfig, LandmarkNet, Landmarks
 from .lpips import LPIPS
 from .perceptual import PerceptualLoss
 from .reader import ReaderConfig, ReaderNets
-from .retouch import HeadNet, PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
+from .retouch import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
 from .speech import SpeechConfig, SpeechNets
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "Encoded",
     "Encoder",
     "Generator",
-    "HeadNet",
     "InferenceDPE",
     "LandmarkConfig",
     "LandmarkNet",

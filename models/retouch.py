@@ -5,7 +5,7 @@ lids) they have nothing to bend. These networks see the part as the source has i
 that it has and is to have, and give what has to be added to the drawn picture. Not part of the paper.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -18,7 +18,6 @@ from .landmarks import POINTS
 CODES = 14  # coordinates of the expression
 PICTURES, OUTLINES = 2, 4  # of the input: the source's and the drawn patch; outlines as `dpe_cli.parts` draws them
 SLOPE = 0.2  # of the leaky rectifiers
-START = -1.0  # logit of the guide's share before training
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,11 @@ class RetouchConfig(Configuration):
 
     channels: tuple[int, ...] = (24, 48, 96)
     blocks: tuple[int, ...] = (1, 1, 2)
-    head_channels: tuple[int, ...] = ()  # of the network for turned heads, at a quarter and so on; without: none
 
     def __post_init__(self):
-        for field in fields(self):
-            object.__setattr__(self, field.name, tuple(getattr(self, field.name)))  # JSON has lists
-        sizes = [self.channels, self.blocks, *([self.head_channels] if self.head_channels else [])]
-        if any(len(one) != 3 or min(one) < 1 for one in sizes):
+        object.__setattr__(self, "channels", tuple(self.channels))  # JSON has lists
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        if len(self.channels) != 3 or len(self.blocks) != 3 or min(*self.channels, *self.blocks) < 1:
             raise ValueError("a retouching network has 3 levels, each with channels and blocks")
 
 
@@ -60,29 +57,27 @@ class Block(nn.Module):
 
 
 class RetouchNet(nn.Module):
-    """What has to be added to a drawn patch of a face. H, W: multiples of 8 (of 16 with a `fold` of 4).
+    """What has to be added to a drawn patch of a face. H, W: multiples of 8.
 
     source, drawn: (B, 3, H, W) in [-1, 1]; outlines: (B, 4, H, W) in [0, 1] -> (B, 3, H, W), 0 before training
     """
 
-    def __init__(
-        self, channels: tuple[int, ...] = RetouchConfig.channels, counts: tuple[int, ...] = RetouchConfig.blocks,
-        fold: int = 2, outside: int = 3,
-    ):  # fmt: skip
+    def __init__(self, config: RetouchConfig | None = None):
         super().__init__()
-        fine, middle, coarse = channels
+        self.config = config = config or RetouchConfig()
+        fine, middle, coarse = config.channels
 
         def blocks(level: int) -> nn.Sequential:
-            return nn.Sequential(*(Block(channels[level]) for _ in range(counts[level])))
+            return nn.Sequential(*(Block(config.channels[level]) for _ in range(config.blocks[level])))
 
-        # Squares of pixels become channels: maps of the full size would take most of the time.
-        self.enter = nn.Sequential(nn.PixelUnshuffle(fold), convolution((3 * PICTURES + OUTLINES) * fold**2, fine))
+        # Squares of 2x2 pixels become channels: maps of the full size would take most of the time.
+        self.enter = nn.Sequential(nn.PixelUnshuffle(2), convolution((3 * PICTURES + OUTLINES) * 4, fine))
         self.fine_down, self.to_middle = blocks(0), convolution(fine, middle, 2)
         self.middle_down, self.to_coarse = blocks(1), convolution(middle, coarse, 2)
         self.coarse = blocks(2)
         self.from_coarse, self.middle_up = nn.Sequential(convolution(coarse, middle * 4), nn.PixelShuffle(2)), blocks(1)
         self.from_middle, self.fine_up = nn.Sequential(convolution(middle, fine * 4), nn.PixelShuffle(2)), blocks(0)
-        self.leave = nn.Sequential(nn.LeakyReLU(SLOPE), convolution(fine, outside * fold**2), nn.PixelShuffle(fold))
+        self.leave = nn.Sequential(nn.LeakyReLU(SLOPE), convolution(fine, 12), nn.PixelShuffle(2))
         nn.init.zeros_(self.leave[1].weight)
         nn.init.zeros_(self.leave[1].bias)
 
@@ -95,28 +90,13 @@ class RetouchNet(nn.Module):
         return self.leave(self.fine_up(fine + self.from_middle(middle)))
 
 
-class HeadNet(RetouchNet):
-    """The same for a whole crop whose head is turned, with the guide of `dpe_cli.turned` in the outlines' place.
-
-    Says how much of the guide is to be seen, and what has to be added besides.
-    """
-
-    def __init__(self, channels: tuple[int, ...], counts: tuple[int, ...]):
-        super().__init__(channels, counts, fold=4, outside=4)
-
-    def forward(self, source: Tensor, drawn: Tensor, outlines: Tensor) -> Tensor:
-        share, added = super().forward(source, drawn, outlines).split((1, 3), 1)
-        return (share + START).sigmoid() * (outlines[:, :3] * 2 - 1 - drawn) + added
-
-
 class Retouch(nn.Module):
-    """The networks, and how landmarks move with the motion codes: `basis` (14, 478, 3), in the head's frame."""
+    """Both networks, and how landmarks move with the motion codes: `basis` (14, 478, 3), in the head's frame."""
 
     def __init__(self, config: RetouchConfig | None = None):
         super().__init__()
         self.config = config = config or RetouchConfig()
-        self.mouth, self.eyes = (RetouchNet(config.channels, config.blocks) for _ in range(2))
-        self.head = HeadNet(config.head_channels, config.blocks) if config.head_channels else None
+        self.mouth, self.eyes = RetouchNet(config), RetouchNet(config)
         self.register_buffer("basis", torch.zeros(CODES, POINTS, 3))
 
 

@@ -29,7 +29,7 @@ from dpe_cli.train_retouch import (
     split,
     tensors,
 )
-from dpe_cli.turned import HeadRetoucher, Turner, posed_as
+from dpe_cli.turned import Turner, posed_as
 
 SPACE = MotionSpace.load(weights.folder() / "motion-space.json")
 TEMPLATE = SPACE.template
@@ -207,12 +207,15 @@ def test_a_face_is_posed_as_a_code_says():
     np.testing.assert_allclose(found[:, :2], wanted[:, :2], atol=0.1)
 
 
-def test_a_head_that_stays_is_its_own_guide():
-    crop, points = photograph(), turned(10)
-    guide = Turner(SPACE, np.zeros((14, 478, 3)))(crop, shape(points), code_of(points))
-    inside = guide.cover == 255
-    assert 0.1 < inside.mean() < 0.5
-    assert np.abs(guide.picture.astype(int) - crop)[inside].mean() < 2
+TURNER = Turner(SPACE, np.zeros((14, 478, 3)))
+
+
+def test_a_head_that_stays_is_carried_to_where_it_is():
+    picture, points = photograph(), turned(10)
+    found, share = TURNER.turn(picture, posed(points, TEMPLATE), code_of(points)[:POSE_DIM])
+    inside = share > 0.99
+    assert 0.05 < inside.mean() < 0.5 and share.max() <= 1 and share[0].max() == 0
+    assert np.abs(found.astype(int) - picture)[inside].mean() < 2
 
 
 @pytest.mark.parametrize(("yaw", "near", "far"), [(40, 50, 280), (-40, 280, 50)])
@@ -222,34 +225,29 @@ def test_a_hidden_cheek_is_the_near_one_mirrored(yaw: float, near: int, far: int
         near, far = far, near
     nose = points[4, 0]
     lit = (np.arange(SIZE) < nose) == (points[near, 0] < nose)  # the near side
-    crop = np.tile(np.where(lit, 250, 40).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
-    guide = Turner(SPACE, np.zeros((14, 478, 3)))(crop, shape(points), code_of(front))
-    borrowed = guide.cover == 128
-    assert 0.002 < borrowed.mean() < 0.2
-    side = np.sign(front[far, 0] - 128)
-    assert (np.sign(np.nonzero(borrowed)[1].mean() - 128)) == side
-    assert guide.picture[borrowed].mean() > 200
+    picture = np.tile(np.where(lit, 250, 40).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
+    found, _ = TURNER.turn(picture, posed(points, TEMPLATE), code_of(front)[:POSE_DIM])
+    side, height = np.sign(front[far, 0] - 128), int(front[far, 1])
+    across = found[height, :, 0] if side > 0 else found[height, ::-1, 0]
+    edge = int(abs(front[234 if side < 0 else 454, 0] - 128))
+    assert across[128 + edge - 6] > 200  # the far cheek's edge
+    whole, _ = TURNER.turn(picture, posed(front, TEMPLATE), code_of(front)[:POSE_DIM])  # where nothing is hidden
+    np.testing.assert_allclose(whole[height], picture[height], atol=12)
 
 
-def test_only_turned_heads_are_put_right(tmp_path: Path):
-    config = RetouchConfig((8, 8, 8), (1, 1, 1), (8, 8, 8))
-    nets = Retouch(config)
-    with torch.no_grad():
-        nets.head.leave[1].bias.view(4, -1)[1:] = 32 / 127.5
-        nets.head.leave[1].bias.view(4, -1)[0] = -99  # nothing of the guide
-    weights.save(tmp_path / "retouch.safetensors", nets.state_dict(), config)
-    heads = HeadRetoucher(Retoucher(SPACE, tmp_path / "retouch.safetensors"))
-    crops, drawn = np.stack([photograph(1)] * 3), np.full((3, SIZE, SIZE, 3), 100, np.uint8)
+def test_only_turned_heads_are_put_right():
+    pictures, drawn = np.stack([photograph(1)] * 3), np.full((3, SIZE, SIZE, 3), 100, np.uint8)
     faces = [shape(turned(0))] * 2 + [None]
     own = np.stack([code_of(turned(0))] * 3)
     asked = own.copy()
     asked[1:, :POSE_DIM] = code_of(turned(20))[:POSE_DIM]
     asked[0, POSE_DIM:] += 1
-    found = heads(crops, drawn, faces, own, asked)
+    found = TURNER(pictures, drawn, faces, own, asked)
     np.testing.assert_array_equal(found[[0, 2]], drawn[[0, 2]])
     lips = turned(20)[13, :2].astype(int)
-    assert abs(int(found[1, lips[1], lips[0], 0]) - 132) <= 1
-    assert (found[1, -1] == 100).all() and (found[1, :, 0] == 100).all()  # no background
+    changed = np.abs(found[1].astype(int) - 100).max(-1)
+    assert changed[lips[1] - 4 : lips[1] + 4, lips[0] - 4 : lips[0] + 4].mean() > 20
+    assert not changed[:, :40].any() and not changed[-20:].any()  # no background
 
 
 def stored(count: int = 24) -> np.ndarray:
@@ -269,7 +267,9 @@ def stored(count: int = 24) -> np.ndarray:
 def test_training_lowers_the_error_and_its_adversary_takes_part():
     torch.manual_seed(0)
     patches = stored()
-    trainer = RetouchTrainer(RetouchNet((8, 8, 8), (1, 1, 1)), RetouchTraining(lr=3e-3, ema=0.9, plain=0.5))
+    trainer = RetouchTrainer(
+        RetouchNet(RetouchConfig((8, 8, 8), (1, 1, 1))), RetouchTraining(lr=3e-3, ema=0.9, plain=0.5)
+    )
     before, _ = evaluate(trainer.averaged(), patches)
     for step in range(60):
         terms = trainer.step(tensors(patches), step / 60)
@@ -317,7 +317,6 @@ def test_an_edit_with_the_shipped_weights_is_retouched_where_it_changes_the_face
     assert whole.description["retouch"] and bare.description["retouch"] is None
     own = whole.motion_codes(portrait)
     np.testing.assert_array_equal(whole.edit(portrait, own, None), bare.edit(portrait, own, None))
-    np.testing.assert_array_equal(whole.edit(portrait, None, own + 0.5), bare.edit(portrait, None, own + 0.5))
     asked = own.copy()
     asked[:, COORDINATES["mouth"].start] -= 2  # the mouth opens
     (found,), (drawn,) = whole.edit(portrait, asked, None), bare.edit(portrait, asked, None)
@@ -326,3 +325,21 @@ def test_an_edit_with_the_shipped_weights_is_retouched_where_it_changes_the_face
     lips, eye = face.points[13, :2].astype(int), face.points[468, :2].astype(int)
     assert changed[lips[1] : lips[1] + 8, lips[0] - 4 : lips[0] + 4].mean() > 0.5
     assert not changed[eye[1] - 8 : eye[1] + 8, eye[0] - 8 : eye[0] + 8].any() and not changed[:60].any()
+
+
+def test_an_edit_with_the_shipped_weights_turns_the_face_itself(portrait: np.ndarray):
+    whole, bare = Engine(device="cpu"), Engine(device="cpu", retouch=False)
+    own = whole.motion_codes(portrait)
+    np.testing.assert_array_equal(whole.edit(portrait, None, own), bare.edit(portrait, None, own))
+    turned = own.copy()
+    turned[:, COORDINATES["turn"].start] += 1  # 15 degrees
+    (found,), (drawn,) = whole.edit(portrait, None, turned), bare.edit(portrait, None, turned)
+    changed = (found != drawn).any(-1)
+    assert 0.1 < changed.mean() < 0.4 and not changed[:, :8].any() and not changed[-8:].any()
+    assert cv2.Laplacian(found[changed], cv2.CV_32F).std() > cv2.Laplacian(drawn[changed], cv2.CV_32F).std()
+    expression = own.copy()
+    expression[:, COORDINATES["mouth"].start] -= 2
+    whole.edit(portrait, expression, own)  # what it leaves for the next batch changes nothing
+    np.testing.assert_array_equal(
+        whole.edit(portrait, expression, turned), Engine(device="cpu").edit(portrait, expression, turned)
+    )
