@@ -541,12 +541,12 @@ def small_networks(engine: Engine, crops: np.ndarray) -> dict[str, Callable[[], 
             codes = still[: len(part), POSE_DIM:]
             engine.retoucher.looked_at(part, part, [usual] * len(part), codes, 1 + codes, engine.expression_of)
 
-        def turn(part: np.ndarray) -> None:
+        def carry(part: np.ndarray) -> None:
             codes = still[: len(part)]
-            engine.turner(part, part, [usual] * len(part), codes, 1 + codes)
+            engine.mesh.turned(part, part, [usual] * len(part), codes, 1 + codes)
 
+        stages["mesh"] = lambda: [carry(part) for part in parts]
         stages["retouch"] = lambda: [retouch(part) for part in parts]
-        stages["turn"] = lambda: [turn(part) for part in parts]
     return stages
 
 

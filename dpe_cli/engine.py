@@ -4,7 +4,8 @@ Results do not depend on how the crops are split into batches, but for the round
 
 Where landmarks can tell the motion codes (`measured.py`), they do, of the driving and of the source: the networks get
 own + (driving - source), with the own code as the encoder reads it, for against that one the generators were trained.
-What they draw of mouth and eyes is then painted over (`retouch.py`), and turned heads are put right (`turned.py`).
+What they draw of the face is then replaced by the source's own pixels (`mesh_warp.py`), and mouth and eyes are painted
+over (`retouch.py`).
 """
 
 import contextlib
@@ -26,11 +27,11 @@ from dpe_cli.factors import follows_space
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.lending import drawable
 from dpe_cli.measured import MeasuredCodes
+from dpe_cli.mesh_warp import MeshWarp
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.retouch import Retoucher
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
-from dpe_cli.turned import Turner
 from dpe_cli.weights import Loaded, find, load
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -74,7 +75,7 @@ class Engine:
             self.measured = MeasuredCodes(self.loaded.path, str(self.device)) if known else None
             wanted = known and retouch
             self.retoucher = Retoucher(self.measured.space, device=str(self.device)) if wanted else None
-            self.turner = Turner(self.measured.space, self.retoucher.basis) if wanted else None
+            self.mesh = MeshWarp(self.measured.space, self.retoucher.basis) if wanted else None
             self.batch_size = batch_size or choose_batch_size(self.device, self.loaded.config)
         self.loaded.state.clear()  # the networks have their own form of the weights
         self.forget()
@@ -203,7 +204,7 @@ class Engine:
 
                 def between(rows: list[int]) -> Encoded:
                     drawn = expressed(rows)
-                    if self.turner:
+                    if self.mesh:
                         pictures = to_pictures(drawn.float())
                         self.expressed |= {keys[row]: picture for row, picture in zip(rows, pictures, strict=True)}
                     return networks.encode(drawn)
@@ -213,19 +214,22 @@ class Engine:
             return networks.transfer_pose(source, self.to_device(pose))
 
         pictures = to_pictures(self.compute(render))
-        if self.turner is None or pose is None:
+        if self.mesh is None or pose is None:
             return pictures
         before = crops
         if expression is not None:
             keys = keys_of(crops, expression)
             self.expressed = {key: self.expressed[key] for key in keys}
             before = np.stack(list(map(self.expressed.get, keys)))
-        return self.turner(before, pictures, [told.face for told in known], measured, turned, asked)
+        return self.mesh.turned(before, pictures, [told.face for told in known], measured, turned, asked)
 
     def retouched(self, drawn: Tensor, crops: np.ndarray, known: list["Told"], asked: np.ndarray) -> Tensor:
-        """Drawn pictures (B, 3, S, S) with mouth and eyes painted over for the codes (B, K) that were asked for."""
+        """Drawn pictures (B, 3, S, S) with the source's own pixels inside of the face, mouth and eyes painted over.
+
+        asked: the codes (B, K) that they are to have.
+        """
         faces, own = [told.face for told in known], np.stack([told.code for told in known])
-        pictures = to_pictures(drawn.float())
+        pictures = self.mesh.expressed(crops, to_pictures(drawn.float()), faces, own, asked)
         codes = own[:, POSE_DIM:], asked[:, POSE_DIM:]
         return to_tensor(self.retoucher.looked_at(crops, pictures, faces, *codes, self.expression_of), self.device)
 

@@ -1,0 +1,114 @@
+"""The source's own pixels inside of an edited face, carried there by the mesh over its landmarks.
+
+The generators' flows are soft: they bend a face about right, and what they show of it is a little blurred. The
+landmarks, moved by the motion codes, say more exactly where a point of the skin goes, and they know the head's depth,
+so a turned mesh hides what has to be hidden. What the source hides of the far cheek is taken from the near one,
+mirrored. Inside of the face this is shown; hair, neck and background stay as the generators drew them, with a soft edge
+between. Not part of the paper.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from dpe_cli.landmarks import FaceShape
+from dpe_cli.mesh import AWAY, Mesh, dense_map, warp
+from dpe_cli.motion_space import COORDINATES, POSE_DIM, POSE_SCALE, MotionSpace, mirror_permutation
+from dpe_cli.parts import Posed
+from dpe_cli.retouch import asked_for, outlined
+
+# Of masks, which are of the size of the flows, in pixels: holes that are closed, how far from the face's outline and
+# from what nobody shows the mesh is shown, the sigma of the edge there, and of the edge of what is mirrored.
+HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
+FRONTAL, PROFILE = 30.0, 45.0  # degrees of yaw between which a source's landmarks are trusted less and less to turn it
+
+
+class MeshWarp:
+    """Puts carried faces into drawn crops. basis: (14, 478, 3) of `Retouch`, how landmarks move with the expression."""
+
+    def __init__(self, space: MotionSpace, basis: np.ndarray):
+        self.space, self.basis = space, basis
+        self.mesh, self.mirror = Mesh(space.template), mirror_permutation(space.template)
+
+    def expressed(
+        self, crops: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
+        asked: np.ndarray,
+    ) -> np.ndarray:  # fmt: skip
+        """Drawn crops whose faces are the source's, with another expression; as drawn where there is no face.
+
+        crops, drawn: (N, S, S, 3) uint8, before and after the expression generator; faces: of the crops; own, asked:
+        codes (N, 20) that they have and are to have. -> (N, S, S, 3) uint8
+        """
+        result = drawn.copy()
+        for row, face in enumerate(faces):
+            strength = asked_for((asked - own)[row, POSE_DIM:])
+            if face is not None and strength:
+                before, after = outlined(face, asked[row, POSE_DIM:], self.space, self.basis)
+                result[row] = mixed(drawn[row], *self.carried(crops[row], before.points, after.points), strength)
+        return result
+
+    def turned(
+        self, pictures: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
+        pose: np.ndarray, expression: np.ndarray | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Drawn crops whose faces are the pictures', turned; as drawn where there is no face, and where no head turns.
+
+        pictures, drawn: (N, S, S, 3) uint8, before and after the pose generator; faces: of the source's crops; own,
+        pose: (N, 20), the source's codes, and those whose pose is asked for; expression: (N, 20), those whose
+        expression the pictures have, None for the source's. -> (N, S, S, 3) uint8
+        """
+        result = drawn.copy()
+        for row, face in enumerate(faces):
+            yaw = abs(own[row, 0] * POSE_SCALE[0])
+            strength = asked_for((pose - own)[row, COORDINATES["turn"]])
+            strength *= float(np.clip((PROFILE - yaw) / (PROFILE - FRONTAL), 0, 1))
+            if face is not None and strength:
+                code = own[row] if expression is None else expression[row]
+                seen, shaped = outlined(face, code[POSE_DIM:], self.space, self.basis)
+                before = seen if expression is None else shaped
+                after = posed_as(before, pose[row, :POSE_DIM], float(len(drawn[row])))
+                result[row] = mixed(drawn[row], *self.carried(pictures[row], before.points, after), strength)
+        return result
+
+    def carried(self, picture: np.ndarray, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A picture (S, S, 3) uint8 whose face has other landmarks, and where that is to be shown.
+
+        before, after: (478, 3) pixels of the crop. -> (S, S, 3) uint8, (S, S) float32 in [0, 1]
+        """
+        size, sides = float(len(picture)), picture.shape[1::-1]
+        place, mirrored = self.mesh.locate(after, size), before[self.mirror]
+        shown = self.mesh.facing(place, after, before)
+        borrowed = (shown == AWAY) & (self.mesh.facing(place, after, mirrored * [-1, 1, 1]) == 1)
+        face = warp(picture, dense_map(place, after, before, size), size)
+        if borrowed.any():
+            other = warp(picture, dense_map(place, after, mirrored, size), size)
+            share = cv2.resize(cv2.GaussianBlur(borrowed.astype(np.float32), (0, 0), SEAM), sides)[..., None]
+            face = np.rint(face + share * (other.astype(np.float32) - face)).astype(np.uint8)
+        return face, cv2.resize(inner((shown == 1) | borrowed), sides)
+
+
+def mixed(drawn: np.ndarray, face: np.ndarray, share: np.ndarray, strength: float) -> np.ndarray:
+    """A drawn crop (S, S, 3) uint8 with a share (S, S) of a face. -> (S, S, 3) uint8"""
+    return np.rint(drawn + strength * share[..., None] * (face.astype(np.float32) - drawn)).astype(np.uint8)
+
+
+def inner(known: np.ndarray) -> np.ndarray:
+    """The inside of a mask (R, R) bool, softly. -> (R, R) float32 in [0, 1]"""
+    closed = cv2.morphologyEx(known.astype(np.uint8), cv2.MORPH_CLOSE, disc(HOLE))
+    eroded = cv2.erode(closed, disc(INSIDE), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return cv2.GaussianBlur(eroded.astype(np.float32), (0, 0), EDGE, borderType=cv2.BORDER_CONSTANT)
+
+
+def disc(radius: int) -> np.ndarray:
+    """For OpenCV's morphology."""
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+
+
+def posed_as(face: Posed, pose: np.ndarray, size: float) -> np.ndarray:
+    """The points of a face (478, 3) with the pose coordinates (6,) of a motion code, in a crop of a size in pixels."""
+    *angles, scale, x, y = pose * POSE_SCALE
+    rotation = Rotation.from_euler("YXZ", angles, degrees=True).as_matrix()
+    place = (np.array([x, y]) + 0.5) * size
+    return 2.0**scale * size / 3 * face.shape @ rotation.T + [*place, face.translation[2]]
