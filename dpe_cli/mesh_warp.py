@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from dpe_cli.landmarks import FaceShape
-from dpe_cli.mesh import AWAY, Mesh, dense_map, warp
+from dpe_cli.landmarks import EYES, LIPS_OUTER, FaceShape
+from dpe_cli.lending import PARTED, mouth_of
+from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, dense_map, polygon, warp
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, POSE_SCALE, MotionSpace, mirror_permutation
 from dpe_cli.parts import Posed
 from dpe_cli.retouch import asked_for, outlined
@@ -22,6 +23,9 @@ from dpe_cli.retouch import asked_for, outlined
 # Of masks, which are of the size of the flows, in pixels: holes that are closed, how far from the face's outline and
 # from what nobody shows the mesh is shown, the sigma of the edge there, and of the edge of what is mirrored.
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
+BLINKING = (
+    0.4  # change of the lids' coordinates from which the mesh leaves eyes to the generators, wholly at twice that
+)
 FRONTAL, PROFILE = 30.0, 45.0  # degrees of yaw between which a source's landmarks are trusted less and less to turn it
 
 
@@ -46,8 +50,26 @@ class MeshWarp:
             strength = asked_for((asked - own)[row, POSE_DIM:])
             if face is not None and strength:
                 before, after = outlined(face, asked[row, POSE_DIM:], self.space, self.basis)
-                result[row] = mixed(drawn[row], *self.carried(crops[row], before.points, after.points), strength)
+                carried, share = self.carried(crops[row], before.points, after.points)
+                share = share * (1 - self.left(before.points, after.points, own[row], asked[row], len(share)))
+                result[row] = mixed(drawn[row], carried, share, strength)
         return result
+
+    @staticmethod
+    def left(before: np.ndarray, after: np.ndarray, own: np.ndarray, asked: np.ndarray, size: int) -> np.ndarray:
+        """Where the generators know better: a mouth that opens and lids that move far, which a mesh only stretches.
+
+        before, after: (478, 3) pixels of the crop; own, asked: (20,) codes. -> (S, S) float32 in [0, 1]
+        """
+        wider = (mouth_of(asked) - mouth_of(own) - PARTED) / PARTED
+        lids = (np.abs(asked - own)[COORDINATES["lids"]].max() - BLINKING) / BLINKING
+        result = np.zeros((FLOW_SIZE, FLOW_SIZE), np.float32)
+        for share, parts in ((wider, [LIPS_OUTER]), (lids, EYES)):
+            for part in parts if share > 0 else ():
+                shape = np.maximum(*(polygon(points, part, size, FLOW_SIZE) for points in (before, after)))
+                grown = cv2.dilate(shape, disc(2 * INSIDE)).astype(np.float32) / 255
+                result = np.maximum(result, min(share, 1.0) * cv2.GaussianBlur(grown, (0, 0), EDGE))
+        return cv2.resize(result, (size, size))
 
     def turned(
         self, pictures: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,

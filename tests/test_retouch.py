@@ -276,6 +276,24 @@ def test_a_new_expression_carries_the_skin_along():
     assert np.abs(found[1, y, x].astype(int) - crops[1, y, x]).max() < 10  # the other cheek is where it was
 
 
+def test_wide_mouths_and_lids_that_move_far_are_left_to_the_generators():
+    points, own = turned(0), code_of(turned(0))
+
+    def left(change: dict[int, float]) -> np.ndarray:
+        asked = own.copy()
+        for place, step in change.items():
+            asked[place] += step
+        return MESH.left(points, points, own, asked, SIZE)
+
+    mouth, lid = COORDINATES["mouth"].start, COORDINATES["lids"].start
+    lips, eye, nose = (tuple(points[place, 1::-1].astype(int)) for place in (13, 159, 4))
+    assert not left({}).any() and not left({mouth: 1, lid: 0.3}).any()  # a mouth that shuts
+    opened, blinking = left({mouth: -2}), left({lid: -1})
+    assert opened[lips] > 0.95 and max(opened[eye], opened[nose]) < 0.01
+    assert blinking[eye] > 0.95 and max(blinking[lips], blinking[nose]) < 0.01
+    assert 0 < left({lid: -0.6})[eye] < 0.6
+
+
 def stored(count: int = 24) -> np.ndarray:
     """Patches that are to become the mean of source and drawn, in the middle of an eye's patch."""
     random = np.random.default_rng(0)
