@@ -26,7 +26,6 @@ HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
 BLINKING = (
     0.4  # change of the lids' coordinates from which the mesh leaves eyes to the generators, wholly at twice that
 )
-FRONTAL, PROFILE = 30.0, 45.0  # degrees of yaw between which a source's landmarks are trusted less and less to turn it
 
 
 class MeshWarp:
@@ -83,9 +82,7 @@ class MeshWarp:
         """
         result = drawn.copy()
         for row, face in enumerate(faces):
-            yaw = abs(own[row, 0] * POSE_SCALE[0])
             strength = asked_for((pose - own)[row, COORDINATES["turn"]])
-            strength *= float(np.clip((PROFILE - yaw) / (PROFILE - FRONTAL), 0, 1))
             if face is not None and strength:
                 code = own[row] if expression is None else expression[row]
                 seen, shaped = outlined(face, code[POSE_DIM:], self.space, self.basis)
