@@ -56,14 +56,14 @@ class MeshWarp:
 
     @staticmethod
     def left(before: np.ndarray, after: np.ndarray, own: np.ndarray, asked: np.ndarray, size: int) -> np.ndarray:
-        """Where the generators know better: a mouth that opens and lids that move far, which a mesh only stretches.
+        """Where the generators know better: a mouth that opens, lids and irises that move far: a mesh only stretches.
 
         before, after: (478, 3) pixels of the crop; own, asked: (20,) codes. -> (S, S) float32 in [0, 1]
         """
         wider = (mouth_of(asked) - mouth_of(own) - PARTED) / PARTED
-        lids = (np.abs(asked - own)[COORDINATES["lids"]].max() - BLINKING) / BLINKING
+        eyes = (np.abs(asked - own)[LIDS_AND_GAZE].max() - BLINKING) / BLINKING
         result = np.zeros((FLOW_SIZE, FLOW_SIZE), np.float32)
-        for share, parts in ((wider, [LIPS_OUTER]), (lids, EYES)):
+        for share, parts in ((wider, [LIPS_OUTER]), (eyes, EYES)):
             for part in parts if share > 0 else ():
                 shape = np.maximum(*(polygon(points, part, size, FLOW_SIZE) for points in (before, after)))
                 grown = cv2.dilate(shape, disc(2 * INSIDE)).astype(np.float32) / 255

@@ -281,7 +281,7 @@ def test_wide_mouths_and_lids_that_move_far_are_left_to_the_generators():
     opened, blinking = left({mouth: -2}), left({lid: -1})
     assert opened[lips] > 0.95 and max(opened[eye], opened[nose]) < 0.01
     assert blinking[eye] > 0.95 and max(blinking[lips], blinking[nose]) < 0.01
-    assert 0 < left({lid: -0.6})[eye] < 0.6
+    assert 0 < left({lid: -0.6})[eye] < 0.6 and left({COORDINATES["gaze"].start: 1})[eye] > 0.95
 
 
 def stored(count: int = 24) -> np.ndarray:
