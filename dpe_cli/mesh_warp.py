@@ -23,9 +23,8 @@ from dpe_cli.retouch import asked_for, outlined
 # Of masks, which are of the size of the flows, in pixels: holes that are closed, how far from the face's outline and
 # from what nobody shows the mesh is shown, the sigma of the edge there, and of the edge of what is mirrored.
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
-BLINKING = (
-    0.4  # change of the lids' coordinates from which the mesh leaves eyes to the generators, wholly at twice that
-)
+LIDS_AND_GAZE = slice(COORDINATES["lids"].start, COORDINATES["gaze"].stop)
+BLINKING = 0.4  # change of these from which eyes are left to the generators, wholly at twice that
 
 
 class MeshWarp:
