@@ -187,6 +187,7 @@ class Engine:
                 expression = drawable(expression, measured)
             own = self.encoded_codes(crops) - measured
             expression, pose = (None if code is None else code + own for code in (expression, pose))
+        keys = keys_of(crops, expression) if expression is not None and pose is not None else []  # of `betweens`
 
         def render() -> Tensor:
             networks, source = self.networks, self.encode(crops)
@@ -209,7 +210,6 @@ class Engine:
                         self.expressed |= {keys[row]: picture for row, picture in zip(rows, pictures, strict=True)}
                     return networks.encode(drawn)
 
-                keys = keys_of(crops, expression)
                 source = self.betweens.get(keys, between)
             return networks.transfer_pose(source, self.to_device(pose))
 
@@ -218,9 +218,8 @@ class Engine:
             return pictures
         before = crops
         if expression is not None:
-            keys = keys_of(crops, expression)
             self.expressed = {key: self.expressed[key] for key in keys}
-            before = np.stack(list(map(self.expressed.get, keys)))
+            before = np.stack([self.expressed[key] for key in keys])
         return self.mesh.turned(before, pictures, [told.face for told in known], measured, turned, asked)
 
     def retouched(self, drawn: Tensor, crops: np.ndarray, known: list["Told"], asked: np.ndarray) -> Tensor:

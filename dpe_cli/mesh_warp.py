@@ -17,14 +17,13 @@ from dpe_cli.landmarks import EYES, LIPS_OUTER, FaceShape
 from dpe_cli.lending import PARTED, mouth_of
 from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, dense_map, polygon, warp
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, POSE_SCALE, MotionSpace, mirror_permutation
-from dpe_cli.parts import Posed
+from dpe_cli.parts import EYE, Posed
 from dpe_cli.retouch import asked_for, outlined
 
 # Of masks, which are of the size of the flows, in pixels: holes that are closed, how far from the face's outline and
 # from what nobody shows the mesh is shown, the sigma of the edge there, and of the edge of what is mirrored.
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
-LIDS_AND_GAZE = slice(COORDINATES["lids"].start, COORDINATES["gaze"].stop)
-BLINKING = 0.4  # change of these from which eyes are left to the generators, wholly at twice that
+BLINKING = 0.4  # change of lids or gaze from which eyes are left to the generators, wholly at twice that
 
 
 class MeshWarp:
@@ -60,7 +59,7 @@ class MeshWarp:
         before, after: (478, 3) pixels of the crop; own, asked: (20,) codes. -> (S, S) float32 in [0, 1]
         """
         wider = (mouth_of(asked) - mouth_of(own) - PARTED) / PARTED
-        eyes = (np.abs(asked - own)[LIDS_AND_GAZE].max() - BLINKING) / BLINKING
+        eyes = (np.abs(asked - own)[POSE_DIM:][EYE.codes].max() - BLINKING) / BLINKING
         result = np.zeros((FLOW_SIZE, FLOW_SIZE), np.float32)
         for share, parts in ((wider, [LIPS_OUTER]), (eyes, EYES)):
             for part in parts if share > 0 else ():
