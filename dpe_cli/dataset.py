@@ -172,6 +172,14 @@ def region_weights(points: np.ndarray, size: float, resolution: int) -> np.ndarr
     return (1 + 1.5 * face.astype(np.float32) / 255 + 5 * fine.astype(np.float32) / 255).astype(np.float32)
 
 
+def around(points: np.ndarray, size: float, resolution: int, face_weight: float) -> np.ndarray:
+    """Loss weights of what surrounds a face: 1, in its inside `face_weight`. (R, R) float32"""
+    face = polygon(points, FACE_OVAL, size, resolution)
+    reach = max(3, resolution // 16) | 1
+    inside = cv2.blur(cv2.erode(face, np.ones((reach, reach), np.uint8)), (reach, reach)).astype(np.float32) / 255
+    return 1 - (1 - face_weight) * inside
+
+
 # --- samples -------------------------------------------------------------------------------------------------------
 
 
@@ -191,18 +199,20 @@ class Sampler:
     counts: lids move by a pixel or two of the flow where lips move by ten, and errors count by their square.
     open_share: those in which a mouth opens; turn_share: those in which the head turns. virtual_share: of all pairs,
     those whose D is T turned by its landmarks' depth: any head at any angle, but only what T shows of the face counts.
+    face_weight: below 1, pose_weight is this in the face and 1 around it: hair, neck and background learn.
     """
 
     def __init__(
         self, clips: list[Clip], mesh: Mesh, seed: int, augment: bool = True, codes_only: bool = False,
         eye_share: float = 0.0, eye_weight: float = 1.0, open_share: float = 0.0, turn_share: float = 0.0,
-        virtual_share: float = 0.0,
+        virtual_share: float = 0.0, face_weight: float = 1.0,
     ):  # fmt: skip
         self.mesh = mesh
         self.random = np.random.default_rng(seed)
         self.augment, self.codes_only = augment, codes_only
         self.eye_share, self.eye_weight = eye_share, eye_weight
         self.open_share, self.turn_share, self.virtual_share = open_share, turn_share, virtual_share
+        self.face_weight = face_weight
         self.mirror = mirror_permutation(mesh.template)
         people: dict[str, list[Clip]] = {}
         for clip in clips:
@@ -281,7 +291,10 @@ class Sampler:
         pose_flow = dense_map(place, driving_points, target_points, size)
         resolution = source.shape[0]
         pose_valid = _valid(driving_points, size, 0.0)
-        pose_weight = region_weights(driving_points, size, resolution)
+        if self.face_weight < 1:
+            pose_weight = around(driving_points, size, resolution, self.face_weight)
+        else:
+            pose_weight = region_weights(driving_points, size, resolution)
         if virtual:
             learnt["driving"] = _planes(warp(target, pose_flow, size))
             shown = self.mesh.facing(place, driving_points, target_points)

@@ -412,12 +412,18 @@ def split(encoded: Encoded, size: int) -> tuple[Encoded, Encoded]:
 
 
 def windows(weight: Tensor, side: int) -> list[tuple[slice, ...]]:
-    """For each picture of a batch the square of `side` pixels about the middle of its heaviest weights (B, R, R)."""
+    """For each picture of a batch the square of `side` pixels about the middle of its heaviest weights (B, R, R).
+
+    Anywhere at all where nothing weighs more than a face does: these pictures are about what surrounds it.
+    """
     line = torch.arange(weight.shape[-1], device=weight.device, dtype=torch.float32)
     heavy = (weight - 2.5).clamp_min(0) + 1e-6
     parts = []
     for i in range(len(weight)):
-        middle = [float((heavy[i].sum(axis) * line).sum() / heavy[i].sum()) for axis in (1, 0)]
+        if weight[i].max() > 2.5:
+            middle = [float((heavy[i].sum(axis) * line).sum() / heavy[i].sum()) for axis in (1, 0)]
+        else:
+            middle = (torch.rand(2) * weight.shape[-1]).tolist()
         top, left = (int(min(max(m - side / 2, 0), weight.shape[-1] - side)) for m in middle)
         parts.append((slice(i, i + 1), slice(None), slice(top, top + side), slice(left, left + side)))
     return parts
