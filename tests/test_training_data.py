@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import synthetic_face, turned
 
 from dpe_cli.dataset import Sampler, _seen, is_held_out, load_clips, turns
@@ -9,6 +10,7 @@ from dpe_cli.errors import InputError
 from dpe_cli.landmarks import BLENDSHAPES, Landmarker, align, head_angles, mouth_opening
 from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, dense_map, warp
 from dpe_cli.motion_space import MOTION_DIM, POSE_DIM, MotionSpace, mirror_blendshapes, normalise
+from dpe_cli.trainer import windows
 from dpe_cli.weights import folder
 
 
@@ -216,3 +218,23 @@ def test_landmarks_are_learnt_left_and_right_by_the_picture(prepared):
     for _ in range(8):  # mirrored or not
         points = sampler.sample()["source_points"].reshape(-1, 2)
         assert points[33, 0] < points[263, 0]  # outer eye corners
+
+
+def test_pose_pictures_can_be_about_what_surrounds_the_face(prepared):
+    clips, space = load_clips(prepared, None, held_out=False, size=256)
+    weights = [
+        Sampler(clips, Mesh(space.template), 0, augment=False, **settings).sample()["pose_weight"]
+        for settings in ({}, {"face_weight": 0.3})
+    ]
+    assert weights[0].max() > 2.5 and weights[1].max() == 1  # so that perceptual windows are anywhere
+    inside = weights[0] > 2.5
+    assert weights[1][inside].mean() < 0.5 and (weights[1][weights[0] == 1] > 0.9).all()
+
+
+def test_windows_are_anywhere_where_nothing_is_heavy():
+    torch.manual_seed(0)
+    light, heavy = torch.ones(8, 64, 64), torch.ones(8, 64, 64)
+    heavy[:, 40:50, 20:30] = 6
+    places = [{(part[2].start, part[3].start) for part in windows(weight, 16)} for weight in (light, heavy)]
+    assert len(places[0]) > 4 and len(places[1]) == 1
+    assert all(0 <= place <= 48 for pair in places[0] for place in pair)
