@@ -417,10 +417,10 @@ def windows(weight: Tensor, side: int) -> list[tuple[slice, ...]]:
     Anywhere at all where nothing weighs more than a face does: these pictures are about what surrounds it.
     """
     line = torch.arange(weight.shape[-1], device=weight.device, dtype=torch.float32)
-    heavy = (weight - 2.5).clamp_min(0) + 1e-6
+    heavy = (weight - 2.5).clamp_min(0)
     parts = []
     for i in range(len(weight)):
-        if weight[i].max() > 2.5:
+        if heavy[i].any():
             middle = [float((heavy[i].sum(axis) * line).sum() / heavy[i].sum()) for axis in (1, 0)]
         else:
             middle = (torch.rand(2) * weight.shape[-1]).tolist()
