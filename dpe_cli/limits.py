@@ -12,6 +12,7 @@ import shutil
 import socket
 import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,24 +117,30 @@ def hidden_folder(where: Path | None) -> Iterator[Path]:
     Those that killed processes of this machine left there are removed.
     """
     host = f"{zlib.crc32(repr(this_host()).encode()):08x}"
-    remove_orphans(Path(where or tempfile.gettempdir()), host)
-    try:
-        folder = tempfile.TemporaryDirectory(
-            prefix=f".dpe-{host}-{os.getpid()}-", dir=where, ignore_cleanup_errors=True
-        )
-    except FileNotFoundError as error:
-        raise OutputError(f"the folder {where} does not exist", "make it or name another") from error
-    except OSError as error:
-        raise OutputError(f"nothing can be written in {where}: {error.strerror}", "name another folder") from error
-    try:
-        yield Path(folder.name)
+    parent = Path(where or tempfile.gettempdir())
+    remove_orphans(parent, host)
+    folder = parent / f".dpe-{host}-{os.getpid()}-{uuid.uuid4().hex}"
+    try:  # from before it is there: Ctrl-C may come as soon as it is
+        make_folder(folder)
+        yield folder
     finally:
         # A program that was just started may still put a file there: emptied once is not always gone.
         for _ in range(REMOVALS):
-            folder.cleanup()
-            if not Path(folder.name).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
                 break
             time.sleep(0.1)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder that is this user's alone. Raises OutputError."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileNotFoundError as error:
+        raise OutputError(f"the folder {folder.parent} does not exist", "make it or name another") from error
+    except OSError as error:
+        problem = f"nothing can be written in {folder.parent}: {error.strerror}"
+        raise OutputError(problem, "name another folder") from error
 
 
 def remove_orphans(where: Path, host: str) -> None:

@@ -569,6 +569,20 @@ def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path):
         assert sorted(tmp_path.iterdir()) == sorted([other, folder, second])
 
 
+def test_a_folder_goes_when_ctrl_c_comes_as_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mkdir, made = os.mkdir, []
+
+    def interrupted(path: str, mode: int) -> None:
+        mkdir(path, mode)
+        made.append(Path(path).exists())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), scratch(tmp_path / "out.mp4"):
+        pass
+    assert made == [True] and not list(tmp_path.iterdir())
+
+
 def test_a_folder_goes_though_a_program_still_writes_into_it(tmp_path: Path):
     with scratch(tmp_path / "out.mp4") as folder:
         command = f"import pathlib; p = pathlib.Path({str(folder)!r})\nfor n in range(2000): (p / str(n)).touch()"
