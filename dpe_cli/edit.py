@@ -8,7 +8,7 @@ line of the report for each source frame and, for a preview, one second of small
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import islice, tee
@@ -29,7 +29,7 @@ from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_cod
 from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
 from dpe_cli.paste import Paster, Seam, make_paster
 from dpe_cli.people import TRACK, Picked, follow, track_faces
-from dpe_cli.pipeline import ahead
+from dpe_cli.pipeline import abreast, ahead
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.regions import RegionMasks, network_landmarks
 from dpe_cli.report import PSNR_CEILING, FrameFate, PixelHash, Report
@@ -66,10 +66,16 @@ class Engine(Protocol):
         """(N, S, S, 3) uint8 -> (N, K) float32"""
 
     def edit(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
-        """(N, S, S, 3) uint8, (N, K) float32 or None twice -> (N, S, S, 3) uint8"""
+        """(N, S, S, 3) uint8, (N, K) float32 or None twice -> (N, S, S, 3) uint8
+
+        One that measures landmarks (`lending_of`) has `read` too, and is given what that tells as a fourth argument.
+        """
 
     def forget(self) -> None:
         """Lets go of what earlier crops left: from here on results depend on what comes alone."""
+
+    def lanes(self) -> "contextlib.AbstractContextManager[Sequence[Engine]]":
+        """Engines that may edit side by side, each in a thread; one alone is this one."""
 
     def shifts(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N, K) float32 -> what expression and pose add to a latent, (N, L) float32 twice; for motion files"""
@@ -675,23 +681,37 @@ def stack_jobs(
 # Jobs to edited frames
 
 
+@dataclass(frozen=True)
+class Work:
+    """A batch of jobs, ready for the networks."""
+
+    jobs: list[Job]
+    crops: list[tuple[np.ndarray, np.ndarray] | None]  # of `cut`, None without a box
+    chosen: list[int]  # jobs that are edited
+    wanted: tuple = ()  # arguments of `Engine.edit` for them
+    check: tuple = ()  # for those that are to be rebuilt with their own codes, which measures the networks
+
+
 def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report: Report) -> Iterator[tuple[Job, Frame]]:
     """Edits in batches, in order, one frame out for each frame in; leaves each frame's fate in the report.
 
     Without a `paster` a frame is the crop alone. Networks round differently in batches of another size, so which frames
     share a batch follows from their numbers, wherever the jobs begin at a multiple of UNIT.
     """
-    jitter, lending = Jitter(), lending_of(engine)
-    for batch in batched_in_units(jobs, engine.batch_size):
-        if batch[0].frame.index % UNIT == 0:
-            engine.forget()
-        crops = [None if job.box is None else cut(job.frame.rgb, job.box, engine.size) for job in batch]
-        chosen = [number for number, job in enumerate(batch) if job.edited]
-        faces: dict[int, np.ndarray] = {}
-        if chosen:
-            stack = np.stack([crops[number][0] for number in chosen])
-            edited = edit_crops([batch[number] for number in chosen], stack, engine, lending, report)
-            faces = dict(zip(chosen, edited, strict=True))
+    with engine.lanes() as lanes:
+        done = abreast(prepared(jobs, engine), [drawer(lane, engine) for lane in lanes])
+        yield from finished(done, paster, report)
+
+
+def finished(
+    done: Iterable[tuple[Work, tuple[list[float], np.ndarray]]], paster: Paster | None, report: Report
+) -> Iterator[tuple[Job, Frame]]:
+    """Frames out of edited crops, see `run_jobs` and `drawer`."""
+    jitter = Jitter()
+    for work, (rebuilt, drawn) in done:
+        batch, crops, faces = work.jobs, work.crops, dict(zip(work.chosen, drawn, strict=True))
+        checked = zip((job for job in batch if job.sampled and job.edited), rebuilt, strict=True)
+        report.self_reconstruction += [(job.frame.index, quality) for job, quality in checked if not job.halo]
         for number, job in enumerate(batch):
             rgb, seam = job.frame.rgb if job.onto is None else job.onto, None
             if paster is None:
@@ -726,10 +746,23 @@ def lending_of(engine: Engine) -> Lending | None:
     return Lending(engine.motion_codes, measured.points) if measured else None
 
 
-def edit_crops(
-    jobs: list[Job], crops: np.ndarray, engine: Engine, lending: Lending | None, report: Report
-) -> np.ndarray:
-    """(N, S, S, 3) uint8 source crops to edited ones of the same shape; measures the sampled ones on the way."""
+def prepared(jobs: Iterable[Job], engine: Engine) -> Iterator[Work]:
+    """Jobs in batches, after all that depends on what was before them: crops are read, eyes and mouths lent."""
+    lending = lending_of(engine)
+    for batch in batched_in_units(jobs, engine.batch_size):
+        if batch[0].frame.index % UNIT == 0:
+            engine.forget()
+        crops = [None if job.box is None else cut(job.frame.rgb, job.box, engine.size) for job in batch]
+        chosen = [number for number, job in enumerate(batch) if job.edited]
+        asked = ()
+        if chosen:
+            stack = np.stack([crops[number][0] for number in chosen])
+            asked = ask([batch[number] for number in chosen], stack, engine, lending)
+        yield Work(batch, crops, chosen, *asked)
+
+
+def ask(jobs: list[Job], crops: np.ndarray, engine: Engine, lending: Lending | None) -> tuple[tuple, tuple]:
+    """What (N, S, S, 3) uint8 source crops are to become, and how they are checked: see `Work`."""
     expression = None if jobs[0].expression is None else np.stack([job.expression for job in jobs])
     pose = None if jobs[0].pose is None else np.stack([job.pose for job in jobs])
     sampled = np.array([job.sampled for job in jobs])
@@ -737,19 +770,40 @@ def edit_crops(
     absolute = all(base is None for base in neutral)
     mixings = [job.mixing for job in jobs if job.mixing is not None]  # all of them or none
     own = None if absolute and (strength == 1).all() and not mixings else engine.motion_codes(crops)
+
+    def arguments(crops: np.ndarray, *codes: np.ndarray | None) -> tuple:
+        return (crops, *codes, engine.read(crops)) if lending else (crops, *codes)
+
+    check = ()
     if sampled.any():
         own_sampled = own[sampled] if own is not None else engine.motion_codes(crops[sampled])
         roles = [None if codes is None else own_sampled for codes in (mixings or expression, pose)]
-        rebuilt = engine.edit(crops[sampled], *roles)
-        measured = zip(rebuilt, crops[sampled], [job for job in jobs if job.sampled], strict=True)
-        report.self_reconstruction += [(job.frame.index, psnr(a, b)) for a, b, job in measured if not job.halo]
+        check = arguments(crops[sampled], *roles)
     pairs = zip((expression, pose), neutral, strict=True)
     expression, pose = (towards(own, codes, strength, base) for codes, base in pairs)
     expression = mixed(own, mixings) if mixings else expression
     if lending and expression is not None:
         times, whose = [float(job.frame.time) for job in jobs], [(job.track, job.shot) for job in jobs]
         crops = lending(crops, expression, times, whose)
-    return engine.edit(crops, expression, pose)
+    return arguments(crops, expression, pose), check
+
+
+def drawer(lane: Engine, engine: Engine) -> Callable[[Work], tuple[list[float], np.ndarray]]:
+    """What a lane of an engine does with a batch: PSNR of those that are rebuilt, and the edited crops.
+
+    A lane that is not the engine itself begins anew at each multiple of UNIT, as that does in `prepared`.
+    """
+    unit = None
+
+    def draw(work: Work) -> tuple[list[float], np.ndarray]:
+        nonlocal unit
+        unit, before = work.jobs[0].frame.index // UNIT, unit
+        if lane is not engine and unit != before:
+            lane.forget()
+        rebuilt = zip(lane.edit(*work.check), work.check[0], strict=True) if work.check else ()
+        return [psnr(*pair) for pair in rebuilt], lane.edit(*work.wanted) if work.wanted else np.empty(0)
+
+    return draw
 
 
 def towards(

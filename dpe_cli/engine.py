@@ -13,7 +13,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from dpe_cli.lending import drawable
 from dpe_cli.measured import MeasuredCodes
 from dpe_cli.mesh_warp import MeshWarp
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
+from dpe_cli.models.checkpoint import Unfilled
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.retouch import Retoucher
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
@@ -37,6 +38,7 @@ from dpe_cli.weights import Loaded, find, load
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BACKENDS = ("torch", "compile", *FORMATS)
+LANES = 2
 BATCH_SIZES = {"cuda": 32, "mps": 8, "cpu": 4}  # at most: edits begin a new batch every 32 frames
 # A crop in the networks is taken to need the memory of this many of their largest feature maps, and the networks may
 # have this share of what is free on a GPU.
@@ -77,6 +79,7 @@ class Engine:
             self.retoucher = Retoucher(self.measured.space, device=str(self.device)) if wanted else None
             self.mesh = MeshWarp(self.measured.space, self.retoucher.basis) if wanted else None
             self.batch_size = batch_size or choose_batch_size(self.device, self.loaded.config)
+        self.threads = torch.get_num_threads()
         self.loaded.state.clear()  # the networks have their own form of the weights
         self.forget()
 
@@ -108,13 +111,18 @@ class Engine:
             return np.zeros((0, self.loaded.config.motion_dim), np.float32)
         return self.in_batches(self.codes_of, crops)
 
-    def edit(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
+    def edit(
+        self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None,
+        told: "Sequence[Told] | None" = None,
+    ) -> np.ndarray:  # fmt: skip
         """The crops with the expression, the pose, or both of motion codes. (N, S, S, 3) uint8 -> the same shape
 
         expression, pose: (N, K) float32, one for each crop; one of them may be None, which keeps the source's own. A
-        crop's own codes give its self-reconstruction.
+        crop's own codes give its self-reconstruction. told: what `read` says of the crops, where that is known.
         """
         self.check_crops(crops)
+        if told:
+            self.told |= zip(keys_of(crops), told, strict=True)
         if expression is None and pose is None:
             raise ValueError("neither an expression nor a pose is given")
         for codes in (expression, pose):
@@ -141,6 +149,23 @@ class Engine:
         """Raises ValueError unless these are uint8 crops of our size."""
         if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[1:] != (self.size, self.size, 3):
             raise ValueError(f"crops are (N, {self.size}, {self.size}, 3) uint8, not {crops.shape} {crops.dtype}")
+
+    @contextlib.contextmanager
+    def lanes(self) -> "Iterator[list[Engine]]":
+        """Engines of these networks for as many threads that edit side by side, each with a memory of its own.
+
+        On a CPU two, which share its cores with the thread that asks: small networks, and all that is done around
+        them, gain little by the second core, and lose much where it is busy. Otherwise, and where the encoder reads
+        codes, so that its features are needed twice, this one.
+        """
+        if self.device.type != "cpu" or self.backend != "torch" or self.measured is None:
+            yield [self]
+            return
+        torch.set_num_threads(max(1, self.threads // LANES))
+        try:
+            yield [Lane(self) for _ in range(LANES)]
+        finally:
+            torch.set_num_threads(self.threads)
 
     def forget(self) -> None:
         """Lets go of what the last batch left for the next."""
@@ -294,6 +319,20 @@ class Engine:
             problem = f"the memory of {where} is too small for a single {crop}"
             raise DeviceError(problem, "close other programs that use it, or use --device cpu")
         self.batch_size = size // 2
+
+
+class Lane(Engine):
+    """An engine's networks with another memory, for a thread of its own."""
+
+    def __init__(self, engine: Engine):
+        vars(self).update(vars(engine))
+        self.forget()
+
+    def edit(self, *arguments: Any) -> np.ndarray:
+        threads = max(1, self.threads // LANES)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)  # of this thread
+        return super().edit(*arguments)
 
 
 @dataclass(frozen=True, eq=False)
@@ -461,7 +500,8 @@ def build(loaded: Loaded, device: torch.device, precision: str, backend: str) ->
     """The networks with their weights, in the form and the layout that are fast on the device."""
     if backend in FORMATS:
         return ExportedDPE(kept(loaded, backend, precision))
-    trained = DPE(loaded.config)
+    with Unfilled():
+        trained = DPE(loaded.config)
     trained.load_state_dict(loaded.state)
     networks = InferenceDPE(trained, winograd=device.type == "cpu" and precision == "fp32").to(device)
     if device.type == "cuda" and precision == "fp32":

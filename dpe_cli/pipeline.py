@@ -1,11 +1,14 @@
 """Stages side by side: one reads and looks while another computes and a third writes."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
-T = TypeVar("T")
+T, R = TypeVar("T"), TypeVar("R")
 
 DEPTH = 4  # items that wait between two stages; a 4K frame has 25 MB
 PATIENCE = 0.1  # seconds after which a stage looks whether it is still wanted
@@ -59,3 +62,31 @@ def ahead(items: Iterable[T], depth: int = DEPTH) -> Iterator[T]:
     finally:
         unwanted.set()
         thread.join()
+
+
+def abreast(items: Iterable[T], lanes: Sequence[Callable[[T], R]]) -> Iterator[tuple[T, R]]:
+    """Each item with what a lane makes of it, in order.
+
+    Lanes take turns, so that each one's items are the same in every run. Several are threads, which run while the
+    caller makes further items, one more than there are lanes; one alone is called as any function.
+    """
+    if len(lanes) == 1:
+        yield from ((item, lanes[0](item)) for item in items)
+        return
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    with ExitStack() as stack:
+        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in lanes]
+        stack.callback(lambda: [future.cancel() for _, future in waiting])  # where the caller stops early
+        for number, item in enumerate(items):
+            turn = number % len(lanes)
+            waiting.append((item, threads[turn].submit(lanes[turn], item)))
+            if len(waiting) > len(lanes):
+                yield given(waiting)
+        while waiting:
+            yield given(waiting)
+
+
+def given(waiting: "deque[tuple[T, Future[R]]]") -> tuple[T, R]:
+    """The first that waits, when its lane is done with it."""
+    item, future = waiting.popleft()
+    return item, future.result()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from dpe_cli.face import Box, Detection, FaceDetector, face_size
 from dpe_cli.identity import Identity
@@ -150,8 +149,7 @@ class Tracker:
             likeness = self.identity.likeness(signatures[column], self.live[row].signatures)
             cost[row, column] += UNLIKE * (1 - min(likeness, 1.0))
             near[row, column] = likeness > 0
-        rows, columns = linear_sum_assignment(np.where(near, cost, NEVER))
-        pairs = zip(rows.tolist(), columns.tolist(), strict=True)
+        pairs = cheapest_pairs(np.where(near, cost, NEVER))
         return {self.live[row]: faces[column] for row, column in pairs if near[row, column]}
 
     def look_who_it_is(self, rgb: np.ndarray, now: float) -> None:
@@ -172,6 +170,17 @@ class Tracker:
             track.doubts = 0
             if len(track.signatures) < SIGNATURES:
                 track.signatures.append(signature)
+
+
+def cheapest_pairs(cost: np.ndarray) -> list[tuple[int, int]]:
+    """Rows and columns that together cost least, none of them twice. (R, C), both at least 1"""
+    if 1 in cost.shape:
+        return [tuple(int(place) for place in np.unravel_index(cost.argmin(), cost.shape))]
+
+    from scipy.optimize import linear_sum_assignment  # takes half a second, and most videos have one face
+
+    rows, columns = linear_sum_assignment(cost)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
 def large_enough(face: Detection) -> bool:

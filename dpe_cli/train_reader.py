@@ -238,7 +238,8 @@ class ReaderTrainer:
         rate = min(1.0, (self.step_number + 1) / 50) * (0.01 + 0.99 * (1 + np.cos(np.pi * progress)) / 2)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * rate
-        found = self.nets.read(to_input(batch["mouths"]), to_input(batch["eyes"]), batch["codes"])
+        with torch.autocast("cpu", torch.bfloat16):
+            found = self.nets.read(to_input(batch["mouths"]), to_input(batch["eyes"]), batch["codes"])
         terms = reader_loss(found[:, self.columns], batch["wanted"][:, self.columns], self.config)
         self.optimiser.zero_grad(set_to_none=True)
         sum(terms.values()).backward()

@@ -6,11 +6,12 @@ computation reads (`to_rgb1`, the noise strengths) are dropped, and so are the b
 checked: our layers make their own. Everything else has to be there, in its shape, and nothing besides.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .config import COMPACT_CHANNELS, FULL_CHANNELS, DPEConfig
 from .landmarks import LandmarkConfig, LandmarkNet
@@ -182,6 +183,17 @@ def translate(checkpoint: Mapping[str, Any]) -> tuple[DPEConfig, dict[str, Tenso
     return config, state
 
 
+class Unfilled(TorchFunctionMode):
+    """Networks that are made inside of it get no random weights, which take time: theirs are to be loaded."""
+
+    def __torch_function__(
+        self, function: Callable, types: tuple, arguments: tuple = (), options: dict | None = None
+    ) -> Any:
+        if function in (Tensor.normal_, Tensor.uniform_):
+            return arguments[0]
+        return (torch.empty if function is torch.randn else function)(*arguments, **(options or {}))
+
+
 def check(
     state: Mapping[str, Tensor], config: DPEConfig | LandmarkConfig | ReaderConfig | RetouchConfig | SpeechConfig
 ) -> None:
@@ -195,8 +207,11 @@ def check(
         SpeechConfig: SpeechNets,
     }
     network = others.get(type(config), DPE)
-    with torch.device("meta"):
-        wanted = {key: value.shape for key, value in network(config).state_dict().items()}
+    try:
+        with Unfilled():  # and not on the device "meta": there PyTorch would import its compiler, which takes a second
+            wanted = {key: value.shape for key, value in network(config).state_dict().items()}
+    except RuntimeError as error:
+        raise ValueError("describes networks that do not fit into the memory") from error
     complain(wanted.keys() - state.keys(), state.keys() - wanted.keys())
     wrong = [f"{key} {tuple(state[key].shape)}" for key, shape in wanted.items() if state[key].shape != shape]
     if wrong:

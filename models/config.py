@@ -11,6 +11,16 @@ COMPACT_CHANNELS = {4: 128, 8: 128, 16: 128, 32: 96, 64: 64, 128: 32, 256: 16, 5
 BORDERS = ("zeros", "edge")
 
 
+LARGEST = 4096  # number of channels, pixels or layers that is believed of a file
+
+
+def bounded(digits: str) -> int:
+    """A number of a file. Raises ValueError above LARGEST."""
+    if len(digits) > 8 or int(digits) > LARGEST:
+        raise ValueError(f"networks of that size are not built: {digits[:20]}")
+    return int(digits)
+
+
 class Configuration:
     """What the configurations of all networks have in common: a frozen dataclass of plain fields, kept as JSON."""
 
@@ -25,9 +35,9 @@ class Configuration:
 
     @classmethod
     def from_json(cls, text: str) -> "Configuration":
-        """Raises ValueError for text that is not a configuration."""
+        """Raises ValueError for text that is not a configuration, or one of networks that nobody could build."""
         try:
-            return cls(**json.loads(text))
+            return cls(**json.loads(text, parse_int=bounded))
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a configuration of {cls.networks}: {error}") from error
 

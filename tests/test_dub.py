@@ -1,5 +1,6 @@
 """Dubbing with stand-ins for the networks that see and draw; the speech networks are real but know nothing."""
 
+import contextlib
 import json
 import signal
 from fractions import Fraction
@@ -39,6 +40,9 @@ class CodeEngine:
         self.size, self.batch_size = 64, 3
         self.description = {"weights": str(find()), "sha256": digest(find())}
         self.asked: list[tuple[np.ndarray, np.ndarray | None]] = []
+
+    def lanes(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext([self])
 
     def forget(self) -> None:
         pass

@@ -1,5 +1,6 @@
 """Codecs, depth, HDR, alpha, image sequences, pipes: what an output holds, and what is refused in one line."""
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -416,6 +417,9 @@ class Unchanged:
     """An engine that gives back what it gets, for tests of everything else."""
 
     size, batch_size, description = 32, 16, {"weights": "none"}
+
+    def lanes(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext([self])
 
     def forget(self) -> None:
         pass

@@ -229,17 +229,16 @@ def test_standard_input_is_limited_too(clips: Path):
 @pytest.mark.parametrize("temp", [True, False])
 def test_temporary_files_lie_in_temp_or_beside_the_output(clips: Path, temp: bool, monkeypatch: pytest.MonkeyPatch):
     made: list[Path] = []
-    real = scratch.__wrapped__.__globals__["tempfile"].TemporaryDirectory
+    mkdir = os.mkdir
 
-    def watched(**options: object):
-        folder = real(**options)
-        made.append(Path(folder.name))
-        return folder
+    def watched(path: str, mode: int) -> None:
+        mkdir(path, mode)
+        made.append(Path(path))
 
-    monkeypatch.setattr("tempfile.TemporaryDirectory", watched)
-    monkeypatch.setenv("TMPDIR", str(clips / "nowhere"))
     (clips / "temp").mkdir()
     (clips / "out").mkdir()
+    monkeypatch.setattr(os, "mkdir", watched)
+    monkeypatch.setenv("TMPDIR", str(clips / "nowhere"))
     more = ["--temp", clips / "temp"] if temp else []
     arguments = ["edit", "-s", "-", "-d", "smile.mp4", "-o", "out/a.mp4", "-q", "--start", "0.04", *map(str, more)]
     done = CliRunner().invoke(cli, arguments, input=(clips / "talk.mp4").read_bytes())
@@ -488,6 +487,12 @@ def test_any_configuration_of_networks(value: object):
     for kind in (DPEConfig, LandmarkConfig, SpeechConfig):
         with contextlib.suppress(ValueError):
             kind.from_json(json.dumps(value))
+
+
+@pytest.mark.parametrize("number", ["4097", "9" * 400])
+def test_networks_that_nobody_could_build_are_refused(number: str):
+    with pytest.raises(ValueError, match=f"networks of that size are not built: {number[:20]}$"):
+        DPEConfig.from_json(f'{{"size": {number}}}')
 
 
 @EXAMPLES

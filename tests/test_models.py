@@ -7,6 +7,7 @@ import torch
 
 from dpe_cli.models import DPE, Discriminator, DPEConfig
 from dpe_cli.models.checkpoint import (
+    Unfilled,
     config_from_state,
     detect_layout,
     discriminator_state,
@@ -253,3 +254,16 @@ def test_unwrapping_finds_the_discriminator_of_a_training_checkpoint():
     assert unwrap({"gen": {}, "dis": kernel}, "dis").keys() == kernel.keys()
     with pytest.raises(ValueError, match="truncated"):
         discriminator_state({"dis": kernel})
+
+
+def test_networks_whose_weights_are_loaded_draw_none():
+    before, filled = torch.get_rng_state(), DPE(TINY).state_dict()
+    after = torch.get_rng_state()
+    with Unfilled():
+        bare = DPE(TINY)
+    assert not torch.equal(before, after) and torch.equal(torch.get_rng_state(), after)
+    bare.load_state_dict(filled)
+    image = pictures(1, 16)
+    wanted = DPE(TINY)
+    wanted.load_state_dict(filled)
+    torch.testing.assert_close(bare.encode(image).latent, wanted.encode(image).latent, rtol=0, atol=0)

@@ -1,5 +1,6 @@
 """Pasting back: that it does not show, in numbers."""
 
+import contextlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -375,6 +376,9 @@ class CastEngine:
 
     def __init__(self):
         self.noise = np.random.default_rng(0)
+
+    def lanes(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext([self])
 
     def forget(self) -> None:
         pass

@@ -15,6 +15,7 @@ from dpe_cli.errors import FaceError, InputError
 from dpe_cli.face import Box, Detection, FaceDetector, make_detector
 from dpe_cli.people import SETTLED, follow, track_faces
 from dpe_cli.shots import AROUND
+from dpe_cli.tracking import cheapest_pairs
 from dpe_cli.video import Frame
 
 # Choosing and following
@@ -287,3 +288,9 @@ def test_a_real_person_is_found_again_after_a_cut_by_a_network(shared: Callable[
     places = [[face.box.centre[0] for face in faces] for _, faces in both]
     assert all(left < 320 < right for left, right in places[:3])
     assert all(left > 320 > right for left, right in places[3:])
+
+
+def test_faces_go_with_the_tracks_that_cost_least_together():
+    assert cheapest_pairs(np.array([[0.4, 0.2, 0.9]])) == [(0, 1)]
+    assert cheapest_pairs(np.array([[0.4], [0.2]])) == [(1, 0)]
+    assert cheapest_pairs(np.array([[0.1, 0.2], [0.2, 0.9]])) == [(0, 1), (1, 0)]  # not the least of all

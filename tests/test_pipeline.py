@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from dpe_cli.pipeline import ahead
+from dpe_cli.pipeline import abreast, ahead
 
 
 def test_all_items_come_in_order():
@@ -77,3 +77,49 @@ def test_who_stops_early_leaves_no_thread_and_closes_the_items():
     assert next(stage) == 0
     stage.close()
     assert closed and threading.active_count() == threads
+
+
+def test_lanes_take_turns_and_their_results_come_in_order():
+    lanes: list[list[int]] = [[], []]
+
+    def lane(mine: list[int]) -> Callable[[int], int]:
+        def work(number: int) -> int:
+            time.sleep(0.02 * (number % 3))  # some are done before those that came first
+            mine.append(number)
+            return -number
+
+        return work
+
+    assert list(abreast(range(7), [lane(mine) for mine in lanes])) == [(number, -number) for number in range(7)]
+    assert lanes == [[0, 2, 4, 6], [1, 3, 5]]
+
+
+def test_lanes_work_at_once():
+    both = threading.Barrier(2, timeout=10)
+    assert [place for _, place in abreast(range(4), [lambda _: both.wait() >= 0] * 2)] == [True] * 4
+
+
+def test_one_lane_works_in_the_thread_that_asks():
+    here = threading.get_ident()
+    assert list(abreast("ab", [lambda _: threading.get_ident()])) == [("a", here), ("b", here)]
+
+
+def test_a_lane_that_fails_is_heard_after_the_items_before():
+    def fail(number: int) -> int:
+        if number == 2:
+            raise ValueError("broken")
+        return number
+
+    stage, got = abreast(range(9), [fail, fail]), []
+    with pytest.raises(ValueError, match="broken"):
+        for item, _ in stage:
+            got.append(item)
+    assert got == [0, 1]
+
+
+def test_whoever_leaves_lanes_early_leaves_no_thread():
+    before = threading.active_count()
+    stage = abreast(range(100), [lambda number: number] * 3)
+    assert next(stage) == (0, 0)
+    stage.close()
+    assert threading.active_count() == before

@@ -380,3 +380,30 @@ def test_an_edit_with_the_shipped_weights_turns_the_face_itself(portrait: np.nda
     np.testing.assert_array_equal(
         whole.edit(portrait, expression, turned), Engine(device="cpu").edit(portrait, expression, turned)
     )
+
+
+def test_lanes_of_the_shipped_weights_edit_as_the_engine_does(portrait: np.ndarray):
+    engine, threads = Engine(device="cpu"), torch.get_num_threads()
+    crops, other = portrait.repeat(2, 0), portrait[:, :, ::-1].copy()
+    asked = engine.motion_codes(crops)
+    asked[:, COORDINATES["mouth"].start] -= [2, 1]
+    wanted, told = engine.edit(crops, asked, None), engine.read(crops)
+    with engine.lanes() as lanes:
+        assert len(lanes) == 2 and engine not in lanes
+        one, two = (lane.edit(crops, asked, None, told) for lane in lanes)
+        lanes[0].edit(other, asked[:1], None)
+        assert len(lanes[0].drawn) == 1 and len(lanes[1].drawn) == len(engine.drawn) == 2  # memories of their own
+    assert torch.get_num_threads() == threads
+    np.testing.assert_array_equal(one, two)
+    assert np.abs(one.astype(int) - wanted).max() <= 2  # convolutions of one thread round otherwise
+    bare = Engine(device="cpu", measure=False)
+    with bare.lanes() as lanes:
+        assert lanes == [bare]
+
+
+def test_a_lane_does_not_read_again_what_it_is_told(portrait: np.ndarray, monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(device="cpu")
+    own, told = engine.motion_codes(portrait), engine.read(portrait)
+    with engine.lanes() as lanes:
+        monkeypatch.setattr(engine.measured, "measure", None)
+        assert lanes[0].edit(portrait, own, None, told).shape == portrait.shape

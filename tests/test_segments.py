@@ -64,6 +64,13 @@ class MoodyEngine(ColourEngine):
         return edited
 
 
+class TwoLanes(MoodyEngine):
+    """Edits in two threads."""
+
+    def lanes(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext([MoodyEngine(self.batch_size) for _ in range(2)])
+
+
 def moving(
     path: Path, count: int, fps: Fraction = FPS, vfr: bool = False, cuts: tuple[int, ...] = (), hidden: range = range(0)
 ):
@@ -96,15 +103,16 @@ def pixels(path: Path) -> list[tuple[Fraction, bytes]]:
 
 
 def in_segments(
-    folder: Path, source: Path, drivers: Driving | Edits, count: int, settings: dict[str, Any], name: str = "parts.mkv"
-) -> tuple[Path, Any]:
+    folder: Path, source: Path, drivers: Driving | Edits, count: int, settings: dict[str, Any],
+    name: str = "parts.mkv", engine: type[MoodyEngine] = MoodyEngine,
+) -> tuple[Path, Any]:  # fmt: skip
     """An edit in `count` segments, each by an engine of its own, the last one first; and its report."""
     plan = make_plan(
-        folder / "plan.json", source, drivers, folder / name, MoodyEngine(), ColourDetector(),
+        folder / "plan.json", source, drivers, folder / name, engine(), ColourDetector(),
         EditSettings(**settings), count=count,
     )  # fmt: skip
     for segment in reversed(range(plan.segments)):
-        edit_segments(read_plan(plan.path), segment, segment, MoodyEngine(), ColourDetector())
+        edit_segments(read_plan(plan.path), segment, segment, engine(), ColourDetector())
     report = join_plan(read_plan(plan.path), overwrite=True)
     return folder / name, report
 
@@ -135,6 +143,15 @@ def test_segments_give_the_frames_and_the_report_of_one_run(tmp_path: Path, case
     assert found.frames == wanted.frames and found.cuts == wanted.cuts and found.notes == wanted.notes
     assert sorted(found.self_reconstruction) == wanted.self_reconstruction
     assert found.summary()["counts"] == wanted.summary()["counts"]
+
+
+def test_segments_of_lanes_give_the_frames_of_one_run(tmp_path: Path):
+    source, smile = moving(tmp_path / "s.mp4", 100), driving(tmp_path / "d.mp4")
+    whole, settings = tmp_path / "whole.mkv", LOSSLESS
+    made = edit_video(source, Driving(smile), whole, TwoLanes(), ColourDetector(), EditSettings(**settings))
+    parts, found = in_segments(tmp_path, source, Driving(smile), 5, settings, engine=TwoLanes)
+    assert pixels(parts) == pixels(whole) and found.frames == made.frames
+    assert sorted(found.self_reconstruction) == made.self_reconstruction
 
 
 def test_a_control_goes_with_the_plan(tmp_path: Path, factors: Factors):  # noqa: F811
