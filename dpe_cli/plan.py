@@ -52,7 +52,7 @@ from dpe_cli.report import Report, peak_memory
 from dpe_cli.video import Frame, VideoInfo, frame_times, read_frames, write_video
 
 TRIAL = 24  # frames
-QUEUED = 20  # full frames that wait between the stages of an edit, beside the smoothing window and a batch
+QUEUED, BATCHES = 20, 3  # frames and batches that wait between the stages of an edit, beside the smoothing's
 COPIES = 3  # of the output: beside it, while it is made in segments and joined
 
 T = TypeVar("T")
@@ -213,7 +213,7 @@ def try_frames(
         trial = folder / (output.name if output.suffix.lower() in VIDEO_SUFFIXES else "trial_%06d.png")
         encoding, _ = timed(lambda: write_video(iter(done), info, trial, start=0.0, **asdict(settings.wish)))
         size = sum(file.stat().st_size for file in files_of(trial))
-    waiting = max(0, QUEUED + 2 * smoothing_radius(info, settings.smooth) + engine.batch_size - 2 * len(seen))
+    waiting = max(0, QUEUED + 2 * smoothing_radius(info, settings.smooth) + BATCHES * engine.batch_size - 2 * len(seen))
     return {
         "seconds": (looking + editing + pasting + encoding) / len(seen),
         "reading": (looking + coding) / len(seen),
