@@ -234,12 +234,16 @@ class ReaderTrainer:
         self.step_number = 0
 
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, float]:
-        """One update. `progress` in [0, 1] is the share of the run that is gone; the rate falls as a cosine."""
+        """One update, of one member; they take turns, and see other batches.
+
+        `progress` in [0, 1] is the share of the run that is gone; the rate falls as a cosine.
+        """
+        member = self.nets.members[self.step_number % len(self.nets.members)]
         rate = min(1.0, (self.step_number + 1) / 50) * (0.01 + 0.99 * (1 + np.cos(np.pi * progress)) / 2)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr * rate
         with torch.autocast("cpu", torch.bfloat16):
-            found = self.nets.read(to_input(batch["mouths"]), to_input(batch["eyes"]), batch["codes"])
+            found = member(to_input(batch["mouths"]), to_input(batch["eyes"]), batch["codes"])
         terms = reader_loss(found[:, self.columns], batch["wanted"][:, self.columns], self.config)
         self.optimiser.zero_grad(set_to_none=True)
         sum(terms.values()).backward()

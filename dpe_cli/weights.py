@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # in the metadata of our files
 FORMAT, LANDMARK_FORMAT, SPEECH_FORMAT = "dpe-weights/1", "dpe-landmarks/1", "dpe-speech/1"
-READER_FORMAT, RETOUCH_FORMAT = "dpe-reader/1", "dpe-retouch/1"
+READER_FORMAT, RETOUCH_FORMAT = "dpe-reader/2", "dpe-retouch/1"
 DEFAULT, LANDMARKS, READER, RETOUCH, SPEECH = "compact", "landmarks", "reader", "retouch", "speech"
 FAMILIES = ("dpe-weights/", "dpe-landmarks/", "dpe-reader/", "dpe-retouch/", "dpe-speech/")  # formats of any version
 OTHERS = {  # formats of networks of ours that are not DPE's, and what is said of such a file
@@ -58,7 +58,7 @@ class Checkpoint:
 # After new weights: write the output of `sha256sum weights/*.safetensors` here.
 COMPACT_SHA256: str | None = "c2f77645cc28561e7d4f8cdea3a7549a1643c308be0c988860157cf8a5abcc59"
 LANDMARKS_SHA256: str | None = "8e65d1aeb1a8ad8a75f31791f7d0e3835b83c0778bcd0778a111bb256e0b0453"
-READER_SHA256: str | None = "d8acb726c99174a3ecae91b31d68c3d157fc04616d0b7c1864c8b8b6023d18a0"
+READER_SHA256: str | None = "26ea5b2b5430b82694677092d98a84370c40a5c38bafa1347e4126cebfc1d82d"
 RETOUCH_SHA256: str | None = "825931b256c43c49f3d7a64084b98421f9efe0745c58d2a6c58ae7afe8f11e28"
 SPEECH_SHA256: str | None = "4895e6c1d302678635fec810ab67b99e5a0a5df4315421f0dc5aec6a5635542d"
 

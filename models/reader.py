@@ -28,7 +28,8 @@ class ReaderConfig(Configuration):
 
     groups: motion coordinates that are read; the others stay what they were. channels: feature maps at 1/4, 1/8 and
     1/16 of the patch. blocks: residual blocks there. features: length of the vector that is read of a patch. dropout:
-    of training. Raises ValueError when these do not fit together.
+    of training. members: networks whose mean counts, each of these sizes. Raises ValueError when these do not fit
+    together.
     """
 
     networks: ClassVar[str] = "the reading networks"
@@ -38,6 +39,7 @@ class ReaderConfig(Configuration):
     blocks: tuple[int, ...] = (0, 2, 2)
     features: int = 64
     dropout: float = 0.3
+    members: int = 2
 
     def __post_init__(self):
         for name in ("groups", "channels", "blocks"):
@@ -46,6 +48,8 @@ class ReaderConfig(Configuration):
             raise ValueError(f"reading networks read some of {', '.join(GROUPS)}")
         if len(self.channels) != 3 or len(self.blocks) != 3:
             raise ValueError("a reading network has 3 levels, each with channels and a number of blocks")
+        if self.members < 1:
+            raise ValueError("there is at least one reading network")
 
 
 class Trunk(nn.Sequential):
@@ -95,28 +99,19 @@ class Answer(nn.Module):
         return self.out(self.dropout(F.relu(self.hidden(torch.cat(seen, -1)))))
 
 
-class ReaderNets(nn.Module):
-    """Moves motion codes (B, 20) by a share of what patches show otherwise; before training it is nothing.
+class ReaderNet(nn.Module):
+    """One of `ReaderNets`: codes (B, 20) with what the patches tell in place of the groups that are read."""
 
-    mouths: (B, 3, 88, 80), eyes: (B, 2, 3, 48, 64), the second mirrored, in [-1, 1]; what is not read may be None. Of
-    the codes only the head's yaw and pitch are an input.
-    """
-
-    def __init__(self, config: ReaderConfig | None = None):
+    def __init__(self, config: ReaderConfig):
         super().__init__()
-        self.config = config = config or ReaderConfig()
+        self.config = config
         self.trunk = Trunk(config)
         if {"lids", "gaze"} & set(config.groups):
             self.eye, self.eye_answer = Gather(EYE_PATCH, config), Answer(2 * config.features + 2, 3, config)
         if "mouth" in config.groups:
             self.mouth, self.mouth_answer = Gather(MOUTH_PATCH, config), Answer(config.features + 2, 8, config)
-        self.register_buffer("share", torch.zeros(MOTION_DIM))
 
     def forward(self, mouths: Tensor | None, eyes: Tensor | None, codes: Tensor) -> Tensor:
-        return codes + self.share * (self.read(mouths, eyes, codes) - codes)
-
-    def read(self, mouths: Tensor | None, eyes: Tensor | None, codes: Tensor) -> Tensor:
-        """Codes as the patches alone tell those of the groups that are read. -> (B, 20)"""
         read = codes.clone()
         if {"lids", "gaze"} & set(self.config.groups):
             lids, gaze = self.read_eyes(eyes, codes[:, COORDINATES["turn"]])
@@ -142,9 +137,32 @@ class ReaderNets(nn.Module):
         said = self.eye_answer(seen, seen.flip(1), turns)  # (B, 2, 3): lid, gaze across and down
         return said[..., 0], torch.stack([(said[..., 1] * sides).mean(1), said[..., 2].mean(1)], 1)
 
+
+class ReaderNets(nn.Module):
+    """Moves motion codes (B, 20) by a share of what patches show otherwise; before training it is nothing.
+
+    mouths: (B, 3, 88, 80), eyes: (B, 2, 3, 48, 64), the second mirrored, in [-1, 1]; what is not read may be None. Of
+    the codes only the head's yaw and pitch are an input.
+    """
+
+    def __init__(self, config: ReaderConfig | None = None):
+        super().__init__()
+        self.config = config = config or ReaderConfig()
+        self.members = nn.ModuleList(ReaderNet(config) for _ in range(config.members))
+        self.register_buffer("share", torch.zeros(MOTION_DIM))
+
+    def forward(self, mouths: Tensor | None, eyes: Tensor | None, codes: Tensor) -> Tensor:
+        return codes + self.share * (self.read(mouths, eyes, codes) - codes)
+
+    def read(self, mouths: Tensor | None, eyes: Tensor | None, codes: Tensor) -> Tensor:
+        """Codes as the patches alone tell those of the groups that are read: the members' mean. -> (B, 20)"""
+        return torch.stack([member(mouths, eyes, codes) for member in self.members]).mean(0)
+
     def start_from(self, net: LandmarkNet) -> None:
         """Takes over the first levels of the landmark network. Raises ValueError where its sizes are others."""
         known = net.trunk.state_dict()
-        if any(key not in known or known[key].shape != value.shape for key, value in self.trunk.state_dict().items()):
-            raise ValueError("the landmark network has other sizes than the reading networks")
-        self.trunk.load_state_dict({key: known[key] for key in self.trunk.state_dict()})
+        for member in self.members:
+            wanted = member.trunk.state_dict()
+            if any(key not in known or known[key].shape != value.shape for key, value in wanted.items()):
+                raise ValueError("the landmark network has other sizes than the reading networks")
+            member.trunk.load_state_dict({key: known[key] for key in wanted})
