@@ -9,7 +9,6 @@ from scipy.spatial import Delaunay
 from dpe_cli.landmarks import EYES
 
 FLOW_SIZE = 128  # resolution of the dense flows: at half of it, closing lids are gone
-EDGE_ON = 0.3  # share of its size at which a piece of skin is seen too much from the side to be drawn from there
 AWAY = 0.25  # weight of what the other picture does not show: a little, or nothing says what to draw there
 
 
@@ -71,28 +70,12 @@ class Mesh:
 
         place: what `locate` says of this picture; drawn, other: (478, >=2) the points in both. -> (R, R) float32
         """
-        # Nearly edge on, a few pixels of the other picture would be drawn out to many.
-        seen = np.where(self.fullness(place, drawn, other) > EDGE_ON, 1, AWAY)
-        return np.where(self.on_face(place), seen, 0).astype(np.float32)
-
-    def fullness(self, place: Place, drawn: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """How large another picture of a face shows what is drawn in this one, 1 for as large; below 0: from behind.
-
-        As for `facing`. -> (R, R) float32 in [-1, 1]
-        """
         here, there = (_areas(points, self.triangles) for points in (drawn, other))
-        share = np.clip(np.sign(here) * there / np.maximum(np.abs(here), 1e-6), -1, 1)
-        return share[place.index].reshape(_square(place)).astype(np.float32)
-
-    def on_face(self, place: Place) -> np.ndarray:
-        """Where a picture shows the face and not what surrounds it. -> (R, R) bool"""
-        return (place.index >= self.ring).reshape(_square(place))
-
-
-def _square(place: Place) -> tuple[int, int]:
-    """(R, R)"""
-    side = round(len(place.index) ** 0.5)
-    return side, side
+        # Nearly edge on, a few pixels of the other picture would be drawn out to many.
+        seen = np.where(np.sign(here) * there > 0.3 * np.abs(here), 1, AWAY)
+        seen[: self.ring] = 0
+        side = round(len(place.index) ** 0.5)
+        return seen[place.index].reshape(side, side).astype(np.float32)
 
 
 def _areas(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:

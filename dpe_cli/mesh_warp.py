@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from dpe_cli.landmarks import EYES, LIPS_OUTER, FaceShape
 from dpe_cli.lending import PARTED, mouth_of
-from dpe_cli.mesh import EDGE_ON, FLOW_SIZE, Mesh, dense_map, polygon, warp
+from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, dense_map, polygon, warp
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, POSE_SCALE, MotionSpace, mirror_permutation
 from dpe_cli.parts import EYE, Posed
 from dpe_cli.retouch import asked_for, outlined
@@ -23,9 +23,6 @@ from dpe_cli.retouch import asked_for, outlined
 # Of masks, which are of the size of the flows, in pixels: holes that are closed, how far from the face's outline and
 # from what nobody shows the mesh is shown, the sigma of the edge there, and of the edge of what is mirrored.
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
-# Share of its size at which a piece of skin is seen enough from the front: of a far cheek seen less so, the outline's
-# pixels are often hair and background, and the near one, mirrored, is shown where it is seen better.
-FULL = 0.7
 BLINKING = 0.4  # change of lids or gaze from which eyes are left to the generators, wholly at twice that
 
 
@@ -99,18 +96,14 @@ class MeshWarp:
         """
         size, sides = float(len(picture)), picture.shape[1::-1]
         place, mirrored = self.mesh.locate(after, size), before[self.mirror]
-        there = self.mesh.on_face(place)
-        own, other = (
-            cv2.GaussianBlur(self.mesh.fullness(place, after, points), (0, 0), SEAM)
-            for points in (before, mirrored * [-1, 1, 1])
-        )
-        borrowed = there & (own < FULL) & (other > np.maximum(own, EDGE_ON))
+        shown = self.mesh.facing(place, after, before)
+        borrowed = (shown == AWAY) & (self.mesh.facing(place, after, mirrored * [-1, 1, 1]) == 1)
         face = warp(picture, dense_map(place, after, before, size), size)
         if borrowed.any():
             other = warp(picture, dense_map(place, after, mirrored, size), size)
             share = cv2.resize(cv2.GaussianBlur(borrowed.astype(np.float32), (0, 0), SEAM), sides)[..., None]
             face = np.rint(face + share * (other.astype(np.float32) - face)).astype(np.uint8)
-        return face, cv2.resize(inner(borrowed | (there & (own > EDGE_ON))), sides)
+        return face, cv2.resize(inner((shown == 1) | borrowed), sides)
 
 
 def mixed(drawn: np.ndarray, face: np.ndarray, share: np.ndarray, strength: float) -> np.ndarray:

@@ -235,21 +235,6 @@ def test_a_hidden_cheek_is_the_near_one_mirrored(yaw: float, near: int, far: int
     np.testing.assert_allclose(whole[height], picture[height], atol=12)
 
 
-def test_a_cheek_seen_from_the_side_gives_way_to_the_near_one_and_one_seen_well_does_not():
-    front, picture = turned(0), np.full((SIZE, SIZE, 3), 40, np.uint8)
-
-    def far_side(yaw: float) -> float:
-        """How much of the far cheek shows what is on the near one: there the picture is light."""
-        points = turned(yaw)
-        nose, cheeks = points[4, 0], points[[234, 454], 0]
-        lit = (np.arange(SIZE) < nose) == (cheeks[np.abs(cheeks - nose).argmax()] < nose)
-        found, share = MESH.carried(np.where(lit[None, :, None], 250, picture).astype(np.uint8), points, front)
-        dark = (found[..., 0] < 100) & (share > 0.5)
-        return 1 - 2 * dark.sum() / (share > 0.5).sum()
-
-    assert far_side(45) > 0.9 and far_side(8) < 0.5
-
-
 def test_only_turned_heads_are_put_right():
     pictures, drawn = np.stack([photograph(1)] * 3), np.full((3, SIZE, SIZE, 3), 100, np.uint8)
     faces = [shape(turned(0))] * 2 + [None]
