@@ -91,6 +91,7 @@ class Phase:
     perceptual_size: int = 96  # side of the window around the face that the perceptual network sees; 0: everything
     expression_weight: float = 0.0  # the paper's lambda_e, 20 there
     gan_weight: float = 0.0
+    part: str = ""  # of stage retouch: mouth or eyes, where only that is trained
     # at the phase's beginning
     copy_start: bool = False  # pictures pass through unchanged until flows are learnt: see initialise.see_through
     subtract_own: bool = False  # of the expression: see initialise.subtract_own

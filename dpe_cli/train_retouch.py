@@ -23,15 +23,15 @@ from torch import Tensor
 
 from dpe_cli.dataset import CROP, TURNED, Clip, Sampler, load_clips, turns
 from dpe_cli.engine import Engine
+from dpe_cli.errors import InputError
 from dpe_cli.mesh import Mesh
 from dpe_cli.models import PatchDiscriminator, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import POSE_DIM, MotionSpace
-from dpe_cli.parts import MOUTH, PARTS, Patch
+from dpe_cli.parts import PARTS, Patch
 from dpe_cli.retouch import outlined
 from dpe_cli.trainer import follow, weighted_l1
 from dpe_cli.weights import load_retouch, save
 
-EYE_SHARE, OPEN_SHARE = 0.35, 0.3  # of the pairs: chosen for lids and gaze, for a mouth that opens
 BACKWARDS = 0.4  # share of the pairs whose frames change places: mouths and eyes that shut
 BATCH = 4  # crops that are drawn at once: as many as the engine takes on a CPU, so that it encodes them once
 CHANNELS = 14  # of a stored patch: source, drawn, wanted (RGB each), outlines before and after (2 each), share
@@ -47,12 +47,15 @@ class RetouchTraining:
 
     minutes: float = 50.0  # of the networks; the pool comes before
     pool: int = 9000  # pairs of frames
+    eye_share: float = 0.35  # of them are chosen for lids and gaze
+    open_share: float = 0.3  # for a mouth that opens
     batch: int = 16
     lr: float = 6e-4
     ema: float = 0.998
     plain: float = 0.15  # share of the time before there is an adversary
     picture_weight: float = 10.0
     gan_weight: float = 0.5  # of the adversary: what is said of it in FEATURES
+    part: str = ""  # mouth or eyes: the other network stays what it was
     threads: int = 1
     seed: int = 0
 
@@ -86,6 +89,8 @@ class PoolJob:
     count: int
     held_out: bool
     seed: int
+    eye_share: float
+    open_share: float
 
 
 class Pairs(Sampler):
@@ -104,10 +109,11 @@ def make_pool(job: PoolJob) -> None:
     torch.set_num_threads(1)
     space = MotionSpace.load(job.space)
     clips, _ = load_clips(job.data, space, job.held_out, CROP)
-    pairs = Pairs(clips, Mesh(space.template), job.seed, eye_share=EYE_SHARE, open_share=OPEN_SHARE)
-    engine = Engine(job.weights, device="cpu", retouch=False)
+    pairs = Pairs(clips, Mesh(space.template), job.seed, eye_share=job.eye_share, open_share=job.open_share)
+    engine = unpainted(Engine(job.weights, device="cpu"), job.basis)
+    parts = [part for part in PARTS if part.name in job.files]
     rows: dict[str, list[np.ndarray]] = {name: [] for name in job.files}
-    while len(rows[MOUTH.name]) < job.count:
+    while len(rows[parts[0].name]) < job.count * sum(part.name == parts[0].name for part in parts):
         samples = [pairs.sample() for _ in range(BATCH)]
         source, wanted = (np.stack([s[key].transpose(1, 2, 0) for s in samples]) for key in ("source", "target"))
         asked = np.stack([sample["driving_code"] for sample in samples])
@@ -116,12 +122,19 @@ def make_pool(job: PoolJob) -> None:
             if face is None:
                 continue
             before, after = outlined(face, asked[row, POSE_DIM:], space, job.basis)
-            for part in PARTS:
+            for part in parts:
                 patch = Patch.cut((source[row], drawn[row], wanted[row]), before, after, part)
                 where = np.rint(patch.share * 255).astype(np.uint8)[..., None]
                 rows[part.name].append(np.concatenate([*patch.pictures, patch.outlines.transpose(1, 2, 0), where], -1))
     for name, path in job.files.items():
         np.save(path, np.stack(rows[name]))
+
+
+def unpainted(engine: Engine, basis: np.ndarray) -> Engine:
+    """The engine as it draws, faces by the mesh with this basis of shapes, before mouth and eyes are painted over."""
+    engine.mesh.basis = basis
+    engine.retoucher.looked_at = lambda crops, drawn, *_: drawn
+    return engine
 
 
 def tensors(patches: np.ndarray) -> dict[str, Tensor]:
@@ -159,15 +172,18 @@ class RetouchTrainer:
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * falling
         source, lines, wanted = batch["source"], batch["outlines"], batch["wanted"]
-        painted = paint(self.net, batch)
+        half = torch.autocast("cpu", torch.bfloat16)
+        with half:
+            painted = paint(self.net, batch).float()
         # Only what is painted counts; divided by what that is on average, so that the terms keep their size.
         terms = {"picture": weighted_l1(painted, wanted, batch["share"][:, 0] / 0.3) * config.picture_weight}
         real = batch["drawn"] + batch["share"] * (wanted - batch["drawn"])  # around it nothing tells them apart
         fighting = bool(config.gan_weight) and progress >= config.plain
         if fighting:
             self.adversary.requires_grad_(False)
-            judged, seen = self.adversary(painted, source, lines)
-            with torch.no_grad():
+            with half:
+                judged, seen = self.adversary(painted, source, lines)
+            with torch.no_grad(), half:
                 _, known = self.adversary(real, source, lines)
             alike = sum(F.l1_loss(one, two) for one, two in zip(seen, known, strict=True)) / len(seen)
             terms["features"] = alike * config.gan_weight * FEATURES
@@ -178,7 +194,8 @@ class RetouchTrainer:
         self.optimiser.step()
         if config.gan_weight and progress > config.plain * 0.7:  # it learns a little before it counts
             self.adversary.requires_grad_(True)
-            good, bad = (self.adversary(one, source, lines)[0] for one in (real, painted.detach()))
+            with half:
+                good, bad = (self.adversary(one, source, lines)[0] for one in (real, painted.detach()))
             loss = F.relu(1 - good).mean() + F.relu(1 + bad).mean()
             self.other.zero_grad(set_to_none=True)
             loss.backward()
@@ -282,29 +299,31 @@ def train_retouch(
     networks. A pool that lies in `output` already is used again. Raises InputError when there is nothing to train on.
     """
     output.mkdir(parents=True, exist_ok=True)
-    names = dict.fromkeys(part.name for part in PARTS)
+    known = split(load_retouch(start).state) if start else {}
+    names = dict.fromkeys(part.name for part in PARTS if config.part in ("", part.name))
+    if config.part and not (names and start):
+        raise InputError(f"{config.part} alone cannot be trained", "set part to mouth or eyes, and give --init")
     clips, _ = load_clips(data, MotionSpace.load(space), False, CROP)
     basis = shape_basis(clips)
     del clips
     files = {(name, k): output / f"pool-{name}-{k}.npy" for name in names for k in range(3)}  # the last: held out
     jobs = [
         PoolJob(data, {name: files[name, k] for name in names}, basis, weights, space,
-                HELD_OUT if k == 2 else config.pool // 2, k == 2, config.seed + k)
+                HELD_OUT if k == 2 else config.pool // 2, k == 2, config.seed + k, config.eye_share, config.open_share)
         for k in range(3)
         if not all(files[name, k].exists() for name in names)
     ]  # fmt: skip
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
         for job in [processes.submit(make_pool, job) for job in jobs]:
             job.result()
-        talk(f"{len(np.load(files[MOUTH.name, 0], mmap_mode='r')) * 2} pairs")
-        states = split(load_retouch(start).state) if start else {}
+        talk(f"{len(np.load(files[next(iter(names)), 0], mmap_mode='r')) * 2} patches")
         runs = {
             name: processes.submit(
-                train_part, name, (files[name, 0], files[name, 1]), files[name, 2], output, config, states.get(name)
+                train_part, name, (files[name, 0], files[name, 1]), files[name, 2], output, config, known.get(name)
             )
             for name in names
         }
-        states = {name: run.result() for name, run in runs.items()}
+        states = known | {name: run.result() for name, run in runs.items()}
     path = output / "retouch.safetensors"
     save_retouch(path, states, basis)
     return path

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from dpe_cli import weights
 from dpe_cli.crop import cut
 from dpe_cli.engine import Engine
-from dpe_cli.errors import WeightsError
+from dpe_cli.errors import InputError, WeightsError
 from dpe_cli.face import crop_box, make_detector
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.measured import read_codes
@@ -29,6 +29,8 @@ from dpe_cli.train_retouch import (
     shape_basis,
     split,
     tensors,
+    train_retouch,
+    unpainted,
 )
 
 SPACE = MotionSpace.load(weights.folder() / "motion-space.json")
@@ -338,6 +340,13 @@ def test_a_file_holds_both_networks():
         RetouchNet().load_state_dict(states[name])
 
 
+@pytest.mark.parametrize(("part", "begun"), [("nose", True), ("mouth", False)])
+def test_only_a_part_that_is_there_is_trained_alone(tmp_path: Path, part: str, begun: bool):
+    space, start = weights.folder() / "motion-space.json", weights.folder() / "retouch.safetensors" if begun else None
+    with pytest.raises(InputError, match=f"{part} alone cannot be trained"):
+        train_retouch(tmp_path, tmp_path, RetouchTraining(part=part), space, start=start)
+
+
 @pytest.fixture(scope="module")
 def portrait() -> np.ndarray:
     """The astronaut of scikit-image, framed as the tool frames faces: (1, 256, 256, 3) uint8."""
@@ -362,6 +371,18 @@ def test_an_edit_with_the_shipped_weights_is_retouched_where_it_changes_the_face
     around = slice(eye[1] - 8, eye[1] + 8), slice(eye[0] - 8, eye[0] + 8)  # not to change: the source's own
     errors = [np.abs(picture[around].astype(int) - portrait[0][around]).mean() for picture in (found, drawn)]
     assert errors[0] < min(errors[1], 12)
+
+
+def test_training_sees_what_the_mesh_shows_unpainted(portrait: np.ndarray):
+    engine, whole, bare = Engine(device="cpu"), Engine(device="cpu"), Engine(device="cpu", retouch=False)
+    found = unpainted(engine, whole.retoucher.basis)
+    asked = whole.motion_codes(portrait)
+    asked[:, COORDINATES["mouth"].start] -= 1
+    (picture,), (painted,), (drawn,) = (one.edit(portrait, asked, None).astype(int) for one in (found, whole, bare))
+    lips = whole.faces(portrait)[0].points[13, :2].astype(int)
+    mouth, brow = (np.s_[y - 8 : y + 12, lips[0] - 12 : lips[0] + 12] for y in (lips[1], lips[1] - 90))
+    assert np.abs(picture - painted)[mouth].mean() > 1 and np.abs(picture - painted)[brow].max() == 0
+    assert np.abs(picture - drawn)[brow].mean() > 0  # the source's own pixels
 
 
 def test_an_edit_with_the_shipped_weights_turns_the_face_itself(portrait: np.ndarray):

@@ -352,7 +352,7 @@ def train_retouching(
     from dpe_cli.weights import folder
 
     (phase,) = phases
-    names = ("minutes", "batch", "lr", "ema", "gan_weight", "threads", "seed")
+    names = ("minutes", "batch", "lr", "ema", "gan_weight", "eye_share", "open_share", "part", "threads", "seed")
     settings = {name: getattr(phase, name) for name in names}
     return train_retouch(data, output, RetouchTraining(**settings), space or folder() / SPACE, start=init, talk=say)
 
