@@ -71,6 +71,7 @@ MAY_IMPORT = {
         "errors",
     },
     "train_retouch": {
+        "errors",
         "dataset",
         "engine",
         "mesh",
