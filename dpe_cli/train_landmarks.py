@@ -81,7 +81,6 @@ class LandmarkTraining:
     code_weight: float = 0.5  # of the motion coordinates that follow from all this, where a motion space is given
     turn_weight: float = 1.0  # of the head's rotation by itself; points tell it too, with every other error
     wild: float = 0.35  # share of the faces that are turned, scaled and shifted far
-    stretch: float = 0.05  # how much longer or wider faces are made, standard deviation of a logarithm
     visibility_weight: float = 0.03
     confidence_weight: float = 0.05
     threads: int = 1
@@ -152,20 +151,21 @@ class CropSampler:
     """
 
     def __init__(self, clips: list[LabelledClip], template: np.ndarray, size: int, config: LandmarkTraining):
-        self.size, self.template, self.config = size, template, config
+        self.size, self.negatives, self.wild = size, config.negatives, config.wild
         self.random = np.random.default_rng(config.seed + 1)
         self.mirror = mirror_permutation(template)
         self.noise = self.random.normal(0, 1, (2 * size, 2 * size, 3)).astype(np.float32)
-        people: dict[str, list[LabelledClip]] = {}
+        people: dict[str, list] = {}
         for clip in clips:
-            people.setdefault(clip.identity, []).append(clip)
+            shapes, scales, rotations, _ = normalise(clip.points, template)
+            people.setdefault(clip.identity, []).append((clip, shapes.astype(np.float32), scales, rotations))
         self.people = list(people.values())
 
-    def pick(self) -> tuple[LabelledClip, int]:
+    def pick(self) -> tuple[LabelledClip, np.ndarray, np.ndarray, np.ndarray, int]:
         """A frame: people are equally likely, however many clips they have."""
         person = self.people[self.random.integers(len(self.people))]
-        clip = person[self.random.integers(len(person))]
-        return clip, int(self.random.integers(len(clip.points)))
+        clip, *measured = person[self.random.integers(len(person))]
+        return clip, *measured, int(self.random.integers(len(clip.points)))
 
     def batch(self, count: int) -> dict[str, Tensor]:
         """`count` samples; the pictures as (count, 3, S, S) uint8, channels last."""
@@ -175,16 +175,19 @@ class CropSampler:
         return stacked
 
     def sample(self) -> dict[str, np.ndarray]:
-        if self.random.random() < self.config.negatives:
+        if self.random.random() < self.negatives:
             return self.no_face()
-        clip, index = self.pick()
-        points, scores = clip.points[index], clip.blendshapes[index]
+        clip, shapes, scales, rotations, index = self.pick()
+        points, shape, scores = clip.points[index], shapes[index], clip.blendshapes[index]
         matrix = self.placement(framing(points), flip := self.random.random() < 0.5)
-        depth = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-        moved = np.concatenate([points[:, :2] @ matrix[:, :2].T + matrix[:, 2], points[:, 2:] * depth], 1)
+        linear = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+        turn = np.eye(3)
+        turn[:2, :2] = matrix[:, :2] / linear  # the mirror included
+        rotation = turn @ rotations[index] @ np.diag([-1.0 if flip else 1.0, 1, 1])
+        moved = np.concatenate([points[:, :2] @ matrix[:, :2].T + matrix[:, 2], points[:, 2:] * linear], 1)
         if flip:
-            moved, scores = moved[self.mirror], mirror_blendshapes(scores)
-        (shape,), (scale,), (rotation,), _ = normalise(moved[None], self.template)
+            moved, shape = moved[self.mirror], shape[self.mirror] * np.float32([-1, 1, 1])
+            scores = mirror_blendshapes(scores)
         image = self.cut(clip.frames[index], matrix)
         image, covered = self.cover(image)
         inside = ((moved[:, :2] >= 0) & (moved[:, :2] < self.size)).all(1)
@@ -195,8 +198,8 @@ class CropSampler:
         return {
             "image": self.spoil(image),
             "points": ((moved - [half, half, 0]) / half).astype(np.float32),
-            "shape": shape.astype(np.float32),
-            "scale": np.float32(scale / half),
+            "shape": shape,
+            "scale": np.float32(scales[index] * linear / half),
             "rotation": rotation.astype(np.float32),
             "blendshapes": scores.astype(np.float32),
             "visible": visible.astype(np.float32),
@@ -207,19 +210,14 @@ class CropSampler:
     def placement(self, box: Box, flip: bool) -> np.ndarray:
         """(2, 3) CROP pixels to sample pixels, both counted from edges: the tool's crop, turned, scaled, shifted."""
         random = self.random
-        wild = random.random() < self.config.wild  # the others are as the tool frames them, nearly
+        wild = random.random() < self.wild  # the others are as the tool frames them, nearly
         angle = np.radians(random.uniform(-30, 30) if wild else random.normal(0, 3))
         scale = np.exp(random.uniform(-0.25, 0.25) if wild else random.normal(0, 0.04))
         shift = random.uniform(-0.12, 0.12, 2) if wild else random.normal(0, 0.02, 2)
         scale *= self.size / box.width
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        linear = scale * turn @ self.stretch() @ np.diag([-1.0 if flip else 1.0, 1.0])
+        linear = scale * turn @ np.diag([-1.0 if flip else 1.0, 1.0])
         return np.c_[linear, (0.5 + shift) * self.size - linear @ box.centre]
-
-    def stretch(self) -> np.ndarray:
-        """Longer and narrower, or shorter and wider, as other faces are: there are few people to learn from. (2, 2)"""
-        half = self.random.normal(0, self.config.stretch) / 2
-        return np.diag(np.exp([-half, half]))
 
     def cut(self, frame: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         """Samples a frame of any size by a matrix from CROP pixels (from edges)."""
@@ -250,7 +248,7 @@ class CropSampler:
         if random.random() < 0.4:
             over = np.broadcast_to(random.integers(0, 256, 3).astype(np.uint8), image.shape)
         else:
-            clip, index = self.pick()
+            clip, *_, index = self.pick()
             side = int(clip.frames.shape[1] * random.uniform(0.2, 0.5))
             limit = clip.frames.shape[1] - side
             top, left = random.integers(0, limit, 2)
@@ -261,7 +259,7 @@ class CropSampler:
     def no_face(self) -> dict[str, np.ndarray]:
         """A crop that shows no usable face: a patch beside the face or a part of it, a shuffled one, nothing."""
         random, size = self.random, self.size
-        clip, index = self.pick()
+        clip, *_, index = self.pick()
         frame = clip.frames[index]
         kind = random.random()
         if kind < 0.65:
