@@ -122,7 +122,7 @@ class Engine:
         """
         self.check_crops(crops)
         if told:
-            self.told |= zip(keys_of(crops), told, strict=True)
+            self.told = dict(zip(keys_of(crops), told, strict=True))
         if expression is None and pose is None:
             raise ValueError("neither an expression nor a pose is given")
         for codes in (expression, pose):
