@@ -161,9 +161,10 @@ class Engine:
         if self.device.type != "cpu" or self.backend != "torch" or self.measured is None:
             yield [self]
             return
-        torch.set_num_threads(max(1, self.threads // LANES))
+        lanes = [Lane(self) for _ in range(LANES)]
+        torch.set_num_threads(lanes[0].threads)
         try:
-            yield [Lane(self) for _ in range(LANES)]
+            yield lanes
         finally:
             torch.set_num_threads(self.threads)
 
@@ -326,12 +327,12 @@ class Lane(Engine):
 
     def __init__(self, engine: Engine):
         vars(self).update(vars(engine))
+        self.threads = max(1, engine.threads // LANES)
         self.forget()
 
     def edit(self, *arguments: Any) -> np.ndarray:
-        threads = max(1, self.threads // LANES)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)  # of this thread
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)  # of this thread
         return super().edit(*arguments)
 
 

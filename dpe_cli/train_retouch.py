@@ -113,7 +113,8 @@ def make_pool(job: PoolJob) -> None:
     engine = unpainted(Engine(job.weights, device="cpu"), job.basis)
     parts = [part for part in PARTS if part.name in job.files]
     rows: dict[str, list[np.ndarray]] = {name: [] for name in job.files}
-    while len(rows[parts[0].name]) < job.count * sum(part.name == parts[0].name for part in parts):
+    count = 0
+    while count < job.count:
         samples = [pairs.sample() for _ in range(BATCH)]
         source, wanted = (np.stack([s[key].transpose(1, 2, 0) for s in samples]) for key in ("source", "target"))
         asked = np.stack([sample["driving_code"] for sample in samples])
@@ -121,6 +122,7 @@ def make_pool(job: PoolJob) -> None:
         for row, face in enumerate(engine.faces(source)):
             if face is None:
                 continue
+            count += 1
             before, after = outlined(face, asked[row, POSE_DIM:], space, job.basis)
             for part in parts:
                 patch = Patch.cut((source[row], drawn[row], wanted[row]), before, after, part)

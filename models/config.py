@@ -9,8 +9,6 @@ FULL_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 5
 COMPACT_CHANNELS = {4: 128, 8: 128, 16: 128, 32: 96, 64: 64, 128: 32, 256: 16, 512: 8}
 
 BORDERS = ("zeros", "edge")
-
-
 LARGEST = 4096  # number of channels, pixels or layers that is believed of a file
 
 
