@@ -4,6 +4,8 @@ A 2 x 3 matrix takes positions (x, y), whole numbers at pixel centres as in Open
 named by its direction. A box counts from pixel edges, half a pixel before (see `face.Box`).
 """
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -63,12 +65,14 @@ def paste_back(
     to_crop: np.ndarray,
     crop: np.ndarray | None = None,
     kept: np.ndarray | None = None,
+    carried: "Carried | None" = None,
 ) -> np.ndarray:
     """A new frame with `face` blended in by `mask` (S, S) in [0, 1]; where that is 0 every bit is kept.
 
     The frame is uint8 or uint16, `face` (S, S, 3) uint8 or float32 in 8-bit levels, `to_crop` as `cut` gives it. With
     the source's own `crop` and `kept` (S, S) in [0, 1], that share of the frame's detail that is too fine for a crop
-    is left in place. Works on the crop's part of the frame only, and resamples the face once.
+    is left in place; what is `carried` goes along with the face. Works on the crop's part of the frame only, and
+    resamples the face once.
     """
     result = rgb.copy()
     size = np.array(face.shape[1::-1])
@@ -96,9 +100,46 @@ def paste_back(
         own = part.astype(np.float32) / np.float32(unit)
         step = resample(face, to_part, width, height)
         step -= times(own, 1 - resample(kept, to_part, width, height)) if fine else own
+        if carried is not None:
+            carried.add(step, rgb, crop, to_part, (left, row))
         alpha = resample(mask, to_part, width, height, cv2.BORDER_CONSTANT)
         part[:] = cv2.add(part, times(step, alpha * np.float32(unit)), dtype=DEPTHS[rgb.dtype.name])  # saturates
     return result
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Detail of a frame, too fine for a crop, that moves with what moves in the crop.
+
+    share: (S, S) float32 in [0, 1], of each of the result's pixels how much of it is shown; where: (S, S, 2) float32,
+    x and y of where it comes from in the crop, whole numbers at pixel centres.
+    """
+
+    share: np.ndarray
+    where: np.ndarray
+
+    def add(
+        self, step: np.ndarray, rgb: np.ndarray, crop: np.ndarray, to_part: np.ndarray, corner: tuple[int, int]
+    ) -> None:
+        """Adds it to `step` (h, w, 3) float32, levels, of a part of the frame `rgb` that begins at `corner` (x, y).
+
+        crop: the source's, of which the frame's detail is what it lacks. to_part: (2, 3), from crop to part.
+        """
+        size = step.shape[1::-1]
+        share = cv2.warpAffine(self.share, to_part, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        columns = np.flatnonzero(share.any(0))
+        if not len(columns):
+            return
+        inside = slice(columns[0], columns[-1] + 1)
+        shifted = to_part - [[0, 0, inside.start], [0, 0, 0]]
+        size = (inside.stop - inside.start, len(step))
+        where = cv2.warpAffine(self.where, shifted, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        x, y = cv2.split(where)
+        (across, down), (left, top) = np.diag(to_part[:, :2]).tolist(), (to_part[:, 2] + corner).tolist()
+        whole = cv2.remap(rgb, x * across + left, y * down + top, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        coarse = cv2.remap(crop, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        fine = cv2.addWeighted(whole, 1 / levels(rgb), coarse, -1, 0, dtype=cv2.CV_32F)
+        step[:, inside] += times(fine, share[:, inside].copy())
 
 
 def times(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:

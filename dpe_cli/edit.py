@@ -68,7 +68,8 @@ class Engine(Protocol):
     def edit(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
         """(N, S, S, 3) uint8, (N, K) float32 or None twice -> (N, S, S, 3) uint8
 
-        One that measures landmarks (`lending_of`) has `read` too, and is given what that tells as a fourth argument.
+        One that measures landmarks (`lending_of`) has `read` too, and is given what that tells as a fourth argument;
+        and `carried`, which says of the three others how their faces were bent.
         """
 
     def forget(self) -> None:
@@ -692,6 +693,15 @@ class Work:
     check: tuple = ()  # for those that are to be rebuilt with their own codes, which measures the networks
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What became of it."""
+
+    rebuilt: list[float]  # PSNR of those of `check`
+    faces: Sequence[np.ndarray] = ()  # edited crops of the `chosen`
+    maps: Sequence[np.ndarray | None] = ()  # of `Engine.carried`
+
+
 def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report: Report) -> Iterator[tuple[Job, Frame]]:
     """Edits in batches, in order, one frame out for each frame in; leaves each frame's fate in the report.
 
@@ -704,20 +714,22 @@ def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report:
 
 
 def finished(
-    done: Iterable[tuple[Work, tuple[list[float], np.ndarray]]], paster: Paster | None, report: Report
+    done: Iterable[tuple[Work, "Drawn"]], paster: Paster | None, report: Report
 ) -> Iterator[tuple[Job, Frame]]:
     """Frames out of edited crops, see `run_jobs` and `drawer`."""
     jitter = Jitter()
-    for work, (rebuilt, drawn) in done:
-        batch, crops, faces = work.jobs, work.crops, dict(zip(work.chosen, drawn, strict=True))
-        checked = zip((job for job in batch if job.sampled and job.edited), rebuilt, strict=True)
+    for work, drawn in done:
+        batch, crops = work.jobs, work.crops
+        faces, maps = (dict(zip(work.chosen, of, strict=True)) for of in (drawn.faces, drawn.maps))
+        checked = zip((job for job in batch if job.sampled and job.edited), drawn.rebuilt, strict=True)
         report.self_reconstruction += [(job.frame.index, quality) for job, quality in checked if not job.halo]
         for number, job in enumerate(batch):
             rgb, seam = job.frame.rgb if job.onto is None else job.onto, None
             if paster is None:
                 frame = replace(job.frame, rgb=faces.get(number, crops[number][0]), original=None)
             elif number in faces:
-                pasted = paster.paste(rgb, job.box, crops[number][0], faces[number], float(job.frame.time), job.track)
+                seen = float(job.frame.time), job.track, maps[number]
+                pasted = paster.paste(rgb, job.box, crops[number][0], faces[number], *seen)
                 frame, seam = replace(job.frame, rgb=pasted.rgb), pasted.seam
             else:
                 frame = replace(job.frame, rgb=rgb)
@@ -788,20 +800,24 @@ def ask(jobs: list[Job], crops: np.ndarray, engine: Engine, lending: Lending | N
     return arguments(crops, expression, pose), check
 
 
-def drawer(lane: Engine, engine: Engine) -> Callable[[Work], tuple[list[float], np.ndarray]]:
-    """What a lane of an engine does with a batch: PSNR of those that are rebuilt, and the edited crops.
+def drawer(lane: Engine, engine: Engine) -> Callable[[Work], Drawn]:
+    """What a lane of an engine does with a batch.
 
     A lane that is not the engine itself begins anew at each multiple of UNIT, as that does in `prepared`.
     """
     unit = None
 
-    def draw(work: Work) -> tuple[list[float], np.ndarray]:
+    def draw(work: Work) -> Drawn:
         nonlocal unit
         unit, before = work.jobs[0].frame.index // UNIT, unit
         if lane is not engine and unit != before:
             lane.forget()
         rebuilt = zip(lane.edit(*work.check), work.check[0], strict=True) if work.check else ()
-        return [psnr(*pair) for pair in rebuilt], lane.edit(*work.wanted) if work.wanted else np.empty(0)
+        quality = [psnr(*pair) for pair in rebuilt]
+        if not work.wanted:
+            return Drawn(quality)
+        faces = lane.edit(*work.wanted)
+        return Drawn(quality, faces, lane.carried(*work.wanted[:3]) if lending_of(lane) else [None] * len(faces))
 
     return draw
 

@@ -136,7 +136,21 @@ class Engine:
             chosen = [None if array is None else array[fresh] for array in (crops, expression, pose)]
             drawn = zip((keys[row] for row in fresh), self.in_batches(self.edited, *chosen), strict=True)
             self.drawn = {key: self.drawn[key] for key in keys if key in self.drawn} | dict(drawn)
+            if expression is not None:
+                self.maps = {key: self.maps[key] for key in keys_of(crops, expression) if key in self.maps}
         return np.stack([self.drawn[key] for key in keys])
+
+    def carried(
+        self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None
+    ) -> list[np.ndarray | None]:
+        """Where the faces of the pictures that `edit` has just made of these come from in their crops.
+
+        -> of each crop (R, R, 2), x and y in its pixels for the centres of R x R squares; None where the face is as the
+        generators drew it, or turned
+        """
+        if expression is None or pose is not None:
+            return [None] * len(crops)
+        return [self.maps.get(key) for key in keys_of(crops, expression)]
 
     def shifts(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What expression and pose of motion codes add to a latent. (N, K) float32 -> two (N, L) float32"""
@@ -174,6 +188,7 @@ class Engine:
         self.expressed: dict[Key, np.ndarray] = {}  # of `betweens`, the pictures
         self.told: dict[Key, Told] = {}  # what was read of the last crops
         self.drawn: dict[Key, np.ndarray] = {}  # by crop and codes
+        self.maps: dict[Key, np.ndarray | None] = {}  # by crop and expression: see `carried`
 
     # A batch
 
@@ -246,7 +261,8 @@ class Engine:
         if expression is not None:
             self.expressed = {key: self.expressed[key] for key in keys}
             before = np.stack([self.expressed[key] for key in keys])
-        return self.mesh.turned(before, pictures, [told.face for told in known], measured, turned, asked)
+        faces = [told.face for told in known]
+        return self.mesh.looked_at(before, pictures, faces, measured, turned, asked, self.shown)
 
     def retouched(self, drawn: Tensor, crops: np.ndarray, known: list["Told"], asked: np.ndarray) -> Tensor:
         """Drawn pictures (B, 3, S, S) with the source's own pixels inside of the face, mouth and eyes painted over.
@@ -254,14 +270,18 @@ class Engine:
         asked: the codes (B, K) that they are to have.
         """
         faces, own = [told.face for told in known], np.stack([told.code for told in known])
-        pictures = self.mesh.expressed(crops, to_pictures(drawn.float()), faces, own, asked)
+        pictures, maps = self.mesh.expressed(crops, to_pictures(drawn.float()), faces, own, asked)
+        self.maps |= zip(keys_of(crops, asked), maps, strict=True)
         codes = own[:, POSE_DIM:], asked[:, POSE_DIM:]
         return to_tensor(self.retoucher.looked_at(crops, pictures, faces, *codes, self.expression_of), self.device)
 
     def expression_of(self, pictures: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
         """Expression (N, 14) of drawn pictures as landmarks tell it, `otherwise` where they show no face."""
-        unknown = np.pad(otherwise, ((0, 0), (POSE_DIM, 0)))
-        return self.measured.measure(pictures, lambda rows: unknown[rows])[0][:, POSE_DIM:]
+        return self.shown(pictures, np.pad(otherwise, ((0, 0), (POSE_DIM, 0))))[:, POSE_DIM:]
+
+    def shown(self, pictures: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+        """Codes (N, 20) of drawn pictures as landmarks tell them, `otherwise` where they show no face."""
+        return self.measured.measure(pictures, lambda rows: otherwise[rows])[0]
 
     def compute(self, function: Callable[[], Tensor]) -> Tensor:
         """Runs the networks in the chosen precision; where 16 bits overflow, from then on in 32."""

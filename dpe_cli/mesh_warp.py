@@ -7,7 +7,7 @@ mirrored. Inside of the face this is shown; hair, neck and background stay as th
 between. Not part of the paper.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ from dpe_cli.retouch import asked_for, outlined
 # Of masks, which are of the size of the flows, in pixels: holes that are closed, how far from the face's outline and
 # from what nobody shows the mesh is shown, the sigma of the edge there, and of the edge of what is mirrored.
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
+NODDING, MOST = slice(0, 2), 1.0  # yaw and pitch, and what may be asked for on top: 15 and 12 degrees
 BLINKING = 0.4  # change of lids or gaze from which eyes are left to the generators, wholly at twice that
 
 
@@ -36,21 +37,23 @@ class MeshWarp:
     def expressed(
         self, crops: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
         asked: np.ndarray,
-    ) -> np.ndarray:  # fmt: skip
+    ) -> tuple[np.ndarray, list[np.ndarray | None]]:  # fmt: skip
         """Drawn crops whose faces are the source's, with another expression; as drawn where there is no face.
 
         crops, drawn: (N, S, S, 3) uint8, before and after the expression generator; faces: of the crops; own, asked:
-        codes (N, 20) that they have and are to have. -> (N, S, S, 3) uint8
+        codes (N, 20) that they have and are to have. -> (N, S, S, 3) uint8, and of each face where it comes from in its
+        crop, (R, R, 2) as `mesh.dense_map` tells it and the place itself around it; None where nothing was carried
         """
-        result = drawn.copy()
+        result, maps = drawn.copy(), [None] * len(drawn)
         for row, face in enumerate(faces):
             strength = asked_for((asked - own)[row, POSE_DIM:])
             if face is not None and strength:
                 before, after = outlined(face, asked[row, POSE_DIM:], self.space, self.basis)
-                carried, share = self.carried(crops[row], before.points, after.points)
+                carried, share, where = self.carried(crops[row], before.points, after.points)
+                maps[row] = softened(where, strength * share)
                 share = share * (1 - self.left(before.points, after.points, own[row], asked[row], len(share)))
                 result[row] = mixed(drawn[row], carried, share, strength)
-        return result
+        return result, maps
 
     @staticmethod
     def left(before: np.ndarray, after: np.ndarray, own: np.ndarray, asked: np.ndarray, size: int) -> np.ndarray:
@@ -86,24 +89,54 @@ class MeshWarp:
                 seen, shaped = outlined(face, code[POSE_DIM:], self.space, self.basis)
                 before = seen if expression is None else shaped
                 after = posed_as(before, pose[row, :POSE_DIM], float(len(drawn[row])))
-                result[row] = mixed(drawn[row], *self.carried(pictures[row], before.points, after), strength)
+                carried, share, _ = self.carried(pictures[row], before.points, after)
+                result[row] = mixed(drawn[row], carried, share, strength)
         return result
 
-    def carried(self, picture: np.ndarray, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A picture (S, S, 3) uint8 whose face has other landmarks, and where that is to be shown.
+    def looked_at(
+        self, pictures: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
+        pose: np.ndarray, expression: np.ndarray | None, look: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ) -> np.ndarray:  # fmt: skip
+        """`turned`, and turned heads are looked at: what they miss of yaw and pitch is asked for on top, once.
 
-        before, after: (478, 3) pixels of the crop. -> (S, S, 3) uint8, (S, S) float32 in [0, 1]
+        look: tells the codes of pictures (n, S, S, 3) uint8, where it sees no face what they were to have (n, 20).
+        """
+        result = self.turned(pictures, drawn, faces, own, pose, expression)
+        rows = np.flatnonzero((result != drawn).any((1, 2, 3)))
+        if len(rows):
+            more = pose.copy()
+            more[rows, NODDING] += np.clip((pose[rows] - look(result[rows], pose[rows]))[:, NODDING], -MOST, MOST)
+            chosen = [None if one is None else one[rows] for one in (pictures, drawn, own, more, expression)]
+            result[rows] = self.turned(*chosen[:2], [faces[row] for row in rows], *chosen[2:])
+        return result
+
+    def carried(
+        self, picture: np.ndarray, before: np.ndarray, after: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A picture (S, S, 3) uint8 whose face has other landmarks, where that is to be shown, and the map of it.
+
+        before, after: (478, 3) pixels of the crop. -> (S, S, 3) uint8, (S, S) float32 in [0, 1], and of
+        `mesh.dense_map` (R, R, 2)
         """
         size, sides = float(len(picture)), picture.shape[1::-1]
         place, mirrored = self.mesh.locate(after, size), before[self.mirror]
         shown = self.mesh.facing(place, after, before)
         borrowed = (shown == AWAY) & (self.mesh.facing(place, after, mirrored * [-1, 1, 1]) == 1)
-        face = warp(picture, dense_map(place, after, before, size), size)
+        where = dense_map(place, after, before, size)
+        face = warp(picture, where, size)
         if borrowed.any():
             other = warp(picture, dense_map(place, after, mirrored, size), size)
             share = cv2.resize(cv2.GaussianBlur(borrowed.astype(np.float32), (0, 0), SEAM), sides)[..., None]
             face = np.rint(face + share * (other.astype(np.float32) - face)).astype(np.uint8)
-        return face, cv2.resize(inner((shown == 1) | borrowed), sides)
+        return face, cv2.resize(inner((shown == 1) | borrowed), sides), where
+
+
+def softened(where: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """A share (S, S) of what a map (R, R, 2), pixels of a crop, moves. -> (R, R, 2) float32"""
+    size, sides = len(share), where.shape[1::-1]
+    centres = ((np.arange(len(where)) + 0.5) * size / len(where)).astype(np.float32)
+    here = np.stack(np.meshgrid(centres, centres), -1)
+    return here + cv2.resize(share, sides, interpolation=cv2.INTER_AREA)[..., None] * (where - here)
 
 
 def mixed(drawn: np.ndarray, face: np.ndarray, share: np.ndarray, strength: float) -> np.ndarray:

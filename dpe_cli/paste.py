@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dpe_cli.crop import crop_matrix, cut, levels, paste_back, resample, times
+from dpe_cli.crop import Carried, crop_matrix, cut, levels, paste_back, resample, times
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box, FaceDetector, Measured, connected
 from dpe_cli.landmarks import Landmarker
@@ -28,6 +28,8 @@ FLAT = 2.0  # levels: contrast below this, noise and rounding, says nothing abou
 CHANGE_BLUR = 2 / 256  # sigma, share of the side: below it lies detail, above it motion
 STAYED, MOVED = 3.0, 10.0  # levels of smoothed difference: up to the first all detail stays the source's, from the
 # second none of it
+FITS, MISSES = 12.0, 40.0  # the same of detail that goes along with a bent face, against the bent source,
+MOVES = 0.5  # and by how many pixels of the crop that has to go to count wholly
 
 SECTORS = 16  # of the seam, by angle
 SAMPLES = 1024  # places looked at on each side of the seam: the same cost at any resolution
@@ -92,12 +94,14 @@ class Paster:
         return REACH * (POINTS_SECONDS + COLOUR_SECONDS * (1 if self.enhancer is None else 2))
 
     def paste(
-        self, rgb: np.ndarray, box: Box, crop: np.ndarray, face: np.ndarray, time: float, track: Hashable = 0
-    ) -> Pasted:
+        self, rgb: np.ndarray, box: Box, crop: np.ndarray, face: np.ndarray, time: float, track: Hashable = 0,
+        where: np.ndarray | None = None,
+    ) -> Pasted:  # fmt: skip
         """A new frame (H, W, 3) uint8 or uint16 with `face`, the edit of `crop`, in the place of `box`.
 
         `crop` (S, S, 3) uint8 is what `cut` gave for this frame and box; `time` in seconds; `track` tells faces apart
-        where there are several. Where nothing differs from the crop, and outside the mask, every bit is kept.
+        where there are several; `where`: what `Engine.carried` says of the face. Where nothing differs from the crop,
+        and outside the mask, every bit is kept.
         """
         self.mind_jumps(box, time, track)
         to_crop = crop_matrix(box, len(crop))
@@ -105,11 +109,12 @@ class Paster:
         if self.enhancer is not None:
             matched = self.matched(face, crop, mask, time, track)
             crop, face, mask, to_crop = self.enhanced(rgb, box, crop, matched, mask, to_crop)
-            track = ("enhanced", track)
-        picture, kept = self.matched(face, crop, mask, time, track), None
+            track, where = ("enhanced", track), None
+        picture, kept, carried = self.matched(face, crop, mask, time, track), None, None
         if self.detail:
-            picture, kept = keep_detail(picture, crop)
-        result = paste_back(rgb, picture, mask, to_crop, crop, kept)
+            carried = None if where is None else carry_detail(picture, crop, where)
+            picture, kept = keep_detail(picture, crop, carried)
+        result = paste_back(rgb, picture, mask, to_crop, crop, kept, carried)
         return Pasted(result, self.edge_of(mask).seam(rgb, result, to_crop))
 
     def matched(self, face: np.ndarray, crop: np.ndarray, mask: np.ndarray, time: float, track: Hashable) -> np.ndarray:
@@ -186,19 +191,44 @@ def mean_and_spread(colours: np.ndarray, weights: np.ndarray) -> tuple[np.ndarra
 # Detail
 
 
-def keep_detail(face: np.ndarray, crop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def keep_detail(face: np.ndarray, crop: np.ndarray, carried: Carried | None = None) -> tuple[np.ndarray, np.ndarray]:
     """`face` (S, S, 3) float32 levels with the crop's own detail where the edit moved nothing, and where that is.
 
     The second, (S, S) float32 in [0, 1], is how much of the detail that is too fine for the crop can stay in the frame.
-    A network blurs what it leaves in place: there only its low frequencies say what it meant to change.
+    A network blurs what it leaves in place: there only its low frequencies say what it meant to change. What is
+    `carried` elsewhere does not stay.
+    """
+    difference, smooth, kept = compared(face, crop, STAYED, MOVED)
+    kept = kept if carried is None else kept * (1 - carried.share)
+    return face + times(smooth - difference, kept), kept
+
+
+def compared(face: np.ndarray, crop: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What was added to a crop (S, S, 3), the smooth part of that, and where (S, S) it is little.
+
+    That is 1 up to the level `low`, 0 from `high` on.
     """
     size, sigma = len(crop), CHANGE_BLUR * len(crop)
     difference = cv2.subtract(face, crop, dtype=cv2.CV_32F)
     smooth = cv2.GaussianBlur(difference, (0, 0), sigma)
     red, green, blue = cv2.split(np.abs(cv2.resize(smooth, (size // 2, size // 2), interpolation=cv2.INTER_AREA)))
     change = cv2.GaussianBlur(cv2.max(cv2.max(red, green), blue), (0, 0), sigma)  # of twice the reach: half the size
-    kept = cv2.resize(np.clip((MOVED - change) / (MOVED - STAYED), 0, 1), (size, size))
-    return face + times(smooth - difference, kept), kept
+    return difference, smooth, cv2.resize(np.clip((high - change) / (high - low), 0, 1), (size, size))
+
+
+def carry_detail(face: np.ndarray, crop: np.ndarray, where: np.ndarray) -> Carried:
+    """The detail that goes along with a face that is the crop's own, bent.
+
+    face: (S, S, 3) float32 levels; where: (R, R, 2), from where in the crop each place of the face comes, pixels. What
+    was painted over there is not the crop's own, and what can stay where it is and hardly moves need not go.
+    """
+    size = len(crop)
+    where = cv2.resize(where, (size, size)) - np.float32(0.5)
+    centres = np.arange(size, dtype=np.float32)
+    moved = np.minimum(np.hypot(*cv2.split(where - np.stack(np.meshgrid(centres, centres), -1))) / MOVES, 1)
+    bent = cv2.remap(crop, where, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    fitting = compared(face, bent, FITS, MISSES)[-1]
+    return Carried(fitting * (1 - (1 - moved) * compared(face, crop, STAYED, MOVED)[-1]), where)
 
 
 # The seam

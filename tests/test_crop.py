@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dpe_cli.crop import cut, gaussian_mask, paste_back
+from dpe_cli.crop import Carried, cut, gaussian_mask, paste_back
 from dpe_cli.face import Box
 
 
@@ -199,6 +199,22 @@ def test_bands_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dpe_cli.crop.BAND", 1000)
     at_once = paste_back(frame, 255 - crop, gaussian_mask(64), to_crop, crop, kept)
     assert np.abs(in_bands.astype(int) - at_once).max() <= 1
+
+
+@pytest.mark.parametrize("make", [noise, lambda h, w: as_16_bits(noise(h, w))], ids=["uint8", "uint16"])
+def test_carried_detail_goes_where_the_face_goes(make):
+    """Noise, which a crop of 64 pixels cannot hold, moved by three of its pixels to the right and one up."""
+    frame, box = make(300, 320), Box(30, 20, 286, 276)
+    moved = np.roll(frame, (-4, 12), (0, 1))
+    (crop, to_crop), (face, _) = cut(frame, box, 64), cut(moved, box, 64)
+    where = np.stack(np.meshgrid(*[np.arange(64, dtype=np.float32)] * 2), -1) + np.float32([-3, 1])
+    share = np.zeros((64, 64), np.float32)
+    share[:, 20:50] = 1
+    done = paste_back(frame, face, inside_only(64), to_crop, crop, np.zeros_like(share), Carried(share, where))
+    unit = np.iinfo(frame.dtype).max / 255
+    off = np.abs(done.astype(float) - moved)[:, :, 0] / unit
+    assert off[60:240, 30 + 4 * 21 : 30 + 4 * 49].max() <= 2  # rounding of the two crops
+    assert off[60:240, 60:100].mean() > 20  # a share of nothing: as soft as the crop
 
 
 def test_an_enlarged_edge_rings_little():

@@ -163,6 +163,9 @@ class Measuring:
     def read(self, crops: np.ndarray) -> list[None]:
         return [None] * len(crops)
 
+    def carried(self, crops: np.ndarray, *codes: np.ndarray | None) -> list[None]:
+        return [None] * len(crops)
+
     def edit(self, crops: np.ndarray, expression: np.ndarray, pose: np.ndarray | None, told: list) -> np.ndarray:
         assert len(told) == len(crops)
         self.seen += [int(crop[round(POINTS[159, 1]), round(POINTS[159, 0]), 0]) for crop in crops]

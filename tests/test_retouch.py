@@ -214,7 +214,7 @@ MESH = MeshWarp(SPACE, np.zeros((14, 478, 3)))
 
 def test_a_head_that_stays_is_carried_to_where_it_is():
     picture, points = photograph(), turned(10)
-    found, share = MESH.carried(picture, points, points)
+    found, share, _ = MESH.carried(picture, points, points)
     inside = share > 0.99
     assert 0.05 < inside.mean() < 0.5 and share.max() <= 1 and share[0].max() == 0
     assert np.abs(found.astype(int) - picture)[inside].mean() < 2
@@ -228,12 +228,12 @@ def test_a_hidden_cheek_is_the_near_one_mirrored(yaw: float, near: int, far: int
     nose = points[4, 0]
     lit = (np.arange(SIZE) < nose) == (points[near, 0] < nose)  # the near side
     picture = np.tile(np.where(lit, 250, 40).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
-    found, _ = MESH.carried(picture, points, front)
+    found, _, _ = MESH.carried(picture, points, front)
     side, height = np.sign(front[far, 0] - 128), int(front[far, 1])
     across = found[height, :, 0] if side > 0 else found[height, ::-1, 0]
     edge = int(abs(front[234 if side < 0 else 454, 0] - 128))
     assert across[128 + edge - 6] > 200  # the far cheek's edge
-    whole, _ = MESH.carried(picture, front, front)  # where nothing is hidden
+    whole, _, _ = MESH.carried(picture, front, front)  # where nothing is hidden
     np.testing.assert_allclose(whole[height], picture[height], atol=12)
 
 
@@ -252,6 +252,24 @@ def test_only_turned_heads_are_put_right():
     assert not changed[:, :40].any() and not changed[-20:].any()  # no background
 
 
+def test_turned_heads_are_looked_at_and_turned_on():
+    pictures, drawn = np.stack([photograph(1)] * 2), np.full((2, SIZE, SIZE, 3), 100, np.uint8)
+    faces, own = [shape(turned(0))] * 2, np.stack([code_of(turned(0))] * 2)
+    pose = own.copy()
+    pose[1, :POSE_DIM] = code_of(turned(15, 5, 5))[:POSE_DIM]
+    further, seen = pose.copy(), []
+    further[1, :2] += [0.4, -1]
+
+    def look(shown: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+        seen.append(shown)
+        return otherwise - np.array([0.4, -2, 3] + [0] * 17, np.float32)  # too much pitch, and roll counts for nothing
+
+    found = MESH.looked_at(pictures, drawn, faces, own, pose, None, look)
+    np.testing.assert_array_equal(found, MESH.turned(pictures, drawn, faces, own, further))
+    np.testing.assert_array_equal(seen, [MESH.turned(pictures, drawn, faces, own, pose)[1:]])  # the one that turned
+    np.testing.assert_array_equal(found[0], drawn[0])
+
+
 def test_a_new_expression_carries_the_skin_along():
     basis = np.zeros((14, 478, 3))
     basis[LIPS.start, :, 1] = 0.1 * (np.linalg.norm((TEMPLATE - TEMPLATE[50])[:, :2], axis=1) < 0.2)  # a cheek sinks
@@ -260,9 +278,12 @@ def test_a_new_expression_carries_the_skin_along():
     own = np.stack([code_of(points)] * 2)
     asked = own.copy()
     asked[1, POSE_DIM + LIPS.start] += 1
-    found = MeshWarp(SPACE, basis).expressed(crops, drawn, [shape(points)] * 2, own, asked)
+    found, maps = MeshWarp(SPACE, basis).expressed(crops, drawn, [shape(points)] * 2, own, asked)
     np.testing.assert_array_equal(found[0], drawn[0])
     x, y = points[50, :2].astype(int)
+    assert maps[0] is None
+    come_from = cv2.resize(maps[1], (SIZE, SIZE))[y + 9, x] - [x + 0.5, y + 9.5]
+    np.testing.assert_allclose(come_from, [0, -9], atol=1.5)
     assert np.abs(found[1, y + 9, x].astype(int) - crops[1, y, x]).max() < 25  # 0.1 of 90 pixels further down
     x, y = points[280, :2].astype(int)
     assert np.abs(found[1, y, x].astype(int) - crops[1, y, x]).max() < 10  # the other cheek is where it was
@@ -401,6 +422,24 @@ def test_an_edit_with_the_shipped_weights_turns_the_face_itself(portrait: np.nda
     np.testing.assert_array_equal(
         whole.edit(portrait, expression, turned), Engine(device="cpu").edit(portrait, expression, turned)
     )
+
+
+def test_an_edit_tells_where_its_faces_come_from(portrait: np.ndarray):
+    engine = Engine(device="cpu")
+    own = engine.motion_codes(portrait)
+    asked = own.copy()
+    asked[:, COORDINATES["mouth"].start] -= 2
+    crops, codes = portrait.repeat(2, 0), np.concatenate([own, asked])
+    for _ in range(2):  # the second time from memory
+        engine.edit(crops, codes, None)
+        still, moved = engine.carried(crops, codes, None)
+        assert still is None and moved.shape == (128, 128, 2)
+    shift = moved - np.stack(np.meshgrid(*[np.arange(128) * 2 + 1] * 2), -1)
+    assert 1 < np.abs(shift).max() < 40
+    engine.edit(crops, None, codes)
+    assert engine.carried(crops, None, codes) == engine.carried(crops, codes, codes) == [None] * 2
+    engine.forget()
+    assert engine.carried(crops, codes, None) == [None] * 2
 
 
 def test_lanes_of_the_shipped_weights_edit_as_the_engine_does(portrait: np.ndarray):
