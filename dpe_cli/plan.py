@@ -7,7 +7,7 @@ come from a trial: a few frames go through every stage, into a file that is thro
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from dpe_cli.edit import (
     Edits,
     EditSettings,
     Engine,
+    Job,
     Sight,
     bind_control,
     check_request,
@@ -36,6 +37,7 @@ from dpe_cli.edit import (
     is_still,
     paster_for,
     prepare_driver,
+    run_jobs,
     silent,
     smoothing_radius,
     unheard,
@@ -48,11 +50,12 @@ from dpe_cli.motion import MotionTrack
 from dpe_cli.motion_file import Driver, is_motion_file, read_motion
 from dpe_cli.paste import Paster
 from dpe_cli.people import track_faces
+from dpe_cli.pipeline import ahead
 from dpe_cli.report import Report, peak_memory
 from dpe_cli.video import Frame, VideoInfo, frame_times, read_frames, write_video
 
 TRIAL = 24  # frames
-QUEUED, BATCHES = 20, 3  # frames and batches that wait between the stages of an edit, beside the smoothing's
+BYTES = 3  # of a pixel of a frame that waits for the smoothing of boxes
 COPIES = 3  # of the output: beside it, while it is made in segments and joined
 
 T = TypeVar("T")
@@ -191,34 +194,36 @@ def try_frames(
     output: Path,
 ) -> dict[str, float]:
     """Seconds for a frame of an edit and of a driving, bytes for a frame, and the memory in MiB that all would take."""
-    looking, seen = timed(lambda: list(islice(with_a_face(source, detector, settings, edits), TRIAL)))
-    frames, boxes = [frame for frame, _ in seen], [box for _, box in seen]
-    crops = np.stack([cut(frame.rgb, box, engine.size)[0] for frame, box in seen])
-    codes = engine.motion_codes(crops)  # not timed: the first batches are slow
-    engine.forget()
-    coding, _ = timed(lambda: engine.motion_codes(crops))
-    roles = [None if edits.mode == other else codes[::-1].copy() for other in ("pose", "exp")]
-    engine.edit(crops, *roles)
-    engine.forget()
-    editing, faces = timed(lambda: engine.edit(crops, *roles))
-    engine.forget()
 
-    def paste(frame: Frame, box: Box, crop: np.ndarray, face: np.ndarray) -> Frame:
-        if paster is None:
-            return replace(frame, rgb=face, original=None)
-        return replace(frame, rgb=paster.paste(frame.rgb, box, crop, face, float(frame.time)).rgb)
+    def seen() -> Iterator[tuple[Frame, Box]]:
+        return islice(with_a_face(source, detector, settings, edits), TRIAL)
 
-    pasting, done = timed(lambda: [paste(*all_of) for all_of in zip(frames, boxes, crops, faces, strict=True)])
+    def crops() -> Iterator[np.ndarray]:
+        return (cut(frame.rgb, box, engine.size)[0] for frame, box in ahead(seen()))
+
+    stack = np.stack(list(crops()))
+    engine.motion_codes(stack)  # not timed: the first batches are slow
+    engine.forget()
+    reading, codes = timed(lambda: engine.motion_codes(np.stack(list(crops()))))
+    roles = [[None] * len(codes) if edits.mode == other else codes[::-1] for other in ("pose", "exp")]
+    engine.edit(stack[: engine.batch_size], *(None if role[0] is None else role[: engine.batch_size] for role in roles))
+    engine.forget()
+    jobs = (
+        Job(frame, box, float(frame.time), expression=expression, pose=pose)
+        for (frame, box), expression, pose in zip(ahead(seen()), *roles, strict=True)
+    )
+    edited = ahead(run_jobs(jobs, engine, paster, Report()))
     with scratch(output) as folder:
         trial = folder / (output.name if output.suffix.lower() in VIDEO_SUFFIXES else "trial_%06d.png")
-        encoding, _ = timed(lambda: write_video(iter(done), info, trial, start=0.0, **asdict(settings.wish)))
+        frames = (frame for _, frame in edited)
+        editing, _ = timed(lambda: write_video(frames, info, trial, start=0.0, **asdict(settings.wish)))
         size = sum(file.stat().st_size for file in files_of(trial))
-    waiting = max(0, QUEUED + 2 * smoothing_radius(info, settings.smooth) + BATCHES * engine.batch_size - 2 * len(seen))
+    waiting = 2 * smoothing_radius(info, settings.smooth) * info.width * info.height * BYTES
     return {
-        "seconds": (looking + editing + pasting + encoding) / len(seen),
-        "reading": (looking + coding) / len(seen),
-        "bytes": size / len(seen),
-        "memory": round((peak_memory() or 0) + waiting * frames[0].rgb.nbytes / 2**20),
+        "seconds": editing / len(codes),
+        "reading": reading / len(codes),
+        "bytes": size / len(codes),
+        "memory": round((peak_memory() or 0) + waiting / 2**20),
     }
 
 
