@@ -135,7 +135,7 @@ def dub_video(
     shown = shown_frames(turn, info, dub.lengths, sights)
     jobs = stack_jobs(dub.spoken(dub.jobs(shown, sights), engine), 0, sights, None, report)
     pixels = PixelHash()
-    edited = pixels.passing(run_jobs(jobs, engine, paster, report))
+    edited = pixels.passing(run_jobs(jobs, engine, paster, report, edit.crop_size))
     edited = progress(ahead(edited), dub.lengths.frames(info), f"dubbing {source.name}")
     with scratch(output) as folder:
         target = replace(dub.target(info), audio=dub.sound(source, folder))
@@ -164,6 +164,9 @@ def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings) ->
         raise InputError(
             f"{source} is a video, whose own head and eyes stay", "leave --pose, --blink and --still to pictures"
         )
+    moving = info.is_image and settled(settings, info).pose != KEEP
+    if settings.edit.crop_size is not None and not (moving and settings.edit.paste is not True):
+        raise InputError("a face that is pasted back has no size of its own", "leave --crop-size out")
     check_writable(replace(info, is_image=False), output, settings.edit.wish)
     return info
 

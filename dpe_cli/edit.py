@@ -27,7 +27,7 @@ from dpe_cli.lending import Lending
 from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
 from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, smoothed
 from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
-from dpe_cli.paste import Paster, Seam, make_paster
+from dpe_cli.paste import Paster, Seam, enlarged, make_paster
 from dpe_cli.people import TRACK, Picked, follow, track_faces
 from dpe_cli.pipeline import abreast, ahead
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
@@ -173,6 +173,7 @@ class EditSettings:
     start: float | None = None
     end: float | None = None
     paste: bool | None = None  # None: pasted back for an expression, the crop otherwise
+    crop_size: int | None = None  # side in pixels of a crop that is not pasted back; None: as it is drawn
     mask: str = "gaussian"  # one of masks.MASKS
     feather: float | None = None  # width of the mask's soft edge, percent of the face's height; None: the mask's own
     colour_match: bool = True
@@ -279,7 +280,7 @@ def edit_video(
         own = {path: read[path] for path in edit.driving.paths}
         jobs = plan_jobs(boxed, own, edit.driving, chosen, sights, None if paste else first_boxes[number])
         jobs = stack_jobs(jobs, number, sights, edited, report)
-        edited = run_jobs(jobs, engine, pasters[number], report)
+        edited = run_jobs(jobs, engine, pasters[number], report, settings.crop_size)
     pixels = PixelHash()
     edited = pixels.passing(refuse_seams(edited, settings.seam_limit, report))
     if is_still(source_info, driver_infos):
@@ -388,7 +389,8 @@ def bind_control(settings: EditSettings, engine: Engine, remark: Callable[[str],
 def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], None]) -> bool:
     """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning.
 
-    Several edits always do. Raises InputError where the crop is asked for all the same, or has no seam or region.
+    Several edits always do. Raises InputError where the crop is asked for all the same, for what a crop has not (a
+    seam, a region), and for the size of a crop where there is none.
     """
     several = len(edits.each) > 1
     if several and settings.paste is False:
@@ -398,6 +400,8 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
         raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     if settings.region != "all" and not paste:
         raise InputError("a crop that is not pasted back has no region", "add --paste or leave --region out")
+    if settings.crop_size is not None and paste:
+        raise InputError("a face that is pasted back has no size of its own", "add --no-paste or leave --crop-size out")
     if edits.mode == "exp":
         return paste
     if paste:
@@ -702,19 +706,22 @@ class Drawn:
     maps: Sequence[np.ndarray | None] = ()  # of `Engine.carried`
 
 
-def run_jobs(jobs: Iterable[Job], engine: Engine, paster: Paster | None, report: Report) -> Iterator[tuple[Job, Frame]]:
+def run_jobs(
+    jobs: Iterable[Job], engine: Engine, paster: Paster | None, report: Report, crop_size: int | None = None
+) -> Iterator[tuple[Job, Frame]]:
     """Edits in batches, in order, one frame out for each frame in; leaves each frame's fate in the report.
 
-    Without a `paster` a frame is the crop alone. Networks round differently in batches of another size, so which frames
-    share a batch follows from their numbers, wherever the jobs begin at a multiple of UNIT.
+    Without a `paster` a frame is the crop alone, of `crop_size` pixels a side or as it is drawn. Networks round
+    differently in batches of another size, so which frames share a batch follows from their numbers, wherever the jobs
+    begin at a multiple of UNIT.
     """
     with engine.lanes() as lanes:
         done = abreast(prepared(jobs, engine), [drawer(lane, engine) for lane in lanes])
-        yield from finished(done, paster, report)
+        yield from finished(done, paster, report, crop_size)
 
 
 def finished(
-    done: Iterable[tuple[Work, "Drawn"]], paster: Paster | None, report: Report
+    done: Iterable[tuple[Work, Drawn]], paster: Paster | None, report: Report, crop_size: int | None
 ) -> Iterator[tuple[Job, Frame]]:
     """Frames out of edited crops, see `run_jobs` and `drawer`."""
     jitter = Jitter()
@@ -726,7 +733,11 @@ def finished(
         for number, job in enumerate(batch):
             rgb, seam = job.frame.rgb if job.onto is None else job.onto, None
             if paster is None:
-                frame = replace(job.frame, rgb=faces.get(number, crops[number][0]), original=None)
+                own = crops[number][0]
+                frame = replace(job.frame, rgb=faces.get(number, own), original=None)
+                if crop_size is not None:
+                    larger = enlarged(rgb, job.box, own, frame.rgb, maps.get(number), crop_size)
+                    frame = replace(frame, rgb=larger)
             elif number in faces:
                 seen = float(job.frame.time), job.track, maps[number]
                 pasted = paster.paste(rgb, job.box, crops[number][0], faces[number], *seen)

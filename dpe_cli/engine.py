@@ -27,7 +27,7 @@ from dpe_cli.factors import follows_space
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.lending import drawable
 from dpe_cli.measured import MeasuredCodes
-from dpe_cli.mesh_warp import MeshWarp
+from dpe_cli.mesh_warp import MeshWarp, through
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.models.checkpoint import Unfilled
 from dpe_cli.motion_space import POSE_DIM
@@ -136,8 +136,7 @@ class Engine:
             chosen = [None if array is None else array[fresh] for array in (crops, expression, pose)]
             drawn = zip((keys[row] for row in fresh), self.in_batches(self.edited, *chosen), strict=True)
             self.drawn = {key: self.drawn[key] for key in keys if key in self.drawn} | dict(drawn)
-            if expression is not None:
-                self.maps = {key: self.maps[key] for key in keys_of(crops, expression) if key in self.maps}
+            self.maps = {key: self.maps[key] for key in keys if key in self.maps}
         return np.stack([self.drawn[key] for key in keys])
 
     def carried(
@@ -145,12 +144,10 @@ class Engine:
     ) -> list[np.ndarray | None]:
         """Where the faces of the pictures that `edit` has just made of these come from in their crops.
 
-        -> of each crop (R, R, 2), x and y in its pixels for the centres of R x R squares; None where the face is as the
-        generators drew it, or turned
+        -> of each crop (R, R, 3), for the centres of R x R squares x and y in its pixels, and the share of that in what
+        is shown; None where the face is as the generators drew it
         """
-        if expression is None or pose is not None:
-            return [None] * len(crops)
-        return [self.maps.get(key) for key in keys_of(crops, expression)]
+        return [self.maps.get(key) for key in keys_of(crops, expression, pose)]
 
     def shifts(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What expression and pose of motion codes add to a latent. (N, K) float32 -> two (N, L) float32"""
@@ -188,7 +185,8 @@ class Engine:
         self.expressed: dict[Key, np.ndarray] = {}  # of `betweens`, the pictures
         self.told: dict[Key, Told] = {}  # what was read of the last crops
         self.drawn: dict[Key, np.ndarray] = {}  # by crop and codes
-        self.maps: dict[Key, np.ndarray | None] = {}  # by crop and expression: see `carried`
+        self.bent: dict[Key, np.ndarray | None] = {}  # by crop and expression: what `MeshWarp.expressed` tells
+        self.maps: dict[Key, np.ndarray | None] = {}  # by crop and codes: see `carried`
 
     # A batch
 
@@ -228,7 +226,7 @@ class Engine:
                 expression = drawable(expression, measured)
             own = self.encoded_codes(crops) - measured
             expression, pose = (None if code is None else code + own for code in (expression, pose))
-        keys = keys_of(crops, expression) if expression is not None and pose is not None else []  # of `betweens`
+        keys = keys_of(crops, expression) if expression is not None else []  # of `betweens` and `bent`
 
         def render() -> Tensor:
             networks, source = self.networks, self.encode(crops)
@@ -239,7 +237,8 @@ class Engine:
                     drawn = networks.transfer_expression(taken(source, rows), codes[rows])
                     if self.retoucher is None or not drawn.isfinite().all():  # then `compute` sees to it
                         return drawn
-                    return self.retouched(drawn, crops[rows], [known[row] for row in rows], asked[rows])
+                    chosen = [keys[row] for row in rows], crops[rows], [known[row] for row in rows], asked[rows]
+                    return self.retouched(drawn, *chosen)
 
                 if pose is None:
                     return expressed(list(range(len(crops))))
@@ -255,23 +254,31 @@ class Engine:
             return networks.transfer_pose(source, self.to_device(pose))
 
         pictures = to_pictures(self.compute(render))
-        if self.mesh is None or pose is None:
+        if self.mesh is None:
             return pictures
-        before = crops
-        if expression is not None:
-            self.expressed = {key: self.expressed[key] for key in keys}
-            before = np.stack([self.expressed[key] for key in keys])
-        faces = [told.face for told in known]
-        return self.mesh.looked_at(before, pictures, faces, measured, turned, asked, self.shown)
+        self.bent = {key: where for key, where in self.bent.items() if key in keys or key in self.betweens.keys}
+        maps = [self.bent[key] for key in keys] or [None] * len(crops)
+        if pose is not None:
+            before = crops
+            if expression is not None:
+                self.expressed = {key: self.expressed[key] for key in keys}
+                before = np.stack([self.expressed[key] for key in keys])
+            faces = [told.face for told in known]
+            pictures, then = self.mesh.looked_at(before, pictures, faces, measured, turned, asked, self.shown)
+            maps = [through(*pair, self.size) for pair in zip(maps, then, strict=True)]
+        self.maps |= zip(keys_of(crops, asked, turned), maps, strict=True)
+        return pictures
 
-    def retouched(self, drawn: Tensor, crops: np.ndarray, known: list["Told"], asked: np.ndarray) -> Tensor:
+    def retouched(
+        self, drawn: Tensor, keys: list[Key], crops: np.ndarray, known: list["Told"], asked: np.ndarray
+    ) -> Tensor:
         """Drawn pictures (B, 3, S, S) with the source's own pixels inside of the face, mouth and eyes painted over.
 
-        asked: the codes (B, K) that they are to have.
+        keys: of `bent`, for what carried the pixels; asked: the codes (B, K) that the pictures are to have.
         """
         faces, own = [told.face for told in known], np.stack([told.code for told in known])
         pictures, maps = self.mesh.expressed(crops, to_pictures(drawn.float()), faces, own, asked)
-        self.maps |= zip(keys_of(crops, asked), maps, strict=True)
+        self.bent |= zip(keys, maps, strict=True)
         codes = own[:, POSE_DIM:], asked[:, POSE_DIM:]
         return to_tensor(self.retoucher.looked_at(crops, pictures, faces, *codes, self.expression_of), self.device)
 

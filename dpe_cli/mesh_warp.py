@@ -27,6 +27,11 @@ NODDING, MOST = slice(0, 2), 1.0  # yaw and pitch, and what may be asked for on 
 BLINKING = 0.4  # change of lids or gaze from which eyes are left to the generators, wholly at twice that
 
 
+# Crops (N, S, S, 3) uint8, and of each one from where in a picture each place of it was carried: (R, R, 3), x and y as
+# `mesh.dense_map` tells them, and what share of that is shown; None where nothing was carried.
+Shown = tuple[np.ndarray, list[np.ndarray | None]]
+
+
 class MeshWarp:
     """Puts carried faces into drawn crops. basis: (14, 478, 3) of `Retouch`, how landmarks move with the expression."""
 
@@ -37,12 +42,11 @@ class MeshWarp:
     def expressed(
         self, crops: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
         asked: np.ndarray,
-    ) -> tuple[np.ndarray, list[np.ndarray | None]]:  # fmt: skip
+    ) -> Shown:  # fmt: skip
         """Drawn crops whose faces are the source's, with another expression; as drawn where there is no face.
 
         crops, drawn: (N, S, S, 3) uint8, before and after the expression generator; faces: of the crops; own, asked:
-        codes (N, 20) that they have and are to have. -> (N, S, S, 3) uint8, and of each face where it comes from in its
-        crop, (R, R, 2) as `mesh.dense_map` tells it and the place itself around it; None where nothing was carried
+        codes (N, 20) that they have and are to have.
         """
         result, maps = drawn.copy(), [None] * len(drawn)
         for row, face in enumerate(faces):
@@ -50,7 +54,7 @@ class MeshWarp:
             if face is not None and strength:
                 before, after = outlined(face, asked[row, POSE_DIM:], self.space, self.basis)
                 carried, share, where = self.carried(crops[row], before.points, after.points)
-                maps[row] = softened(where, strength * share)
+                maps[row] = mapped(where, strength * share)
                 share = share * (1 - self.left(before.points, after.points, own[row], asked[row], len(share)))
                 result[row] = mixed(drawn[row], carried, share, strength)
         return result, maps
@@ -74,14 +78,14 @@ class MeshWarp:
     def turned(
         self, pictures: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
         pose: np.ndarray, expression: np.ndarray | None = None,
-    ) -> np.ndarray:  # fmt: skip
+    ) -> Shown:  # fmt: skip
         """Drawn crops whose faces are the pictures', turned; as drawn where there is no face, and where no head turns.
 
         pictures, drawn: (N, S, S, 3) uint8, before and after the pose generator; faces: of the source's crops; own,
         pose: (N, 20), the source's codes, and those whose pose is asked for; expression: (N, 20), those whose
-        expression the pictures have, None for the source's. -> (N, S, S, 3) uint8
+        expression the pictures have, None for the source's. Places are of `pictures`.
         """
-        result = drawn.copy()
+        result, maps = drawn.copy(), [None] * len(drawn)
         for row, face in enumerate(faces):
             strength = asked_for((pose - own)[row, COORDINATES["turn"]])
             if face is not None and strength:
@@ -89,26 +93,29 @@ class MeshWarp:
                 seen, shaped = outlined(face, code[POSE_DIM:], self.space, self.basis)
                 before = seen if expression is None else shaped
                 after = posed_as(before, pose[row, :POSE_DIM], float(len(drawn[row])))
-                carried, share, _ = self.carried(pictures[row], before.points, after)
+                carried, share, where = self.carried(pictures[row], before.points, after)
+                maps[row] = mapped(where, strength * share)
                 result[row] = mixed(drawn[row], carried, share, strength)
-        return result
+        return result, maps
 
     def looked_at(
         self, pictures: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
         pose: np.ndarray, expression: np.ndarray | None, look: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    ) -> np.ndarray:  # fmt: skip
+    ) -> Shown:  # fmt: skip
         """`turned`, and turned heads are looked at: what they miss of yaw and pitch is asked for on top, once.
 
         look: tells the codes of pictures (n, S, S, 3) uint8, where it sees no face what they were to have (n, 20).
         """
-        result = self.turned(pictures, drawn, faces, own, pose, expression)
+        result, maps = self.turned(pictures, drawn, faces, own, pose, expression)
         rows = np.flatnonzero((result != drawn).any((1, 2, 3)))
         if len(rows):
             more = pose.copy()
             more[rows, NODDING] += np.clip((pose[rows] - look(result[rows], pose[rows]))[:, NODDING], -MOST, MOST)
             chosen = [None if one is None else one[rows] for one in (pictures, drawn, own, more, expression)]
-            result[rows] = self.turned(*chosen[:2], [faces[row] for row in rows], *chosen[2:])
-        return result
+            result[rows], further = self.turned(*chosen[:2], [faces[row] for row in rows], *chosen[2:])
+            for row, where in zip(rows, further, strict=True):
+                maps[row] = where
+        return result, maps
 
     def carried(
         self, picture: np.ndarray, before: np.ndarray, after: np.ndarray
@@ -131,12 +138,20 @@ class MeshWarp:
         return face, cv2.resize(inner((shown == 1) | borrowed), sides), where
 
 
-def softened(where: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """A share (S, S) of what a map (R, R, 2), pixels of a crop, moves. -> (R, R, 2) float32"""
-    size, sides = len(share), where.shape[1::-1]
-    centres = ((np.arange(len(where)) + 0.5) * size / len(where)).astype(np.float32)
-    here = np.stack(np.meshgrid(centres, centres), -1)
-    return here + cv2.resize(share, sides, interpolation=cv2.INTER_AREA)[..., None] * (where - here)
+def mapped(where: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """A map (R, R, 2) and the share (S, S) of what it carries that is shown. -> (R, R, 3) float32"""
+    small = cv2.resize(share, where.shape[1::-1], interpolation=cv2.INTER_AREA)
+    return np.dstack([where, small]).astype(np.float32)
+
+
+def through(first: np.ndarray | None, then: np.ndarray | None, size: int) -> np.ndarray | None:
+    """The map of what was carried by one of `Shown` and then by another, in crops of a size; None moves nothing."""
+    if first is None or then is None:
+        return then if first is None else first
+    places = then[..., :2] * np.float32(len(first) / size) - 0.5
+    result = cv2.remap(first, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    result[..., 2] *= then[..., 2]
+    return result
 
 
 def mixed(drawn: np.ndarray, face: np.ndarray, share: np.ndarray, strength: float) -> np.ndarray:

@@ -153,6 +153,24 @@ class Paster:
         return self.edge[1]
 
 
+def enlarged(
+    rgb: np.ndarray, box: Box, crop: np.ndarray, face: np.ndarray, where: np.ndarray | None, size: int
+) -> np.ndarray:
+    """`face`, the edit of `crop`, with the detail that the frame has and a crop of its size has not.
+
+    Arguments as of `Paster.paste`; size: of the result's side. -> (size, size, 3) uint8
+    """
+    larger, _ = cut(rgb, box, size)
+    face, to_larger = face.astype(np.float32), crop_matrix(Box(0, 0, len(crop), len(crop)), size)
+    carried = None if where is None else carry_detail(face, crop, where)
+    picture, kept = keep_detail(face, crop, carried)
+    result = resample(picture - times(crop.astype(np.float32), kept), to_larger, size, size)
+    result += times(larger.astype(np.float32), resample(kept, to_larger, size, size))
+    if carried is not None:
+        carried.add(result, larger, crop, to_larger, (0, 0))
+    return np.rint(result).clip(0, 255).astype(np.uint8)
+
+
 # Colour
 
 
@@ -219,16 +237,18 @@ def compared(face: np.ndarray, crop: np.ndarray, low: float, high: float) -> tup
 def carry_detail(face: np.ndarray, crop: np.ndarray, where: np.ndarray) -> Carried:
     """The detail that goes along with a face that is the crop's own, bent.
 
-    face: (S, S, 3) float32 levels; where: (R, R, 2), from where in the crop each place of the face comes, pixels. What
-    was painted over there is not the crop's own, and what can stay where it is and hardly moves need not go.
+    face: (S, S, 3) float32 levels; where: (R, R, 3), from where in the crop each place of the face comes, pixels, and
+    the share of that in what is shown. What was painted over there is not the crop's own, and what can stay where it
+    is and hardly moves need not go.
     """
     size = len(crop)
-    where = cv2.resize(where, (size, size)) - np.float32(0.5)
+    x, y, share = cv2.split(cv2.resize(where, (size, size)))
+    places = cv2.merge([x, y]) - np.float32(0.5)
     centres = np.arange(size, dtype=np.float32)
-    moved = np.minimum(np.hypot(*cv2.split(where - np.stack(np.meshgrid(centres, centres), -1))) / MOVES, 1)
-    bent = cv2.remap(crop, where, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    fitting = compared(face, bent, FITS, MISSES)[-1]
-    return Carried(fitting * (1 - (1 - moved) * compared(face, crop, STAYED, MOVED)[-1]), where)
+    moved = np.minimum(np.hypot(*cv2.split(places - np.stack(np.meshgrid(centres, centres), -1))) / MOVES, 1)
+    bent = cv2.remap(crop, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    fitting = share * compared(face, bent, FITS, MISSES)[-1]
+    return Carried(fitting * (1 - (1 - moved) * compared(face, crop, STAYED, MOVED)[-1]), places)
 
 
 # The seam

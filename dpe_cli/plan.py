@@ -212,7 +212,7 @@ def try_frames(
         Job(frame, box, float(frame.time), expression=expression, pose=pose)
         for (frame, box), expression, pose in zip(ahead(seen()), *roles, strict=True)
     )
-    edited = ahead(run_jobs(jobs, engine, paster, Report()))
+    edited = ahead(run_jobs(jobs, engine, paster, Report(), settings.crop_size))
     with scratch(output) as folder:
         trial = folder / (output.name if output.suffix.lower() in VIDEO_SUFFIXES else "trial_%06d.png")
         frames = (frame for _, frame in edited)

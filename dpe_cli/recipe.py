@@ -92,6 +92,7 @@ class Phase:
     expression_weight: float = 0.0  # the paper's lambda_e, 20 there
     gan_weight: float = 0.0
     part: str = ""  # of stage retouch: mouth or eyes, where only that is trained
+    begun_share: float = 0.0  # of stage retouch: of the weights gone on from, in those that are written
     # at the phase's beginning
     copy_start: bool = False  # pictures pass through unchanged until flows are learnt: see initialise.see_through
     subtract_own: bool = False  # of the expression: see initialise.subtract_own

@@ -695,7 +695,7 @@ def edited_span(
         jobs = with_pictures(plan.jobs(number, sights), own, sights, begin, end)
         jobs = plan.dub.spoken(jobs, engine) if plan.dub else jobs
         jobs = stack_jobs(jobs, number, sights, edited, report)
-        edited = run_jobs(jobs, engine, pasters[number], report)
+        edited = run_jobs(jobs, engine, pasters[number], report, plan.settings.crop_size)
     for job, frame in edited:
         if job.frame.index >= end:
             return

@@ -56,6 +56,7 @@ class RetouchTraining:
     picture_weight: float = 10.0
     gan_weight: float = 0.5  # of the adversary: what is said of it in FEATURES
     part: str = ""  # mouth or eyes: the other network stays what it was
+    begun_share: float = 0.0  # of the weights gone on from, in those that are written: a mean of both errs less
     threads: int = 1
     seed: int = 0
 
@@ -325,10 +326,19 @@ def train_retouch(
             )
             for name in names
         }
-        states = known | {name: run.result() for name, run in runs.items()}
+        trained = {name: run.result() for name, run in runs.items()}
+    share = config.begun_share if start else 0.0
+    states = known | {name: blended(known.get(name), state, share) for name, state in trained.items()}
     path = output / "retouch.safetensors"
     save_retouch(path, states, basis)
     return path
+
+
+def blended(begun: dict[str, Tensor] | None, trained: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """The mean of two states of a network, the first one's weight being `share`."""
+    if not share:
+        return trained
+    return {key: torch.lerp(value.float(), begun[key].float(), share) for key, value in trained.items()}
 
 
 def split(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -288,6 +288,15 @@ def test_a_head_follows_a_video(tmp_path, clip, speech):
     assert all(np.allclose(pose[:6], own[:6], atol=1e-5) for _, pose in engine.asked)  # its codes' pose stands still
 
 
+def test_a_talking_head_is_as_large_as_is_asked(tmp_path, clip, speech):
+    write_image(tmp_path / "portrait.png", picture())
+    run(tmp_path / "portrait.png", speech, tmp_path / "out.mkv", edit={"crop_size": 90})
+    assert next(read_frames(tmp_path / "out.mkv")).rgb.shape == (90, 90, 3)
+    for source, settings in ((clip, {}), (tmp_path / "portrait.png", {"still": True})):
+        with pytest.raises(InputError, match="no size of its own"):
+            run(source, speech, tmp_path / "no.mkv", edit={"crop_size": 90}, **settings)
+
+
 def test_requests_that_make_no_sense_are_refused(tmp_path, clip, speech):
     with pytest.raises(InputError, match="whose own head"):
         run(clip, speech, tmp_path / "out.mkv", pose="generate")

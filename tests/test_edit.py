@@ -240,6 +240,16 @@ def test_a_pose_is_written_as_the_crop_unless_paste_is_asked(tmp_path: Path, mod
     assert any("seam" in note for note in report.notes) is bool(paste)
 
 
+@pytest.mark.parametrize("size", [50, 101, 128])
+def test_a_crop_is_written_as_large_as_is_asked(tmp_path: Path, size: int):
+    source, driving = clip(tmp_path / "s.mp4", [True, False, True]), clip(tmp_path / "d.mp4", [True])
+    settings = EditSettings(crop_size=size)
+    edit_video(source, Driving(pose=driving), tmp_path / "o.mp4", ENGINE, DETECTOR, settings)
+    assert [frame.rgb.shape for frame in read_frames(tmp_path / "o.mp4")] == [(size, size, 3)] * 3
+    with pytest.raises(InputError, match="no size of its own; add --no-paste"):
+        edit_video(source, Driving(driving), tmp_path / "p.mp4", ENGINE, DETECTOR, settings)
+
+
 def test_a_still_with_a_driving_video_becomes_a_talking_portrait(tmp_path: Path):
     write_image(tmp_path / "portrait.png", picture())
     driving = clip(tmp_path / "d.mp4", [True, True, False, True], Fraction(30000, 1001))

@@ -15,7 +15,7 @@ from dpe_cli.errors import InputError, QualityError, WeightsError
 from dpe_cli.face import Box, Detection
 from dpe_cli.masks import MaskMaker
 from dpe_cli.mesh import warp
-from dpe_cli.paste import Edge, Paster, colour_difference, keep_detail, make_paster
+from dpe_cli.paste import Edge, Paster, colour_difference, enlarged, keep_detail, make_paster
 from dpe_cli.report import Report
 from dpe_cli.video import Frame, VideoInfo, read_frames, write_video
 
@@ -205,36 +205,55 @@ def test_all_or_nothing_is_kept_of_detail_by_how_much_moved():
     assert kept[:, :30].min() == 1 and kept[:, 90:].max() == 0
 
 
-def bent() -> tuple[np.ndarray, np.ndarray]:
-    """Whence each place of a face comes, 3 pixels of the crop from the left in the middle; and how that falls off."""
+def bent(shown: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """What `Engine.carried` tells of a face that comes 3 pixels of the crop from the left in its middle.
+
+    And how that falls off. shown: share of the pixels that are carried.
+    """
     centres = np.arange(SIZE, dtype=np.float32) + 0.5
     share = np.exp(-(((centres - SIZE / 2) / 20) ** 2))
     share = share[:, None] * share
-    where = np.stack(np.meshgrid(centres, centres), -1)
-    where[..., 0] -= 3 * share
-    return where, share
+    x, y = np.meshgrid(centres, centres)
+    return np.dstack([x - 3 * share, y, np.full_like(x, shown)]), share
 
 
 def test_detail_goes_along_with_a_bent_face():
     rgb, box, (where, share) = portrait(1024), head(1024), bent()
     crop, _ = cut(rgb, box, SIZE)
-    face = warp(crop, where, float(SIZE))
+    face = warp(crop, where[..., :2], float(SIZE))
     plain, fine = (paster().paste(rgb, box, crop, face, 0.0, 0, given) for given in (None, where))
-    wanted = warp(cut(rgb, box, 8 * SIZE)[0], cv2.resize(where, (8 * SIZE, 8 * SIZE)), float(SIZE))
+    wanted = warp(cut(rgb, box, 8 * SIZE)[0], cv2.resize(where[..., :2], (8 * SIZE, 8 * SIZE)), float(SIZE))
     moved = cv2.resize(share, (8 * SIZE, 8 * SIZE)) > 0.3
     missed = [np.abs(cut(one.rgb, box, 8 * SIZE)[0].astype(int) - wanted)[moved].mean() for one in (plain, fine)]
     assert missed[1] < 0.5 * missed[0]
+    unseen = paster().paste(rgb, box, crop, face, 0.0, 0, bent(0.0)[0])
+    assert np.array_equal(unseen.rgb, plain.rgb)
 
 
 def test_what_is_painted_over_gets_no_detail_of_what_was_there():
     rgb, box, (where, _) = portrait(1024), head(1024), bent()
     crop, _ = cut(rgb, box, SIZE)
-    face = warp(crop, where, float(SIZE))
+    face = warp(crop, where[..., :2], float(SIZE))
     face[50:80, 50:80] = 255 - face[50:80, 50:80]
     plain, fine = (paster().paste(rgb, box, crop, face, 0.0, 0, given).rgb for given in (None, where))
     x0, y0, scale = box.x0, box.y0, box.width / SIZE
     inside = tuple(slice(round(edge + 56 * scale), round(edge + 74 * scale)) for edge in (y0, x0))
     assert np.array_equal(plain[inside], fine[inside]) and not np.array_equal(plain, fine)
+
+
+def test_a_crop_may_be_larger_than_it_was_drawn():
+    """With all the detail that the frame has of what stays and of what is bent, and as drawn where it is neither."""
+    rgb, box, (where, _) = portrait(1024), head(1024), bent()
+    crop, _ = cut(rgb, box, SIZE)
+    size = 2 * SIZE
+    assert np.array_equal(enlarged(rgb, box, crop, crop, None, size), cut(rgb, box, size)[0])
+    face = warp(crop, where[..., :2], float(SIZE))
+    wanted = warp(cut(rgb, box, size)[0], cv2.resize(where[..., :2], (size, size)), float(SIZE))
+    drawn = cv2.resize(face, (size, size), interpolation=cv2.INTER_CUBIC)
+    missed = [np.abs(one.astype(int) - wanted).mean() for one in (drawn, enlarged(rgb, box, crop, face, where, size))]
+    assert missed[1] < 0.4 * missed[0]
+    green = np.full_like(crop, (0, 255, 0))
+    assert (enlarged(rgb, box, crop, green, where, size) == (0, 255, 0)).all()
 
 
 # The seam

@@ -15,7 +15,7 @@ from dpe_cli.errors import InputError, WeightsError
 from dpe_cli.face import crop_box, make_detector
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.measured import read_codes
-from dpe_cli.mesh_warp import MeshWarp, posed_as
+from dpe_cli.mesh_warp import MeshWarp, posed_as, through
 from dpe_cli.models import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, MotionSpace
 from dpe_cli.parts import EYE, MOUTH, OTHER_EYE, PARTS, UNIT, Patch, cut_patch, of_centres, posed, put_back, to_patch
@@ -24,6 +24,7 @@ from dpe_cli.train_retouch import (
     CHANNELS,
     RetouchTrainer,
     RetouchTraining,
+    blended,
     evaluate,
     paint,
     shape_basis,
@@ -244,8 +245,9 @@ def test_only_turned_heads_are_put_right():
     asked = own.copy()
     asked[1:, :POSE_DIM] = code_of(turned(20))[:POSE_DIM]
     asked[0, POSE_DIM:] += 1
-    found = MESH.turned(pictures, drawn, faces, own, asked)
+    found, maps = MESH.turned(pictures, drawn, faces, own, asked)
     np.testing.assert_array_equal(found[[0, 2]], drawn[[0, 2]])
+    assert maps[0] is None and maps[1].shape == (128, 128, 3) and maps[2] is None
     lips = turned(20)[13, :2].astype(int)
     changed = np.abs(found[1].astype(int) - 100).max(-1)
     assert changed[lips[1] - 4 : lips[1] + 4, lips[0] - 4 : lips[0] + 4].mean() > 20
@@ -264,9 +266,11 @@ def test_turned_heads_are_looked_at_and_turned_on():
         seen.append(shown)
         return otherwise - np.array([0.4, -2, 3] + [0] * 17, np.float32)  # too much pitch, and roll counts for nothing
 
-    found = MESH.looked_at(pictures, drawn, faces, own, pose, None, look)
-    np.testing.assert_array_equal(found, MESH.turned(pictures, drawn, faces, own, further))
-    np.testing.assert_array_equal(seen, [MESH.turned(pictures, drawn, faces, own, pose)[1:]])  # the one that turned
+    found, maps = MESH.looked_at(pictures, drawn, faces, own, pose, None, look)
+    wanted, theirs = MESH.turned(pictures, drawn, faces, own, further)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(maps[1], theirs[1])
+    np.testing.assert_array_equal(seen, [MESH.turned(pictures, drawn, faces, own, pose)[0][1:]])  # the one that turned
     np.testing.assert_array_equal(found[0], drawn[0])
 
 
@@ -282,8 +286,9 @@ def test_a_new_expression_carries_the_skin_along():
     np.testing.assert_array_equal(found[0], drawn[0])
     x, y = points[50, :2].astype(int)
     assert maps[0] is None
-    come_from = cv2.resize(maps[1], (SIZE, SIZE))[y + 9, x] - [x + 0.5, y + 9.5]
-    np.testing.assert_allclose(come_from, [0, -9], atol=1.5)
+    come_from = cv2.resize(maps[1], (SIZE, SIZE))[y + 9, x]
+    np.testing.assert_allclose(come_from, [x + 0.5, y + 0.5, 1], atol=1.5)
+    assert not maps[1][:10, :, 2].any()  # of the background nothing is carried
     assert np.abs(found[1, y + 9, x].astype(int) - crops[1, y, x]).max() < 25  # 0.1 of 90 pixels further down
     x, y = points[280, :2].astype(int)
     assert np.abs(found[1, y, x].astype(int) - crops[1, y, x]).max() < 10  # the other cheek is where it was
@@ -361,6 +366,12 @@ def test_a_file_holds_both_networks():
         RetouchNet().load_state_dict(states[name])
 
 
+def test_what_is_written_may_be_a_mean_of_before_and_after():
+    before, after = {"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([1.0, 4.0])}
+    assert blended(before, after, 0.25)["w"].tolist() == [0.75, 3.5]
+    assert blended(None, after, 0.0) is after
+
+
 @pytest.mark.parametrize(("part", "begun"), [("nose", True), ("mouth", False)])
 def test_only_a_part_that_is_there_is_trained_alone(tmp_path: Path, part: str, begun: bool):
     space, start = weights.folder() / "motion-space.json", weights.folder() / "retouch.safetensors" if begun else None
@@ -427,19 +438,41 @@ def test_an_edit_with_the_shipped_weights_turns_the_face_itself(portrait: np.nda
 def test_an_edit_tells_where_its_faces_come_from(portrait: np.ndarray):
     engine = Engine(device="cpu")
     own = engine.motion_codes(portrait)
-    asked = own.copy()
+    asked, turned = own.copy(), own.copy()
     asked[:, COORDINATES["mouth"].start] -= 2
-    crops, codes = portrait.repeat(2, 0), np.concatenate([own, asked])
+    turned[:, 0] += 1
+    crops, codes, poses = portrait.repeat(2, 0), np.concatenate([own, asked]), np.concatenate([turned, own])
     for _ in range(2):  # the second time from memory
         engine.edit(crops, codes, None)
         still, moved = engine.carried(crops, codes, None)
-        assert still is None and moved.shape == (128, 128, 2)
-    shift = moved - np.stack(np.meshgrid(*[np.arange(128) * 2 + 1] * 2), -1)
-    assert 1 < np.abs(shift).max() < 40
-    engine.edit(crops, None, codes)
-    assert engine.carried(crops, None, codes) == engine.carried(crops, codes, codes) == [None] * 2
+        assert still is None and moved.shape == (128, 128, 3)
+    here = np.stack(np.meshgrid(*[np.arange(128) * 2 + 1] * 2), -1)
+    shift = np.abs(moved[..., :2] - here)[moved[..., 2] > 0.5]
+    assert 1 < shift.max() < 40
+    engine.edit(crops, codes, poses)
+    away, opened = engine.carried(crops, codes, poses)  # the one is turned only, the other only speaks
+    np.testing.assert_array_equal(opened, moved)
+    engine.edit(crops, None, poses)
+    alone, none = engine.carried(crops, None, poses)
+    assert none is None
+    assert np.abs(away - alone).mean() < 0.2
+    engine.edit(crops, np.concatenate([asked, asked]), poses)
+    both, _ = engine.carried(crops, np.concatenate([asked, asked]), poses)
+    inside = (alone[..., 2] > 0.99) & (both[..., 2] > 0.99)
+    assert inside.mean() > 0.05
+    assert 0.5 < np.abs(both - alone)[inside].max() < 40
     engine.forget()
     assert engine.carried(crops, codes, None) == [None] * 2
+
+
+def test_maps_follow_each_other():
+    places = np.stack(np.meshgrid(*[np.arange(8) * 4.0 + 2] * 2), -1)
+    right, half = (np.dstack([places + step, np.full((8, 8), share)]).astype(np.float32) for step, share in
+                   (([4, 0], 1.0), ([0, -8], 0.5)))  # fmt: skip
+    found = through(right, half, 32)[2:, :-1]
+    np.testing.assert_allclose(found[..., :2], (places + [4, -8])[2:, :-1], atol=1e-4)
+    assert (found[..., 2] == 0.5).all()
+    assert through(None, half, 32) is half and through(right, None, 32) is right and through(None, None, 32) is None
 
 
 def test_lanes_of_the_shipped_weights_edit_as_the_engine_does(portrait: np.ndarray):

@@ -127,6 +127,7 @@ CASES = {
     "trim": ({}, {}, {"driving_end": "trim"}),
     "relative": ({}, {}, {"motion": "relative"}),
     "crop": ({"hidden": range(0, 20)}, {"mode": "both"}, {}),
+    "large crop": ({}, {"mode": "both"}, {"crop_size": 96}),
 }
 
 

@@ -269,6 +269,11 @@ def encoding_options(function: Callable) -> Callable:
     """Options of every command that writes a video: how it is encoded, and the rate of image sequences."""
     options = [
         click.option(
+            "--crop-size", type=click.IntRange(64, 4096), metavar="PIXELS",
+            help="Side of a crop that is not pasted back; more than 256 shows finer detail of the source.  "
+            "[default: 256]",
+        ),
+        click.option(
             "--codec", type=click.Choice(["h264", "hevc", "prores", "ffv1", "png"]),
             help="Of the output.  [default: h264; hevc for more than 8 bits; prores, ffv1 for such sources and for "
             "alpha]",

@@ -352,8 +352,8 @@ def train_retouching(
     from dpe_cli.weights import folder
 
     (phase,) = phases
-    names = ("minutes", "batch", "lr", "ema", "gan_weight", "eye_share", "open_share", "part", "threads", "seed")
-    settings = {name: getattr(phase, name) for name in names}
+    names = ("minutes", "batch", "lr", "ema", "gan_weight", "eye_share", "open_share", "part", "begun_share")
+    settings = {name: getattr(phase, name) for name in (*names, "threads", "seed")}
     return train_retouch(data, output, RetouchTraining(**settings), space or folder() / SPACE, start=init, talk=say)
 
 
