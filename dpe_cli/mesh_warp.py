@@ -54,8 +54,8 @@ class MeshWarp:
             if face is not None and strength:
                 before, after = outlined(face, asked[row, POSE_DIM:], self.space, self.basis)
                 carried, share, where = self.carried(crops[row], before.points, after.points)
-                maps[row] = mapped(where, strength * share)
                 share = share * (1 - self.left(before.points, after.points, own[row], asked[row], len(share)))
+                maps[row] = mapped(where, strength * share)
                 result[row] = mixed(drawn[row], carried, share, strength)
         return result, maps
 
