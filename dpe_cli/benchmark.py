@@ -508,9 +508,12 @@ def measure_stages(source: Path, engine: Engine, detector: FaceDetector) -> dict
     pictures = np.stack([crop for crop, _ in crops])
     paster = make_paster(engine.size, detector)
 
+    x, y = np.meshgrid(*[np.arange(1, engine.size, 2, dtype=np.float32)] * 2)
+    from_left = np.dstack([x - 2, y, np.ones_like(x)])  # see `Engine.carried`
+
     def paste() -> None:
         for frame, box, (crop, _) in zip(held, boxes, crops, strict=True):
-            paster.paste(frame.rgb, box, crop, 255 - crop, float(frame.time))
+            paster.paste(frame.rgb, box, crop, np.roll(crop, 2, 1), float(frame.time), 0, from_left)
 
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
         target = Path(folder) / "out.mp4"
