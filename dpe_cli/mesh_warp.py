@@ -23,7 +23,9 @@ from dpe_cli.retouch import asked_for, outlined
 # Of masks, which are of the size of the flows, in pixels: holes that are closed, how far from the face's outline and
 # from what nobody shows the mesh is shown, the sigma of the edge there, and of the edge of what is mirrored.
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
-NODDING, MOST = slice(0, 2), 1.0  # yaw and pitch, and what may be asked for on top: 15 and 12 degrees
+NODDING = slice(0, 2)  # yaw and pitch
+HEEDED, MOST = 0.75, 1.0  # share of what they miss that is asked for on top, and the most of that, 15 and 12 degrees:
+# all of it would add a fourth to the trembling of still heads
 BLINKING = 0.4  # change of lids or gaze from which eyes are left to the generators, wholly at twice that
 
 
@@ -110,7 +112,8 @@ class MeshWarp:
         rows = np.flatnonzero((result != drawn).any((1, 2, 3)))
         if len(rows):
             more = pose.copy()
-            more[rows, NODDING] += np.clip((pose[rows] - look(result[rows], pose[rows]))[:, NODDING], -MOST, MOST)
+            missed = (pose[rows] - look(result[rows], pose[rows]))[:, NODDING]
+            more[rows, NODDING] += np.clip(HEEDED * missed, -MOST, MOST)
             chosen = [None if one is None else one[rows] for one in (pictures, drawn, own, more, expression)]
             result[rows], further = self.turned(*chosen[:2], [faces[row] for row in rows], *chosen[2:])
             for row, where in zip(rows, further, strict=True):

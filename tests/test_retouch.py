@@ -260,7 +260,7 @@ def test_turned_heads_are_looked_at_and_turned_on():
     pose = own.copy()
     pose[1, :POSE_DIM] = code_of(turned(15, 5, 5))[:POSE_DIM]
     further, seen = pose.copy(), []
-    further[1, :2] += [0.4, -1]
+    further[1, :2] += [0.3, -1]
 
     def look(shown: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
         seen.append(shown)
