@@ -699,7 +699,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What became of it."""
+    """What a lane made of a batch."""
 
     rebuilt: list[float]  # PSNR of those of `check`
     faces: Sequence[np.ndarray] = ()  # edited crops of the `chosen`

@@ -190,6 +190,7 @@ MAY_IMPORT = {
         "motion_file",
         "paste",
         "people",
+        "pipeline",
         "report",
         "video",
         "errors",
