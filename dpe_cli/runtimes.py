@@ -37,13 +37,16 @@ from dpe_cli.weights import Loaded
 FORMATS = ("onnx", "openvino")
 PRECISIONS = ("fp32", "int8")
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
-SCHEMA = "dpe-networks/1"  # a new number when graphs of before must not be used any more
+SCHEMA = "dpe-networks/2"  # a new number when graphs of before must not be used any more
 ABOUT = "networks.json"
 OPSET = 18
 OPENVINO_REMEDY = "pip install 'dpe-cli[openvino]', or use --backend onnx"
 # 8 bits: convolutions of a picture's colours stay in float32, and so do the encoder's shortcuts, which colours take
 # too, blurs, flows and masks.
 COLOURS = 3
+# Narrow encoders' convolutions of the finest map gain little by 8 bits, and it may hold a constant (`show_inside`),
+# beside which these leave nothing of the others: so many of them stay in float32.
+NARROW, FINEST = 16, 3
 # Drawn pictures that show how large the values become, and their contrasts from first to last.
 CALIBRATION, CONTRASTS, SEED = 12, (0.55, 2.0), 0
 
@@ -155,7 +158,8 @@ def write_graphs(loaded: Loaded, folder: Path, precision: str) -> None:
             )  # fmt: skip
             if precision == "int8" and name not in ("motion", "shifts"):
                 feeds = [dict(zip(takes, map(as_array, values), strict=True)) for values in inputs]
-                quantise(path, feeds)
+                finest = loaded.config.channels[loaded.config.size]
+                quantise(path, feeds, FINEST if name == "encoder" and finest <= NARROW else 0)
 
 
 def names_of(graph: str, config: DPEConfig) -> tuple[list[str], list[str]]:
@@ -184,8 +188,11 @@ def drawn_pictures(size: int) -> Tensor:
     return torch.cat(pictures)
 
 
-def quantise(path: Path, feeds: list[dict[str, np.ndarray]]) -> None:
-    """Rewrites an ONNX graph with 8-bit convolutions: weights by output channel, values by the range that they take."""
+def quantise(path: Path, feeds: list[dict[str, np.ndarray]], spared: int = 0) -> None:
+    """Rewrites an ONNX graph with 8-bit convolutions: weights by output channel, values by the range that they take.
+
+    spared: how many of the first ones stay as they are.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -201,12 +208,13 @@ def quantise(path: Path, feeds: list[dict[str, np.ndarray]]) -> None:
     quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
     graph = onnx.load(str(prepared)).graph
     shapes = {weight.name: list(weight.dims) for weight in graph.initializer}
-    kept = []
+    kept, others = [], []
     for node in graph.node:
         if node.op_type == "Conv":
             *channels, height, _ = shapes[node.input[1]]
-            if min(channels) <= COLOURS or height == 1:  # a blur has one channel of weights for each
-                kept.append(node.name)
+            colours = min(channels) <= COLOURS or height == 1  # a blur has one channel of weights for each
+            (kept if colours else others).append(node.name)
+    kept += others[:spared]
     quantize_static(
         str(prepared), str(path), Feeds(), quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"],
         nodes_to_exclude=kept, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
