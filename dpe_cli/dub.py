@@ -104,6 +104,16 @@ class DubSettings:
         """What the head and the lids of a still follow."""
         return [Path(one) for one in (self.pose, self.blink) if one not in ("", KEEP, GENERATE, AUTO, OFF)]
 
+    @property
+    def head_moves(self) -> bool:
+        """The pose is not the source's own; of `settled` settings."""
+        return self.pose != KEEP
+
+    @property
+    def crop_only(self) -> bool:
+        """A moved head does not fit into its picture."""
+        return self.head_moves and self.edit.paste is not True
+
 
 def dub_video(
     source: Path,
@@ -164,8 +174,7 @@ def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings) ->
         raise InputError(
             f"{source} is a video, whose own head and eyes stay", "leave --pose, --blink and --still to pictures"
         )
-    moving = info.is_image and settled(settings, info).pose != KEEP
-    if settings.edit.crop_size is not None and not (moving and settings.edit.paste is not True):
+    if settings.edit.crop_size is not None and not settled(settings, info).crop_only:
         raise InputError("a face that is pasted back has no size of its own", "leave --crop-size out")
     check_writable(replace(info, is_image=False), output, settings.edit.wish)
     return info
@@ -258,16 +267,6 @@ class Dub:
     drivers: dict[Path, Driver]  # of `settings.files`
     networks: dict[str, str]  # `networks_used`
 
-    @property
-    def crop_only(self) -> bool:
-        """A moved head does not fit into its picture."""
-        return self.head_moves and self.settings.edit.paste is not True
-
-    @property
-    def head_moves(self) -> bool:
-        """The pose is not the source's own."""
-        return self.settings.pose != KEEP
-
     def jobs(self, shown: Iterator[tuple[Frame, Box | None]], sights: dict[int, Sight]) -> Iterator[Job]:
         """What is to be done with the frames, less the motion codes, for which `spoken` looks at the pictures."""
         for frame, box in shown:
@@ -301,7 +300,7 @@ class Dub:
 
     def paster(self, engine: Engine, detector: FaceDetector) -> Paster | None:
         """Pastes the lower face of a video, the whole face of a still; None where only the crop is written."""
-        if self.crop_only:
+        if self.settings.crop_only:
             return None
         if self.still:
             return paster_for(self.settings.edit, engine, detector)
@@ -357,7 +356,7 @@ def decide(
     }
     size = audio.stat().st_size
     dub = Dub(audio, size, settings, info.is_image, lengths, loudness, person, drivers, networks_used())
-    if dub.crop_only:
+    if dub.settings.crop_only:
         remark("a moved head does not fit into its picture: only the crop is written; --still or --paste keep it whole")
     return dub
 

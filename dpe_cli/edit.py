@@ -734,10 +734,10 @@ def finished(
             rgb, seam = job.frame.rgb if job.onto is None else job.onto, None
             if paster is None:
                 own = crops[number][0]
-                frame = replace(job.frame, rgb=faces.get(number, own), original=None)
+                face = faces.get(number, own)
                 if crop_size is not None:
-                    larger = enlarged(rgb, job.box, own, frame.rgb, maps.get(number), crop_size)
-                    frame = replace(frame, rgb=larger)
+                    face = enlarged(rgb, job.box, own, face, maps.get(number), crop_size)
+                frame = replace(job.frame, rgb=face, original=None)
             elif number in faces:
                 seen = float(job.frame.time), job.track, maps[number]
                 pasted = paster.paste(rgb, job.box, crops[number][0], faces[number], *seen)

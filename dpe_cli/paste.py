@@ -112,8 +112,7 @@ class Paster:
             track, where = ("enhanced", track), None
         picture, kept, carried = self.matched(face, crop, mask, time, track), None, None
         if self.detail:
-            carried = None if where is None else carry_detail(picture, crop, where)
-            picture, kept = keep_detail(picture, crop, carried)
+            picture, kept, carried = keep_detail(picture, crop, where)
         result = paste_back(rgb, picture, mask, to_crop, crop, kept, carried)
         return Pasted(result, self.edge_of(mask).seam(rgb, result, to_crop))
 
@@ -134,7 +133,7 @@ class Paster:
         scale = np.diag(to_crop[:, :2]) / np.diag(to_larger[:, :2])
         across = np.column_stack([np.diag(scale), to_crop[:, 2] - scale * to_larger[:, 2]])  # enhancer's frame to crop
         back = np.column_stack([np.diag(1 / scale), -across[:, 2] / scale])
-        face, kept = keep_detail(face, crop) if self.detail else (face, None)
+        face, kept, _ = keep_detail(face, crop) if self.detail else (face, None, None)
         whole = self.enhancer(paste_back(larger, face, mask, across, crop, kept))
         return larger, whole, resample(mask, back, size, size, cv2.BORDER_CONSTANT), to_larger
 
@@ -161,9 +160,8 @@ def enlarged(
     Arguments as of `Paster.paste`; size: of the result's side. -> (size, size, 3) uint8
     """
     larger, _ = cut(rgb, box, size)
-    face, to_larger = face.astype(np.float32), crop_matrix(Box(0, 0, len(crop), len(crop)), size)
-    carried = None if where is None else carry_detail(face, crop, where)
-    picture, kept = keep_detail(face, crop, carried)
+    to_larger = crop_matrix(Box(0, 0, len(crop), len(crop)), size)
+    picture, kept, carried = keep_detail(face.astype(np.float32), crop, where)
     result = resample(picture - times(crop.astype(np.float32), kept), to_larger, size, size)
     result += times(larger.astype(np.float32), resample(kept, to_larger, size, size))
     if carried is not None:
@@ -209,16 +207,19 @@ def mean_and_spread(colours: np.ndarray, weights: np.ndarray) -> tuple[np.ndarra
 # Detail
 
 
-def keep_detail(face: np.ndarray, crop: np.ndarray, carried: Carried | None = None) -> tuple[np.ndarray, np.ndarray]:
+def keep_detail(
+    face: np.ndarray, crop: np.ndarray, where: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, Carried | None]:
     """`face` (S, S, 3) float32 levels with the crop's own detail where the edit moved nothing, and where that is.
 
     The second, (S, S) float32 in [0, 1], is how much of the detail that is too fine for the crop can stay in the frame.
-    A network blurs what it leaves in place: there only its low frequencies say what it meant to change. What is
-    `carried` elsewhere does not stay.
+    A network blurs what it leaves in place: there only its low frequencies say what it meant to change. The third is
+    what goes along with the face instead, where `where` tells how it was bent: see `carry_detail`.
     """
     difference, smooth, kept = compared(face, crop, STAYED, MOVED)
+    carried = None if where is None else carry_detail(face, crop, where, kept)
     kept = kept if carried is None else kept * (1 - carried.share)
-    return face + times(smooth - difference, kept), kept
+    return face + times(smooth - difference, kept), kept, carried
 
 
 def compared(face: np.ndarray, crop: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -234,12 +235,12 @@ def compared(face: np.ndarray, crop: np.ndarray, low: float, high: float) -> tup
     return difference, smooth, cv2.resize(np.clip((high - change) / (high - low), 0, 1), (size, size))
 
 
-def carry_detail(face: np.ndarray, crop: np.ndarray, where: np.ndarray) -> Carried:
+def carry_detail(face: np.ndarray, crop: np.ndarray, where: np.ndarray, kept: np.ndarray) -> Carried:
     """The detail that goes along with a face that is the crop's own, bent.
 
     face: (S, S, 3) float32 levels; where: (R, R, 3), from where in the crop each place of the face comes, pixels, and
-    the share of that in what is shown. What was painted over there is not the crop's own, and what can stay where it
-    is and hardly moves need not go.
+    the share of that in what is shown; kept: (S, S), where detail could stay. What was painted over is not the crop's
+    own, and what can stay where it is and hardly moves need not go.
     """
     size = len(crop)
     x, y, share = cv2.split(cv2.resize(where, (size, size)))
@@ -248,7 +249,7 @@ def carry_detail(face: np.ndarray, crop: np.ndarray, where: np.ndarray) -> Carri
     moved = np.minimum(np.hypot(*cv2.split(places - np.stack(np.meshgrid(centres, centres), -1))) / MOVES, 1)
     bent = cv2.remap(crop, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     fitting = share * compared(face, bent, FITS, MISSES)[-1]
-    return Carried(fitting * (1 - (1 - moved) * compared(face, crop, STAYED, MOVED)[-1]), places)
+    return Carried(fitting * (1 - (1 - moved) * kept), places)
 
 
 # The seam

@@ -6,7 +6,7 @@ come from a trial: a few frames go through every stage, into a file that is thro
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from fractions import Fraction
 from itertools import islice
@@ -55,7 +55,6 @@ from dpe_cli.report import Report, peak_memory
 from dpe_cli.video import Frame, VideoInfo, frame_times, read_frames, write_video
 
 TRIAL = 24  # frames
-BYTES = 3  # of a pixel of a frame that waits for the smoothing of boxes
 COPIES = 3  # of the output: beside it, while it is made in segments and joined
 
 T = TypeVar("T")
@@ -112,7 +111,7 @@ def forecast_dub(
         return ((Frame(index, moment, None), None, Sight()) for index, moment in enumerate(times))
 
     frames = sum(1 for _ in shown_frames(turn, info, dub.lengths, {}))
-    moved = Edits((Edit(Driving(source, source if dub.head_moves else None), edit.face),))
+    moved = Edits((Edit(Driving(source, source if dub.settings.head_moves else None), edit.face),))
     trial = try_frames(source, dub.target(info).info, moved, engine, detector, edit, paster, output)
     return foreseen(info, boxes, list(dub.drivers.values()), frames, 1, trial, output, engine, detector)
 
@@ -195,22 +194,25 @@ def try_frames(
 ) -> dict[str, float]:
     """Seconds for a frame of an edit and of a driving, bytes for a frame, and the memory in MiB that all would take."""
 
-    def seen() -> Iterator[tuple[Frame, Box]]:
-        return islice(with_a_face(source, detector, settings, edits), TRIAL)
+    def seen(count: int) -> Iterator[tuple[Frame, Box]]:
+        return ahead(islice(with_a_face(source, detector, settings, edits), count))
 
-    def crops() -> Iterator[np.ndarray]:
-        return (cut(frame.rgb, box, engine.size)[0] for frame, box in ahead(seen()))
+    def crops_of(frames: Iterable[tuple[Frame, Box]]) -> np.ndarray:
+        return np.stack([cut(frame.rgb, box, engine.size)[0] for frame, box in frames])
 
-    stack = np.stack(list(crops()))
-    engine.motion_codes(stack)  # not timed: the first batches are slow
+    def roles(codes: np.ndarray) -> list[np.ndarray | None]:
+        return [None if edits.mode == other else codes[::-1] for other in ("pose", "exp")]
+
+    first = list(seen(min(engine.batch_size, TRIAL)))
+    crops = crops_of(first)
+    engine.edit(crops, *roles(engine.motion_codes(crops)))  # not timed: the first batch is slow
     engine.forget()
-    reading, codes = timed(lambda: engine.motion_codes(np.stack(list(crops()))))
-    roles = [[None] * len(codes) if edits.mode == other else codes[::-1] for other in ("pose", "exp")]
-    engine.edit(stack[: engine.batch_size], *(None if role[0] is None else role[: engine.batch_size] for role in roles))
+    reading, codes = timed(lambda: engine.motion_codes(crops_of(seen(TRIAL))))
     engine.forget()
+    asked = [[None] * len(codes) if role is None else role for role in roles(codes)]
     jobs = (
         Job(frame, box, float(frame.time), expression=expression, pose=pose)
-        for (frame, box), expression, pose in zip(ahead(seen()), *roles, strict=True)
+        for (frame, box), expression, pose in zip(seen(TRIAL), *asked, strict=True)
     )
     edited = ahead(run_jobs(jobs, engine, paster, Report(), settings.crop_size))
     with scratch(output) as folder:
@@ -218,7 +220,7 @@ def try_frames(
         frames = (frame for _, frame in edited)
         editing, _ = timed(lambda: write_video(frames, info, trial, start=0.0, **asdict(settings.wish)))
         size = sum(file.stat().st_size for file in files_of(trial))
-    waiting = 2 * smoothing_radius(info, settings.smooth) * info.width * info.height * BYTES
+    waiting = 2 * smoothing_radius(info, settings.smooth) * first[0][0].rgb.nbytes  # for the smoothing of boxes
     return {
         "seconds": editing / len(codes),
         "reading": reading / len(codes),

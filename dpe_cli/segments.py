@@ -319,7 +319,7 @@ def make_dub_plan(
         path, source, output, engine, edits, edit, target, report, asked, key,
         shown=numbers % once if dub.lengths.more_frames == "loop" else np.minimum(numbers, once - 1),
         dub=replace(dub, audio=audio.absolute()),
-        paste=not dub.crop_only,
+        paste=not dub.settings.crop_only,
         first_boxes=(),
         drivers=dub.drivers,
         **table,

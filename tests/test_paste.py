@@ -201,7 +201,7 @@ def test_all_or_nothing_is_kept_of_detail_by_how_much_moved():
     face = crop.astype(np.float32)
     face[:, :40] += 2.5
     face[:, 80:] += 40
-    _, kept = keep_detail(face, crop)
+    _, kept, _ = keep_detail(face, crop)
     assert kept[:, :30].min() == 1 and kept[:, 90:].max() == 0
 
 

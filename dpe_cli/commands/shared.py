@@ -266,7 +266,7 @@ def machine_options(function: Callable) -> Callable:
 
 
 def encoding_options(function: Callable) -> Callable:
-    """Options of every command that writes a video: how it is encoded, and the rate of image sequences."""
+    """Options of every command that writes a video: how large crops are, encoding, the rate of image sequences."""
     options = [
         click.option(
             "--crop-size", type=click.IntRange(64, 4096), metavar="PIXELS",
