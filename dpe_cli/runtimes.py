@@ -44,8 +44,8 @@ OPENVINO_REMEDY = "pip install 'dpe-cli[openvino]', or use --backend onnx"
 # 8 bits: convolutions of a picture's colours stay in float32, and so do the encoder's shortcuts, which colours take
 # too, blurs, flows and masks.
 COLOURS = 3
-# So many of a narrow encoder's convolutions read its two finest maps and gain little by 8 bits. They stay in float32, and
-# with them the maps, which are drawn from and may each hold a small constant (`show_inside`, `show_teeth`).
+# So many of a narrow encoder's convolutions read its two finest maps and gain little by 8 bits. They stay in float32,
+# and with them the maps, which are drawn from and may each hold a small constant (`show_inside`, `show_teeth`).
 NARROW, FINEST = 16, 3
 # Drawn pictures that show how large the values become, and their contrasts from first to last.
 CALIBRATION, CONTRASTS, SEED = 12, (0.55, 2.0), 0
