@@ -90,7 +90,8 @@ def paste_back(
         return result
     unit = levels(rgb)
     face = face.astype(np.float32)
-    # face + kept * (own - crop), all seen in the frame: the product before resampling saves the slowest step
+    # face + kept * (own - crop), all seen in the frame: the product before resampling saves the slowest step. What is
+    # kept is resampled as the product is, or the difference would draw lines where it ends.
     fine = crop is not None and kept is not None
     face = face - times(crop.astype(np.float32), kept) if fine else face
     for row in range(top, bottom, BAND):
@@ -99,7 +100,7 @@ def paste_back(
         height, width = part.shape[:2]
         own = part.astype(np.float32) / np.float32(unit)
         step = resample(face, to_part, width, height)
-        step -= times(own, 1 - resample(kept, to_part, width, height)) if fine else own
+        step -= times(own, 1 - resample(kept, to_part, width, height, cubic=True)) if fine else own
         if carried is not None:
             carried.add(step, rgb, crop, to_part, (left, row))
         alpha = resample(mask, to_part, width, height, cv2.BORDER_CONSTANT)
@@ -148,12 +149,13 @@ def times(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def resample(
-    picture: np.ndarray, to_output: np.ndarray, width: int, height: int, border: int = cv2.BORDER_REPLICATE
-) -> np.ndarray:
+    picture: np.ndarray, to_output: np.ndarray, width: int, height: int, border: int = cv2.BORDER_REPLICATE,
+    cubic: bool | None = None,
+) -> np.ndarray:  # fmt: skip
     """A picture (H, W[, C]) seen through a matrix that scales and shifts, without aliasing. (height, width[, C])
 
-    Whole factors of shrinking are averages of blocks, the rest a small blur; pixels between are cubic for pictures and
-    linear, which does not overshoot, for masks (H, W).
+    Whole factors of shrinking are averages of blocks, the rest a small blur; pixels between are cubic for pictures and,
+    unless `cubic` says otherwise, linear, which does not overshoot, for masks (H, W).
     """
     scale, shift = np.diag(to_output[:, :2]), to_output[:, 2]
     factor = max(1, int(1 / scale.max() + 1e-6))
@@ -174,5 +176,5 @@ def resample(
     # centre x of the part lies at low + (x + 0.5) * factor - 0.5 of the picture
     origin = low + (factor - 1) / 2
     matrix = np.column_stack([np.diag(scale * factor), scale * origin + shift])
-    way = cv2.INTER_CUBIC if picture.ndim == 3 else cv2.INTER_LINEAR
+    way = cv2.INTER_CUBIC if (picture.ndim == 3 if cubic is None else cubic) else cv2.INTER_LINEAR
     return cv2.warpAffine(part, matrix, (width, height), flags=way, borderMode=border)

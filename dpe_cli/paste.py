@@ -12,7 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dpe_cli.crop import Carried, crop_matrix, cut, levels, paste_back, resample, times
+from dpe_cli.crop import crop_matrix, cut, levels, paste_back, resample, times
+from dpe_cli.detail import keep_detail
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box, FaceDetector, Measured, connected
 from dpe_cli.landmarks import Landmarker
@@ -24,12 +25,6 @@ STATISTICS = 64  # side of the small crops whose colours are compared: detail is
 MAX_GAIN, MAX_SHIFT = 1.4, 40.0  # a larger difference (levels) is not one of colour: something stands in the way
 ROUNDS, MISFIT = 4, 8.0  # of fitting colours, and the levels by which a place may miss the fit and still count half
 FLAT = 2.0  # levels: contrast below this, noise and rounding, says nothing about a gain
-
-CHANGE_BLUR = 2 / 256  # sigma, share of the side: below it lies detail, above it motion
-STAYED, MOVED = 3.0, 10.0  # levels of smoothed difference: up to the first all detail stays the source's, from the
-# second none of it
-FITS, MISSES = 12.0, 40.0  # the same of detail that goes along with a bent face, against the bent source,
-MOVES = 0.5  # and by how many pixels of the crop that has to go to count wholly
 
 SECTORS = 16  # of the seam, by angle
 SAMPLES = 1024  # places looked at on each side of the seam: the same cost at any resolution
@@ -163,7 +158,7 @@ def enlarged(
     to_larger = crop_matrix(Box(0, 0, len(crop), len(crop)), size)
     picture, kept, carried = keep_detail(face.astype(np.float32), crop, where)
     result = resample(picture - times(crop.astype(np.float32), kept), to_larger, size, size)
-    result += times(larger.astype(np.float32), resample(kept, to_larger, size, size))
+    result += times(larger.astype(np.float32), resample(kept, to_larger, size, size, cubic=True))
     if carried is not None:
         carried.add(result, larger, crop, to_larger, (0, 0))
     return np.rint(result).clip(0, 255).astype(np.uint8)
@@ -202,54 +197,6 @@ def mean_and_spread(colours: np.ndarray, weights: np.ndarray) -> tuple[np.ndarra
     share = weights / weights.sum()
     mean = share @ colours
     return mean, np.sqrt(share @ (colours - mean) ** 2 + np.float32(FLAT**2))
-
-
-# Detail
-
-
-def keep_detail(
-    face: np.ndarray, crop: np.ndarray, where: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, Carried | None]:
-    """`face` (S, S, 3) float32 levels with the crop's own detail where the edit moved nothing, and where that is.
-
-    The second, (S, S) float32 in [0, 1], is how much of the detail that is too fine for the crop can stay in the frame.
-    A network blurs what it leaves in place: there only its low frequencies say what it meant to change. The third is
-    what goes along with the face instead, where `where` tells how it was bent: see `carry_detail`.
-    """
-    difference, smooth, kept = compared(face, crop, STAYED, MOVED)
-    carried = None if where is None else carry_detail(face, crop, where, kept)
-    kept = kept if carried is None else kept * (1 - carried.share)
-    return face + times(smooth - difference, kept), kept, carried
-
-
-def compared(face: np.ndarray, crop: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What was added to a crop (S, S, 3), the smooth part of that, and where (S, S) it is little.
-
-    That is 1 up to the level `low`, 0 from `high` on.
-    """
-    size, sigma = len(crop), CHANGE_BLUR * len(crop)
-    difference = cv2.subtract(face, crop, dtype=cv2.CV_32F)
-    smooth = cv2.GaussianBlur(difference, (0, 0), sigma)
-    red, green, blue = cv2.split(np.abs(cv2.resize(smooth, (size // 2, size // 2), interpolation=cv2.INTER_AREA)))
-    change = cv2.GaussianBlur(cv2.max(cv2.max(red, green), blue), (0, 0), sigma)  # of twice the reach: half the size
-    return difference, smooth, cv2.resize(np.clip((high - change) / (high - low), 0, 1), (size, size))
-
-
-def carry_detail(face: np.ndarray, crop: np.ndarray, where: np.ndarray, kept: np.ndarray) -> Carried:
-    """The detail that goes along with a face that is the crop's own, bent.
-
-    face: (S, S, 3) float32 levels; where: (R, R, 3), from where in the crop each place of the face comes, pixels, and
-    the share of that in what is shown; kept: (S, S), where detail could stay. What was painted over is not the crop's
-    own, and what can stay where it is and hardly moves need not go.
-    """
-    size = len(crop)
-    x, y, share = cv2.split(cv2.resize(where, (size, size)))
-    places = cv2.merge([x, y]) - np.float32(0.5)
-    centres = np.arange(size, dtype=np.float32)
-    moved = np.minimum(np.hypot(*cv2.split(places - np.stack(np.meshgrid(centres, centres), -1))) / MOVES, 1)
-    bent = cv2.remap(crop, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    fitting = share * compared(face, bent, FITS, MISSES)[-1]
-    return Carried(fitting * (1 - (1 - moved) * kept), places)
 
 
 # The seam

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_plugs import blue_is_in_front, brighten
 
-from dpe_cli.crop import cut, gaussian_mask
+from dpe_cli.crop import cut, gaussian_mask, paste_back
 from dpe_cli.edit import Driving, EditSettings, edit_video
 from dpe_cli.errors import InputError, QualityError, WeightsError
 from dpe_cli.face import Box, Detection
@@ -228,6 +228,16 @@ def test_detail_goes_along_with_a_bent_face():
     assert missed[1] < 0.5 * missed[0]
     unseen = paster().paste(rgb, box, crop, face, 0.0, 0, bent(0.0)[0])
     assert np.array_equal(unseen.rgb, plain.rgb)
+
+
+def test_where_detail_that_stays_ends_nothing_is_drawn():
+    rgb, box = np.full((500, 500, 3), 200, np.uint8), Box(30.0, 40.0, 480.0, 490.0)
+    crop, to_crop = cut(rgb, box, SIZE)
+    kept = np.zeros((SIZE, SIZE), np.float32)
+    for radius in (10, 25, 40):  # narrow rings: to zero and back within some pixels
+        cv2.circle(kept, (64, 64), radius, 1, 1, cv2.LINE_AA)
+    face = crop.astype(np.float32)
+    assert np.abs(paste_back(rgb, face, gaussian_mask(SIZE), to_crop, crop, kept).astype(int) - 200).max() <= 1
 
 
 def test_what_is_painted_over_gets_no_detail_of_what_was_there():

@@ -1,0 +1,83 @@
+"""Detail of the source's own pixels, where an edit leaves them in place or only bends them.
+
+What a network draws of the source is a little blurred. What it means is in the low frequencies: where these say that
+something stayed, or went along with a known flow, the high ones are the source's.
+"""
+
+import cv2
+import numpy as np
+
+from dpe_cli.crop import Carried, times
+
+CHANGE_BLUR = 2 / 256  # sigma, share of the side: below it lies detail, above it motion
+STAYED, MOVED = 3.0, 10.0  # levels of smoothed difference: up to the first all detail stays the source's, from the
+# second none of it
+FITS, MISSES = 12.0, 40.0  # the same of detail that goes along with a bent face, against the bent source,
+MOVES = 0.5  # and by how many pixels of the crop that has to go to count wholly
+
+
+def keep_detail(
+    face: np.ndarray, crop: np.ndarray, where: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, Carried | None]:
+    """`face` (S, S, 3) float32 levels with the crop's own detail where the edit moved nothing, and where that is.
+
+    The second, (S, S) float32 in [0, 1], is how much of the detail that is too fine for the crop can stay in the frame.
+    A network blurs what it leaves in place: there only its low frequencies say what it meant to change. The third is
+    what goes along with the face instead, where `where` tells how it was bent: see `carry_detail`.
+    """
+    difference, smooth, kept = compared(face, crop, STAYED, MOVED)
+    carried = None if where is None else carry_detail(face, crop, where, kept)
+    kept = kept if carried is None else kept * (1 - carried.share)
+    return face + times(smooth - difference, kept), kept, carried
+
+
+def compared(face: np.ndarray, crop: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What was added to a crop (S, S, 3), the smooth part of that, and where (S, S) it is little.
+
+    That is 1 up to the level `low`, 0 from `high` on.
+    """
+    size, sigma = len(crop), CHANGE_BLUR * len(crop)
+    difference = cv2.subtract(face, crop, dtype=cv2.CV_32F)
+    smooth = cv2.GaussianBlur(difference, (0, 0), sigma)
+    red, green, blue = cv2.split(np.abs(cv2.resize(smooth, (size // 2, size // 2), interpolation=cv2.INTER_AREA)))
+    change = cv2.GaussianBlur(cv2.max(cv2.max(red, green), blue), (0, 0), sigma)  # of twice the reach: half the size
+    return difference, smooth, cv2.resize(np.clip((high - change) / (high - low), 0, 1), (size, size))
+
+
+def carry_detail(face: np.ndarray, crop: np.ndarray, where: np.ndarray, kept: np.ndarray) -> Carried:
+    """The detail that goes along with a face that is the crop's own, bent.
+
+    face: (S, S, 3) float32 levels; where: (R, R, 3), from where in the crop each place of the face comes, pixels, and
+    the share of that in what is shown; kept: (S, S), where detail could stay. What was painted over is not the crop's
+    own, and what can stay where it is and hardly moves need not go.
+    """
+    size = len(crop)
+    places, share = places_of(where, size), cv2.resize(where[..., 2], (size, size))
+    centres = np.arange(size, dtype=np.float32)
+    moved = np.minimum(np.hypot(*cv2.split(places - np.stack(np.meshgrid(centres, centres), -1))) / MOVES, 1)
+    fitting = share * compared(face, bent(crop, places), FITS, MISSES)[-1]
+    return Carried(fitting * (1 - (1 - moved) * kept), places)
+
+
+def sharpened(drawn: np.ndarray, crop: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+    """A drawn picture with the high frequencies of the crop that it was drawn from.
+
+    drawn, crop: (S, S, 3) uint8; where: (R, R, >=2), from where in the crop each place comes, pixels; None: from where
+    it is. As drawn where the two are not alike. -> (S, S, 3) uint8
+    """
+    face = drawn.astype(np.float32)
+    if where is None:
+        difference, smooth, share = compared(face, crop, STAYED, MOVED)
+    else:
+        difference, smooth, share = compared(face, bent(crop, places_of(where, len(crop))), FITS, MISSES)
+    return np.rint(face + times(smooth - difference, share)).clip(0, 255).astype(np.uint8)
+
+
+def places_of(where: np.ndarray, size: int) -> np.ndarray:
+    """A map (R, R, >=2) as OpenCV wants it: (size, size, 2) float32, whole numbers at pixel centres."""
+    return cv2.resize(np.ascontiguousarray(where[..., :2]), (size, size)) - np.float32(0.5)
+
+
+def bent(crop: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """A picture (S, S, 3) whose pixels come from other places (S, S, 2)."""
+    return cv2.remap(crop, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
