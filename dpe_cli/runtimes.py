@@ -37,7 +37,7 @@ from dpe_cli.weights import Loaded
 FORMATS = ("onnx", "openvino")
 PRECISIONS = ("fp32", "int8")
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
-SCHEMA = "dpe-networks/2"  # a new number when graphs of before must not be used any more
+SCHEMA = "dpe-networks/3"  # a new number when graphs of before must not be used any more
 ABOUT = "networks.json"
 OPSET = 18
 OPENVINO_REMEDY = "pip install 'dpe-cli[openvino]', or use --backend onnx"
@@ -124,7 +124,7 @@ class Render(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, latent: Tensor, *features: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, *features: Tensor) -> tuple[Tensor, Tensor]:
         return self.generator(latent, list(features))
 
 
@@ -169,7 +169,7 @@ def names_of(graph: str, config: DPEConfig) -> tuple[list[str], list[str]]:
         "encoder": (["picture"], ["latent", *features]),
         "motion": (["latent"], ["code"]),
         "shifts": (["code"], ["expression_shift", "pose_shift"]),
-    }.get(graph, (["latent", *features], ["picture"]))
+    }.get(graph, (["latent", *features], ["picture", "places"]))
 
 
 def drawn_pictures(size: int) -> Tensor:
@@ -308,7 +308,11 @@ class ExportedDPE:
         return self("expression", source.latent + self.expression_shift(code), *source.features)[0]
 
     def transfer_pose(self, source: Encoded, code: Tensor) -> Tensor:
-        return self("pose", source.latent + self.pose_shift(code), *source.features)[0]
+        return self.bend_pose(source, code)[0]
+
+    def bend_pose(self, source: Encoded, code: Tensor) -> tuple[Tensor, Tensor]:
+        picture, places = self("pose", source.latent + self.pose_shift(code), *source.features)
+        return picture, places
 
     def __call__(self, graph: str, *values: Tensor) -> list[Tensor]:
         return [torch.from_numpy(value) for value in self.run(graph, [as_array(value) for value in values])]

@@ -379,7 +379,11 @@ class FlowLevel(nn.Module):
 
 
 class InferenceGenerator(nn.Module):
-    """Latent and the source's feature maps to a picture, (B, 3, size, size) float32."""
+    """Latent and the source's feature maps to a picture, (B, 3, size, size) float32, and where its finest level looks.
+
+    The second, (B, size, size, 2) float32, says of each pixel from where in the source's finest feature map it comes, x
+    then y in [-1, 1], which are the outer edges: the paper's flow, by which detail may go along.
+    """
 
     def __init__(self, generator: Generator, config: DPEConfig, winograd: bool, phased: bool):
         super().__init__()
@@ -400,7 +404,7 @@ class InferenceGenerator(nn.Module):
         for number, power in enumerate(powers):  # (in, out)
             self.register_buffer(f"power{number}", power.float().contiguous())
 
-    def forward(self, latent: Tensor, features: list[Tensor]) -> Tensor:
+    def forward(self, latent: Tensor, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         styles = self.styles(latent).split(self.widths, 1)
         with in_float32(latent):
             demodulations = [
@@ -411,21 +415,27 @@ class InferenceGenerator(nn.Module):
         state = self.through(range(self.together), styles, demodulations, features, x, None, None)
         rest = range(self.together, len(self.levels))
         if not rest:
-            return state[-1]
+            return state[-2:]
+        state = state[:-1]
         if not one_by_one(x):
-            return self.through(rest, styles, demodulations, features, *state)[-1]
-        pictures = []
+            return self.through(rest, styles, demodulations, features, *state)[-2:]
+        drawn = []
         for number in range(len(x)):
             one = slice(number, number + 1)
             own = ([part[one] for part in parts] for parts in (styles, demodulations, features))
-            pictures.append(self.through(rest, *own, *[part[one] for part in state])[-1])
-        return torch.cat(pictures)
+            drawn.append(self.through(rest, *own, *[part[one] for part in state])[-2:])
+        pictures, places = zip(*drawn, strict=True)
+        return torch.cat(pictures), torch.cat(places)
 
     def through(
         self, numbers: range, styles: Sequence[Tensor], demodulations: list[Tensor], features: list[Tensor],
         x: Tensor, raw: Tensor | None, image: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-        """The levels of these numbers: state, raw flow and picture of the level below to those of the last."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+        """The levels of these numbers: state, raw flow and picture of the level below to those of the last.
+
+        The fourth is where that level looks.
+        """
+        where = None
         for number in numbers:
             for conv in (2 * number + 1, 2 * number + 2):
                 x = self.convs[conv](x, styles[conv], demodulations[conv])
@@ -438,7 +448,7 @@ class InferenceGenerator(nn.Module):
                 warped = (sample_rows if by_rows(x) else sample_grid)(feature.float(), where, mask)
                 image = level.picture(level.colour(warped), image)
                 x = torch.addcmul(warped.to(x.dtype), x, (1 - mask).to(x.dtype))
-        return x, raw, image
+        return x, raw, image, where
 
 
 def folded_styled(layer: StyledConv, size: int, winograd: bool, phased: bool) -> nn.Module:
@@ -481,8 +491,12 @@ class InferenceDPE(nn.Module):
 
     def transfer_expression(self, source: Encoded, code: Tensor) -> Tensor:
         """The source with the expression of a motion code, its own pose kept. -> (B, 3, size, size)"""
-        return self.expression_generator(source.latent + self.expression_shift(code), source.features)
+        return self.expression_generator(source.latent + self.expression_shift(code), source.features)[0]
 
     def transfer_pose(self, source: Encoded, code: Tensor) -> Tensor:
         """The source in the pose of a motion code, its own expression kept. -> (B, 3, size, size)"""
+        return self.bend_pose(source, code)[0]
+
+    def bend_pose(self, source: Encoded, code: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and from where in the source each pixel comes: see `InferenceGenerator`."""
         return self.pose_generator(source.latent + self.pose_shift(code), source.features)
