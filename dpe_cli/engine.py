@@ -20,14 +20,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from dpe_cli.detail import sharpened
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.factors import follows_space
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.lending import drawable
 from dpe_cli.measured import MeasuredCodes
-from dpe_cli.mesh_warp import MeshWarp, through
+from dpe_cli.mesh import FLOW_SIZE
+from dpe_cli.mesh_warp import MeshWarp, over, staying, through
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.models.checkpoint import Unfilled
 from dpe_cli.motion_space import POSE_DIM
@@ -38,8 +41,9 @@ from dpe_cli.weights import Loaded, find, load
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BACKENDS = ("torch", "compile", *FORMATS)
-LANES = 2
-BATCH_SIZES = {"cuda": 32, "mps": 8, "cpu": 4}  # at most: edits begin a new batch every 32 frames
+# At most, in all lanes on a GPU, in each of those on a CPU: edits begin a new batch every 32 frames.
+BATCH_SIZES = {"cuda": 32, "mps": 8, "cpu": 4}
+LANES = {"cuda": 4, "mps": 1, "cpu": 2}
 # A crop in the networks is taken to need the memory of this many of their largest feature maps, and the networks may
 # have this share of what is free on a GPU.
 MAPS, SHARE = 12, 0.5
@@ -78,7 +82,9 @@ class Engine:
             wanted = known and retouch
             self.retoucher = Retoucher(self.measured.space, device=str(self.device)) if wanted else None
             self.mesh = MeshWarp(self.measured.space, self.retoucher.basis) if wanted else None
-            self.batch_size = batch_size or choose_batch_size(self.device, self.loaded.config)
+            # Where the encoder reads codes its features are needed twice, and compiling is for one thread.
+            self.lane_count = LANES[self.device.type] if self.measured and self.backend == "torch" else 1
+            self.batch_size = batch_size or choose_batch_size(self.device, self.loaded.config, self.lane_count)
         self.threads = torch.get_num_threads()
         self.loaded.state.clear()  # the networks have their own form of the weights
         self.forget()
@@ -166,13 +172,13 @@ class Engine:
         """Engines of these networks for as many threads that edit side by side, each with a memory of its own.
 
         On a CPU two, which share its cores with the thread that asks: small networks, and all that is done around
-        them, gain little by the second core, and lose much where it is busy. Otherwise, and where the encoder reads
-        codes, so that its features are needed twice, this one.
+        them, gain little by the second core, and lose much where it is busy. On a GPU four: it waits for what is done
+        around the networks, meshes and outlines, on the CPU.
         """
-        if self.device.type != "cpu" or self.backend != "torch" or self.measured is None:
+        if self.lane_count == 1:
             yield [self]
             return
-        lanes = [Lane(self) for _ in range(LANES)]
+        lanes = [Lane(self) for _ in range(self.lane_count)]
         torch.set_num_threads(lanes[0].threads)
         try:
             yield lanes
@@ -251,8 +257,11 @@ class Engine:
                     return networks.encode(drawn)
 
                 source = self.betweens.get(keys, between)
-            return networks.transfer_pose(source, self.to_device(pose))
+            drawn, places = networks.bend_pose(source, self.to_device(pose))
+            flows[:] = flow_maps(places, self.size)
+            return drawn
 
+        flows: list[np.ndarray] = []
         pictures = to_pictures(self.compute(render))
         if self.mesh is None:
             return pictures
@@ -263,8 +272,11 @@ class Engine:
             if expression is not None:
                 self.expressed = {key: self.expressed[key] for key in keys}
                 before = np.stack([self.expressed[key] for key in keys])
+                maps = [over(where, staying(len(flows[0]), self.size)) for where in maps]
+            pictures = np.stack([sharpened(*three) for three in zip(pictures, before, flows, strict=True)])
             faces = [told.face for told in known]
             pictures, then = self.mesh.looked_at(before, pictures, faces, measured, turned, asked, self.shown)
+            then = map(over, then, flows)
             maps = [through(*pair, self.size) for pair in zip(maps, then, strict=True)]
         self.maps |= zip(keys_of(crops, asked, turned), maps, strict=True)
         return pictures
@@ -280,7 +292,8 @@ class Engine:
         pictures, maps = self.mesh.expressed(crops, to_pictures(drawn.float()), faces, own, asked)
         self.bent |= zip(keys, maps, strict=True)
         codes = own[:, POSE_DIM:], asked[:, POSE_DIM:]
-        return to_tensor(self.retoucher.looked_at(crops, pictures, faces, *codes, self.expression_of), self.device)
+        pictures = self.retoucher.looked_at(crops, pictures, faces, *codes, self.expression_of)
+        return to_tensor(np.stack([sharpened(*pair) for pair in zip(pictures, crops, strict=True)]), self.device)
 
     def expression_of(self, pictures: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
         """Expression (N, 14) of drawn pictures as landmarks tell it, `otherwise` where they show no face."""
@@ -354,7 +367,7 @@ class Lane(Engine):
 
     def __init__(self, engine: Engine):
         vars(self).update(vars(engine))
-        self.threads = max(1, engine.threads // LANES)
+        self.threads = max(1, engine.threads // engine.lane_count)
         self.forget()
 
     def edit(self, *arguments: Any) -> np.ndarray:
@@ -479,14 +492,17 @@ def choose_backend(name: str, device: torch.device, precision: str) -> str:
     return name
 
 
-def choose_batch_size(device: torch.device, config: DPEConfig) -> int:
-    """Crops at once that suit the device: on a GPU a power of two that its free memory holds, asked after loading."""
+def choose_batch_size(device: torch.device, config: DPEConfig, lanes: int = 1) -> int:
+    """Crops at once, in each lane, that suit the device.
+
+    On a GPU a power of two, such that its free memory, asked after loading, holds those of all lanes.
+    """
     most = BATCH_SIZES[device.type]
     if device.type != "cuda":
         return most
     crop = MAPS * max(size**2 * config.channels[size] for size in config.resolutions) * torch.float32.itemsize
-    fitting = int(SHARE * torch.cuda.mem_get_info(device)[0] / crop)
-    return min(most, 2 ** max(0, fitting.bit_length() - 1))
+    fitting = int(SHARE * torch.cuda.mem_get_info(device)[0] / (crop * lanes))
+    return min(most // lanes, 2 ** max(0, fitting.bit_length() - 1))
 
 
 def describe_device(device: torch.device) -> str:
@@ -574,6 +590,12 @@ def pinned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 def to_tensor(crops: np.ndarray, device: torch.device) -> Tensor:
     """(B, S, S, 3) uint8 -> (B, 3, S, S) float32 in [-1, 1], channels last."""
     return sent(crops, torch.uint8, device).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+
+
+def flow_maps(places: Tensor, size: int) -> np.ndarray:
+    """Where each pixel comes from, (B, S, S, 2) in [-1, 1], coarser and in pixels of a `size` crop: (B, R, R, 2)."""
+    coarse = F.adaptive_avg_pool2d(places.permute(0, 3, 1, 2), FLOW_SIZE)
+    return fetched(((coarse + 1) * (size / 2)).permute(0, 2, 3, 1).contiguous())
 
 
 def to_pictures(image: Tensor) -> np.ndarray:

@@ -393,7 +393,8 @@ def test_a_gpus_free_memory_decides_how_many_crops_go_at_once(
 ):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free_gib * 2**30), 2**40))
     assert choose_batch_size(torch.device("cuda"), config) == size
-    assert choose_batch_size(CPU, config) == engine.BATCH_SIZES["cpu"]
+    assert choose_batch_size(torch.device("cuda"), config, lanes=4) == max(1, size // 4)
+    assert choose_batch_size(CPU, config) == choose_batch_size(CPU, config, lanes=2) == engine.BATCH_SIZES["cpu"]
 
 
 def test_arrays_come_back_from_the_device_as_they_went():

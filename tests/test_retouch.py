@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
+from simulated_gpu import simulated_gpu
 
 from dpe_cli import weights
 from dpe_cli.crop import cut
@@ -391,7 +392,8 @@ def test_an_edit_with_the_shipped_weights_is_retouched_where_it_changes_the_face
     whole, bare = Engine(device="cpu"), Engine(device="cpu", retouch=False)
     assert whole.description["retouch"] and bare.description["retouch"] is None
     own = whole.motion_codes(portrait)
-    np.testing.assert_array_equal(whole.edit(portrait, own, None), bare.edit(portrait, own, None))
+    errors = [np.abs(one.edit(portrait, own, None).astype(int) - portrait).mean() for one in (whole, bare)]
+    assert errors[0] < 0.75 * errors[1]  # what stays is the source's own
     asked = own.copy()
     asked[:, COORDINATES["mouth"].start] -= 2  # the mouth opens
     (found,), (drawn,) = whole.edit(portrait, asked, None), bare.edit(portrait, asked, None)
@@ -399,10 +401,10 @@ def test_an_edit_with_the_shipped_weights_is_retouched_where_it_changes_the_face
     changed = (found != drawn).any(-1)
     lips, eye = face.points[13, :2].astype(int), face.points[468, :2].astype(int)
     assert changed[lips[1] : lips[1] + 8, lips[0] - 4 : lips[0] + 4].mean() > 0.5
-    assert not changed[:30].any()
     around = slice(eye[1] - 8, eye[1] + 8), slice(eye[0] - 8, eye[0] + 8)  # not to change: the source's own
-    errors = [np.abs(picture[around].astype(int) - portrait[0][around]).mean() for picture in (found, drawn)]
-    assert errors[0] < min(errors[1], 12)
+    for place, most in ((around, 12), (slice(30), 3)):
+        errors = [np.abs(picture[place].astype(int) - portrait[0][place]).mean() for picture in (found, drawn)]
+        assert errors[0] < min(errors[1], most)
 
 
 def test_training_sees_what_the_mesh_shows_unpainted(portrait: np.ndarray):
@@ -420,13 +422,14 @@ def test_training_sees_what_the_mesh_shows_unpainted(portrait: np.ndarray):
 def test_an_edit_with_the_shipped_weights_turns_the_face_itself(portrait: np.ndarray):
     whole, bare = Engine(device="cpu"), Engine(device="cpu", retouch=False)
     own = whole.motion_codes(portrait)
-    np.testing.assert_array_equal(whole.edit(portrait, None, own), bare.edit(portrait, None, own))
     turned = own.copy()
     turned[:, COORDINATES["turn"].start] += 1  # 15 degrees
     (found,), (drawn,) = whole.edit(portrait, None, turned), bare.edit(portrait, None, turned)
-    changed = (found != drawn).any(-1)
-    assert 0.1 < changed.mean() < 0.4 and not changed[:, :8].any() and not changed[-8:].any()
-    assert cv2.Laplacian(found[changed], cv2.CV_32F).std() > cv2.Laplacian(drawn[changed], cv2.CV_32F).std()
+    changed = np.abs(cv2.GaussianBlur(found, (0, 0), 4).astype(int) - cv2.GaussianBlur(drawn, (0, 0), 4)).max(-1) > 3
+    assert 0.05 < changed.mean() < 0.4 and not changed[:, :8].any() and not changed[-8:].any()  # the face
+    hair = slice(90)
+    energies = [np.square(cv2.Laplacian(picture[hair], cv2.CV_32F)).mean() for picture in (drawn, found)]
+    assert 1.2 * energies[0] < energies[1]
     expression = own.copy()
     expression[:, COORDINATES["mouth"].start] -= 2
     whole.edit(portrait, expression, own)  # what it leaves for the next batch changes nothing
@@ -451,15 +454,17 @@ def test_an_edit_tells_where_its_faces_come_from(portrait: np.ndarray):
     assert 1 < shift.max() < 40
     engine.edit(crops, codes, poses)
     away, opened = engine.carried(crops, codes, poses)  # the one is turned only, the other only speaks
-    np.testing.assert_array_equal(opened, moved)
+    inside, middle = moved[..., 2] > 0.99, np.s_[16:-16, 16:-16]
+    assert inside.mean() > 0.05 and np.abs(opened - moved)[inside].max() < 4
+    assert np.abs(opened[..., :2] - here)[moved[..., 2] == 0][:1000].mean() < 4  # what stays
     engine.edit(crops, None, poses)
-    alone, none = engine.carried(crops, None, poses)
-    assert none is None
-    assert np.abs(away - alone).mean() < 0.2
+    alone, standing = engine.carried(crops, None, poses)  # the pose generator's flow, where nothing is carried
+    assert np.abs(standing[..., :2] - here)[middle].max() < 6
+    assert np.abs(away - alone)[middle].mean() < 0.2
+    assert np.abs(alone[..., :2] - here)[middle].max() > 10
+    assert (alone[..., 2] == 1).all()
     engine.edit(crops, np.concatenate([asked, asked]), poses)
     both, _ = engine.carried(crops, np.concatenate([asked, asked]), poses)
-    inside = (alone[..., 2] > 0.99) & (both[..., 2] > 0.99)
-    assert inside.mean() > 0.05
     assert 0.5 < np.abs(both - alone)[inside].max() < 40
     engine.forget()
     assert engine.carried(crops, codes, None) == [None] * 2
@@ -500,3 +505,35 @@ def test_a_lane_does_not_read_again_what_it_is_told(portrait: np.ndarray, monkey
     with engine.lanes() as lanes:
         monkeypatch.setattr(engine.measured, "measure", None)
         assert lanes[0].edit(portrait, own, None, told).shape == portrait.shape
+
+
+@pytest.mark.parametrize(("precision", "mean"), [("fp32", 0.01), ("auto", 1), ("fp16", 1)])
+def test_the_shipped_weights_edit_alike_on_a_gpu_that_is_simulated(portrait: np.ndarray, precision: str, mean: float):
+    nearer = cv2.resize(portrait[0, 20:236, 20:236], (SIZE, SIZE))
+    crops, engine = np.stack([portrait[0], nearer]), Engine(device="cpu")
+    own = engine.motion_codes(crops)
+    asked = own + np.float32(0.7) * np.where(np.arange(own.shape[1]) % 2, -1, 1).astype(np.float32)
+    with simulated_gpu() as device:
+        gpu = Engine(device=str(device), precision=precision)
+        np.testing.assert_allclose(gpu.motion_codes(crops), own, atol=1e-4)
+        with gpu.lanes() as lanes:
+            assert len(lanes) == 4 and gpu not in lanes
+            for lane, roles in zip(lanes, [(asked, None), (None, asked), (asked, asked)], strict=False):
+                found, wanted = lane.edit(crops, *roles, gpu.read(crops)), engine.edit(crops, *roles)
+                assert np.abs(wanted.astype(int) - crops).mean() > 2  # something was done
+                assert np.abs(found.astype(int) - wanted).mean() < mean
+        for found, wanted in zip(gpu.shifts(own), engine.shifts(own), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        assert gpu.precision == {"auto": "bf16"}.get(precision, precision)  # nothing overflowed
+
+
+def test_a_simulated_gpu_notices_what_a_real_one_would():
+    with simulated_gpu() as device:
+        here, there = torch.ones(2), torch.ones(2, device=device)
+        assert there.device == (there * 2).device == there[:1].device == device
+        assert (there + 1).cpu().numpy().tolist() == [2, 2]
+        for mistake in (lambda: here + there, lambda: there.numpy(), lambda: torch.stack([here, there])):
+            with pytest.raises(RuntimeError, match=r"same device|numpy"):
+                mistake()
+        with torch.autocast("cuda", torch.bfloat16):
+            assert (there[None] @ there[:, None]).dtype == torch.bfloat16
