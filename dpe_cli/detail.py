@@ -59,18 +59,24 @@ def carry_detail(face: np.ndarray, crop: np.ndarray, where: np.ndarray, kept: np
     return Carried(fitting * (1 - (1 - moved) * kept), places)
 
 
-def sharpened(drawn: np.ndarray, crop: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
-    """A drawn picture with the high frequencies of the crop that it was drawn from.
+def with_what_stays(drawn: np.ndarray, crop: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+    """A drawn picture (S, S, 3) uint8 with the high frequencies of its crop where nothing moved: see `keep_detail`."""
+    return to_levels(keep_detail(drawn.astype(np.float32), crop, where)[0])
 
-    drawn, crop: (S, S, 3) uint8; where: (R, R, >=2), from where in the crop each place comes, pixels; None: from where
-    it is. As drawn where the two are not alike. -> (S, S, 3) uint8
+
+def with_what_flows(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """A drawn picture with the high frequencies of its crop where it fits the crop, bent.
+
+    drawn, crop: (S, S, 3) uint8; flow: (R, R, 2), from where in the crop each place comes, pixels. -> (S, S, 3) uint8
     """
     face = drawn.astype(np.float32)
-    if where is None:
-        difference, smooth, share = compared(face, crop, STAYED, MOVED)
-    else:
-        difference, smooth, share = compared(face, bent(crop, places_of(where, len(crop))), FITS, MISSES)
-    return np.rint(face + times(smooth - difference, share)).clip(0, 255).astype(np.uint8)
+    difference, smooth, share = compared(face, bent(crop, places_of(flow, len(crop))), FITS, MISSES)
+    return to_levels(face + times(smooth - difference, share))
+
+
+def to_levels(face: np.ndarray) -> np.ndarray:
+    """float32 levels -> uint8"""
+    return np.rint(face).clip(0, 255).astype(np.uint8)
 
 
 def places_of(where: np.ndarray, size: int) -> np.ndarray:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpe_cli.detail import sharpened
+from dpe_cli.detail import with_what_flows, with_what_stays
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.factors import follows_space
 from dpe_cli.landmarks import FaceShape
@@ -273,7 +273,7 @@ class Engine:
                 self.expressed = {key: self.expressed[key] for key in keys}
                 before = np.stack([self.expressed[key] for key in keys])
                 maps = [over(where, staying(len(flows[0]), self.size)) for where in maps]
-            pictures = np.stack([sharpened(*three) for three in zip(pictures, before, flows, strict=True)])
+            pictures = np.stack([with_what_flows(*three) for three in zip(pictures, before, flows, strict=True)])
             faces = [told.face for told in known]
             pictures, then = self.mesh.looked_at(before, pictures, faces, measured, turned, asked, self.shown)
             then = map(over, then, flows)
@@ -292,8 +292,9 @@ class Engine:
         pictures, maps = self.mesh.expressed(crops, to_pictures(drawn.float()), faces, own, asked)
         self.bent |= zip(keys, maps, strict=True)
         codes = own[:, POSE_DIM:], asked[:, POSE_DIM:]
+        pictures = np.stack([with_what_stays(*three) for three in zip(pictures, crops, maps, strict=True)])
         pictures = self.retoucher.looked_at(crops, pictures, faces, *codes, self.expression_of)
-        return to_tensor(np.stack([sharpened(*pair) for pair in zip(pictures, crops, strict=True)]), self.device)
+        return to_tensor(pictures, self.device)
 
     def expression_of(self, pictures: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
         """Expression (N, 14) of drawn pictures as landmarks tell it, `otherwise` where they show no face."""

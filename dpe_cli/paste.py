@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from dpe_cli.crop import crop_matrix, cut, levels, paste_back, resample, times
-from dpe_cli.detail import keep_detail
+from dpe_cli.detail import keep_detail, to_levels
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box, FaceDetector, Measured, connected
 from dpe_cli.landmarks import Landmarker
@@ -161,7 +161,7 @@ def enlarged(
     result += times(larger.astype(np.float32), resample(kept, to_larger, size, size, cubic=True))
     if carried is not None:
         carried.add(result, larger, crop, to_larger, (0, 0))
-    return np.rint(result).clip(0, 255).astype(np.uint8)
+    return to_levels(result)
 
 
 # Colour

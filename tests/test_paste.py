@@ -10,12 +10,13 @@ import pytest
 from test_plugs import blue_is_in_front, brighten
 
 from dpe_cli.crop import cut, gaussian_mask, paste_back
+from dpe_cli.detail import keep_detail, with_what_flows, with_what_stays
 from dpe_cli.edit import Driving, EditSettings, edit_video
 from dpe_cli.errors import InputError, QualityError, WeightsError
 from dpe_cli.face import Box, Detection
 from dpe_cli.masks import MaskMaker
 from dpe_cli.mesh import warp
-from dpe_cli.paste import Edge, Paster, colour_difference, enlarged, keep_detail, make_paster
+from dpe_cli.paste import Edge, Paster, colour_difference, enlarged, make_paster
 from dpe_cli.report import Report
 from dpe_cli.video import Frame, VideoInfo, read_frames, write_video
 
@@ -264,6 +265,28 @@ def test_a_crop_may_be_larger_than_it_was_drawn():
     assert missed[1] < 0.4 * missed[0]
     green = np.full_like(crop, (0, 255, 0))
     assert (enlarged(rgb, box, crop, green, where, size) == (0, 255, 0)).all()
+
+
+def test_high_frequencies_come_from_where_the_picture_comes_from():
+    crop, flow = cut(portrait(1024), head(1024), SIZE)[0], bent()[0][..., :2]
+    sharp = warp(crop, flow, float(SIZE))
+    blurred = cv2.GaussianBlur(sharp, (0, 0), 0.6)
+    missed = [np.abs(one.astype(int) - sharp).mean() for one in (blurred, with_what_flows(blurred, crop, flow))]
+    assert missed[1] < 0.5 * missed[0]
+    green = np.full_like(crop, (0, 255, 0))
+    assert np.array_equal(with_what_flows(green, crop, flow), green)  # another picture has none of it
+
+
+def test_high_frequencies_stay_where_nothing_moves():
+    crop = cut(portrait(1024), head(1024), SIZE)[0]
+    upper, lower = slice(SIZE // 2 - 12), slice(SIZE // 2 + 12, None)
+    half = crop.copy()
+    half[: SIZE // 2] = cv2.GaussianBlur(crop, (0, 0), 0.6)[: SIZE // 2]
+    half[SIZE // 2 :, :, 0] ^= 128
+    found = with_what_stays(half, crop)
+    missed = [np.abs(one[upper].astype(int) - crop[upper]).mean() for one in (half, found)]
+    assert missed[1] < 0.5 * missed[0]
+    assert np.array_equal(found[lower], half[lower])
 
 
 # The seam
