@@ -154,6 +154,8 @@ def dub_video(
     report.output = {"path": str(output), "preview": None, "frames": written, "pixels_sha256": pixels.hexdigest()}
     report.engine = dict(engine.description)
     report.seconds = time.monotonic() - started
+    for finding in report.findings():
+        remark(finding)
     return report
 
 

@@ -69,7 +69,7 @@ class Engine(Protocol):
         """(N, S, S, 3) uint8, (N, K) float32 or None twice -> (N, S, S, 3) uint8
 
         One that measures landmarks (`lending_of`) has `read` too, and is given what that tells as a fourth argument;
-        and `carried`, which says of the three others how their faces were bent.
+        `carried`, which says of the three others how their faces were bent; and `turns`, of what was read and a pose.
         """
 
     def forget(self) -> None:
@@ -294,8 +294,8 @@ def edit_video(
     report.output["pixels_sha256"] = pixels.hexdigest()
     report.engine = dict(engine.description)  # at the end: it may have fallen back to another precision
     report.seconds = time.monotonic() - started
-    if not report.counts()["edited"]:
-        remark("no frame was edited")
+    for finding in report.findings():
+        remark(finding)
     return report
 
 
@@ -704,6 +704,7 @@ class Drawn:
     rebuilt: list[float]  # PSNR of those of `check`
     faces: Sequence[np.ndarray] = ()  # edited crops of the `chosen`
     maps: Sequence[np.ndarray | None] = ()  # of `Engine.carried`
+    turns: Sequence[float | None] = ()  # of `Engine.turns`
 
 
 def run_jobs(
@@ -727,7 +728,8 @@ def finished(
     jitter = Jitter()
     for work, drawn in done:
         batch, crops = work.jobs, work.crops
-        faces, maps = (dict(zip(work.chosen, of, strict=True)) for of in (drawn.faces, drawn.maps))
+        each = (drawn.faces, drawn.maps, drawn.turns)
+        faces, maps, turns = (dict(zip(work.chosen, of, strict=True)) for of in each)
         checked = zip((job for job in batch if job.sampled and job.edited), drawn.rebuilt, strict=True)
         report.self_reconstruction += [(job.frame.index, quality) for job, quality in checked if not job.halo]
         for number, job in enumerate(batch):
@@ -746,7 +748,7 @@ def finished(
                 frame = replace(job.frame, rgb=rgb)
             trembling = jitter_of(job, frame.rgb8, paster is not None, jitter)
             if not job.halo:
-                report.frames.append(replace(fate_of(job, seam), jitter=trembling))
+                report.frames.append(replace(fate_of(job, seam), jitter=trembling, turn=turns.get(number)))
             yield job, frame
 
 
@@ -828,7 +830,10 @@ def drawer(lane: Engine, engine: Engine) -> Callable[[Work], Drawn]:
         if not work.wanted:
             return Drawn(quality)
         faces = lane.edit(*work.wanted)
-        return Drawn(quality, faces, lane.carried(*work.wanted[:3]) if lending_of(lane) else [None] * len(faces))
+        if not lending_of(lane):
+            return Drawn(quality, faces, [None] * len(faces), [None] * len(faces))
+        _, _, pose, told = work.wanted
+        return Drawn(quality, faces, lane.carried(*work.wanted[:3]), lane.turns(told, pose))
 
     return draw
 

@@ -33,7 +33,7 @@ from dpe_cli.mesh import FLOW_SIZE
 from dpe_cli.mesh_warp import MeshWarp, over, staying, through
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.models.checkpoint import Unfilled
-from dpe_cli.motion_space import POSE_DIM
+from dpe_cli.motion_space import POSE_DIM, turn_between
 from dpe_cli.retouch import Retoucher
 from dpe_cli.runtimes import FORMATS, ExportedDPE, check_format, kept
 from dpe_cli.weights import Loaded, find, load
@@ -154,6 +154,13 @@ class Engine:
         is shown; None where the face is as the generators drew it
         """
         return [self.maps.get(key) for key in keys_of(crops, expression, pose)]
+
+    @staticmethod
+    def turns(told: "Sequence[Told]", pose: np.ndarray | None) -> list[float | None]:
+        """Degrees, rounded, by which heads that were read are to turn for the pose of codes (N, K); None: not known."""
+        if pose is None or not told:
+            return [None] * len(told)
+        return np.round(turn_between(np.stack([one.code for one in told]), pose), 1).tolist()
 
     def shifts(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What expression and pose of motion codes add to a latent. (N, K) float32 -> two (N, L) float32"""

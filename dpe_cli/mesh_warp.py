@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from dpe_cli.landmarks import EYES, LIPS_OUTER, FaceShape
 from dpe_cli.lending import PARTED, mouth_of
 from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, dense_map, polygon, warp
-from dpe_cli.motion_space import COORDINATES, POSE_DIM, POSE_SCALE, MotionSpace, mirror_permutation
+from dpe_cli.motion_space import COORDINATES, POSE_DIM, POSE_SCALE, MotionSpace, mirror_permutation, rotation_of
 from dpe_cli.parts import EYE, Posed
 from dpe_cli.retouch import asked_for, outlined
 
@@ -189,7 +188,7 @@ def disc(radius: int) -> np.ndarray:
 
 def posed_as(face: Posed, pose: np.ndarray, size: float) -> np.ndarray:
     """The points of a face (478, 3) with the pose coordinates (6,) of a motion code, in a crop of a size in pixels."""
-    *angles, scale, x, y = pose * POSE_SCALE
-    rotation = Rotation.from_euler("YXZ", angles, degrees=True).as_matrix()
+    *_, scale, x, y = pose * POSE_SCALE
+    rotation = rotation_of(pose).as_matrix()
     place = (np.array([x, y]) + 0.5) * size
     return 2.0**scale * size / 3 * face.shape @ rotation.T + [*place, face.translation[2]]

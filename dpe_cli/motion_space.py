@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from dpe_cli.errors import InputError
 from dpe_cli.landmarks import BLENDSHAPES, align, eye_openings, gaze, head_angles
@@ -59,6 +60,16 @@ def mean_face(points: np.ndarray, rounds: int = 5) -> np.ndarray:
         template -= template.mean(0)
         template /= np.linalg.norm(template[33] - template[263])
     return template
+
+
+def rotation_of(pose: np.ndarray) -> Rotation:
+    """The head's rotation of pose coordinates or whole motion codes (..., >=3)."""
+    return Rotation.from_euler("YXZ", pose[..., :3] * POSE_SCALE[:3], degrees=True)
+
+
+def turn_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Degrees from one head to another, of motion codes (N, K) twice. -> (N,)"""
+    return np.degrees((rotation_of(a).inv() * rotation_of(b)).magnitude())
 
 
 def mirror_permutation(template: np.ndarray) -> np.ndarray:

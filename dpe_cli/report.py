@@ -14,6 +14,7 @@ import dpe_cli
 from dpe_cli.errors import OutputError
 
 PSNR_CEILING = 99.0  # dB; stands for "identical", for which JSON has no number
+FAR_TURN = 30.0  # degrees; heads that are turned further do not look real (weights/README.md)
 
 
 class PixelHash:
@@ -55,6 +56,7 @@ class FrameFate:
     colour_step: float | None = None  # these three: see `paste.Seam`
     gradient_step: float | None = None
     sharpness: float | None = None
+    turn: float | None = None  # degrees that the head is asked to turn by; None where that is not known
 
 
 @dataclass
@@ -99,6 +101,18 @@ class Report:
         edits = Counter({frame.edit: 0 for frame in self.frames})
         edits.update(frame.edit for frame in self.frames if frame.fate == "edited")
         return {**counts, "edits": [edits[number] for number in sorted(edits)]} if len(edits) > 1 else counts
+
+    def findings(self) -> list[str]:
+        """What a user should know of a result that is there, a line each."""
+        found = [] if self.counts()["edited"] else ["no frame was edited"]
+        far = [frame for frame in self.frames if frame.turn is not None and frame.turn > FAR_TURN]
+        if far:
+            most = max(far, key=lambda frame: frame.turn)
+            found.append(
+                f"heads turned by more than {FAR_TURN:g} degrees do not look real: {len(far)} frames, the most "
+                f"{most.turn:g} degrees in frame {most.index}; --motion relative or a lower --strength turns them less"
+            )
+        return found
 
     def sort_frames(self, written: int) -> None:
         """Brings the lines of several edits into the order of frames; drops what lies past the last frame written."""

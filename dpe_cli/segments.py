@@ -816,9 +816,9 @@ def join_plan(
         if note not in report.notes:
             report.notes.append(note)
             say(note)
-    if not report.counts()["edited"]:
-        report.notes.append("no frame was edited")
-        say(report.notes[-1])
+    for finding in report.findings():
+        report.notes.append(finding)
+        say(finding)
     return report
 
 

@@ -166,6 +166,9 @@ class Measuring:
     def carried(self, crops: np.ndarray, *codes: np.ndarray | None) -> list[None]:
         return [None] * len(crops)
 
+    def turns(self, told: list, pose: np.ndarray | None) -> list[float | None]:
+        return [None] * len(told) if pose is None else [15.0 * abs(yaw) for yaw in pose[:, 0].tolist()]
+
     def edit(self, crops: np.ndarray, expression: np.ndarray, pose: np.ndarray | None, told: list) -> np.ndarray:
         assert len(told) == len(crops)
         self.seen += [int(crop[round(POINTS[159, 1]), round(POINTS[159, 0]), 0]) for crop in crops]
@@ -183,3 +186,15 @@ def test_an_edit_opens_blinks_of_a_shot(cut, eyes):
     jobs = [replace(job, shot=int(cut is not None and n >= cut)) for n, job in enumerate(jobs)]
     list(run_jobs(jobs, engine, None, Report()))
     assert engine.seen == eyes
+
+
+def test_a_head_that_is_turned_far_is_told():
+    box, report = Box(0, 0, SIZE, SIZE), Report()
+    poses = [np.eye(1, 20, 0, dtype=np.float32)[0] * yaw for yaw in (1, 2, 3, -4)]
+    jobs = [Job(Frame(n, Fraction(n, 25), plain(60)), box, n / 25, pose=pose) for n, pose in enumerate(poses)]
+    list(run_jobs(jobs, Measuring(), None, report))
+    assert [frame.turn for frame in report.frames] == [15, 30, 45, 60]
+    (finding,) = report.findings()
+    assert "more than 30 degrees" in finding and "2 frames, the most 60 degrees in frame 3" in finding
+    report.frames = report.frames[:2]
+    assert report.findings() == []

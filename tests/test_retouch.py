@@ -470,6 +470,15 @@ def test_an_edit_tells_where_its_faces_come_from(portrait: np.ndarray):
     assert engine.carried(crops, codes, None) == [None] * 2
 
 
+def test_the_engine_tells_how_far_heads_are_to_turn(portrait: np.ndarray):
+    engine = Engine(device="cpu")
+    told, turned = engine.read(portrait.repeat(3, 0)), engine.motion_codes(portrait).repeat(3, 0)
+    turned[1, 0] += 2  # 30 degrees
+    turned[2, 3:] += 1  # larger, elsewhere, and with another expression
+    np.testing.assert_allclose(engine.turns(told, turned), [0, 30, 0], atol=0.05)
+    assert engine.turns(told, None) == [None] * 3
+
+
 def test_maps_follow_each_other():
     places = np.stack(np.meshgrid(*[np.arange(8) * 4.0 + 2] * 2), -1)
     right, half = (np.dstack([places + step, np.full((8, 8), share)]).astype(np.float32) for step, share in
