@@ -22,6 +22,7 @@ from dpe_cli.retouch import asked_for, outlined
 # Of masks, which are of the size of the flows, in pixels: holes that are closed, how far from the face's outline and
 # from what nobody shows the mesh is shown, the sigma of the edge there, and of the edge of what is mirrored.
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
+WIDER = 6  # how much further what is mirrored goes: beside what a cheek hides its outline shows the background
 NODDING = slice(0, 2)  # yaw and pitch
 HEEDED, MOST = 0.75, 1.0  # share of what they miss that is asked for on top, and the most of that, 15 and 12 degrees:
 # all of it would add a fourth to the trembling of still heads
@@ -94,7 +95,7 @@ class MeshWarp:
                 seen, shaped = outlined(face, code[POSE_DIM:], self.space, self.basis)
                 before = seen if expression is None else shaped
                 after = posed_as(before, pose[row, :POSE_DIM], float(len(drawn[row])))
-                carried, share, where = self.carried(pictures[row], before.points, after)
+                carried, share, where = self.carried(pictures[row], before.points, after, turns=True)
                 maps[row] = mapped(where, strength * share)
                 result[row] = mixed(drawn[row], carried, share, strength)
         return result, maps
@@ -120,17 +121,21 @@ class MeshWarp:
         return result, maps
 
     def carried(
-        self, picture: np.ndarray, before: np.ndarray, after: np.ndarray
+        self, picture: np.ndarray, before: np.ndarray, after: np.ndarray, turns: bool = False
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A picture (S, S, 3) uint8 whose face has other landmarks, where that is to be shown, and the map of it.
 
-        before, after: (478, 3) pixels of the crop. -> (S, S, 3) uint8, (S, S) float32 in [0, 1], and of
-        `mesh.dense_map` (R, R, 2)
+        before, after: (478, 3) pixels of the crop; turns: whether the head does, and not the expression.
+        -> (S, S, 3) uint8, (S, S) float32 in [0, 1], and of `mesh.dense_map` (R, R, 2)
         """
         size, sides = float(len(picture)), picture.shape[1::-1]
         place, mirrored = self.mesh.locate(after, size), before[self.mirror]
         shown = self.mesh.facing(place, after, before)
-        borrowed = (shown == AWAY) & (self.mesh.facing(place, after, mirrored * [-1, 1, 1]) == 1)
+        lent = self.mesh.facing(place, after, mirrored * [-1, 1, 1]) == 1
+        borrowed = (shown == AWAY) & lent
+        if turns:
+            further = cv2.dilate(touching(borrowed, shown == 0).astype(np.uint8), disc(WIDER)) > 0
+            borrowed |= further & lent & (shown != 0)
         where = dense_map(place, after, before, size)
         face = warp(picture, where, size)
         if borrowed.any():
@@ -138,6 +143,13 @@ class MeshWarp:
             share = cv2.resize(cv2.GaussianBlur(borrowed.astype(np.float32), (0, 0), SEAM), sides)[..., None]
             face = np.rint(face + share * (other.astype(np.float32) - face)).astype(np.uint8)
         return face, cv2.resize(inner((shown == 1) | borrowed), sides), where
+
+
+def touching(mask: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """The parts of a mask (R, R) bool that lie at the edge of another."""
+    _, parts = cv2.connectedComponents(mask.astype(np.uint8))
+    edge = cv2.dilate(outside.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    return mask & np.isin(parts, parts[mask & edge])
 
 
 def mapped(where: np.ndarray, share: np.ndarray) -> np.ndarray:

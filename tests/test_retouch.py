@@ -239,6 +239,20 @@ def test_a_hidden_cheek_is_the_near_one_mirrored(yaw: float, near: int, far: int
     np.testing.assert_allclose(whole[height], picture[height], atol=12)
 
 
+@pytest.mark.parametrize("yaw", [40, -40])
+def test_background_beside_the_outline_does_not_come_into_a_turned_face(yaw: float):
+    points, front = turned(yaw), turned(0)
+    far = 454 if points[454, 2] > points[234, 2] else 234  # deeper
+    outline, side = points[:, 0].max() if points[far, 0] > 128 else points[:, 0].min(), np.sign(points[far, 0] - 128)
+    beyond = (np.arange(SIZE) - outline) * side > -7  # landmarks lie a little outside of the face
+    picture = np.tile(np.where(beyond, 0, 250).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
+    dark = []
+    for turns in (False, True):
+        found, share, _ = MESH.carried(picture, points, front, turns=turns)
+        dark.append((found[share > 0.9] < 125).mean())
+    assert dark[1] < 0.3 * dark[0] and dark[0] > 0.01
+
+
 def test_only_turned_heads_are_put_right():
     pictures, drawn = np.stack([photograph(1)] * 3), np.full((3, SIZE, SIZE, 3), 100, np.uint8)
     faces = [shape(turned(0))] * 2 + [None]
