@@ -265,7 +265,8 @@ class Engine:
 
                 source = self.betweens.get(keys, between)
             drawn, places = networks.bend_pose(source, self.to_device(pose))
-            flows[:] = flow_maps(places, self.size)
+            if self.mesh:
+                flows[:] = flow_maps(places, self.size)
             return drawn
 
         flows: list[np.ndarray] = []
