@@ -72,6 +72,7 @@ def page(report: dict[str, Any]) -> str:
         ("Confidence of the face detector", "", [frame.get("score") for frame in frames]),
         ("Seam score", "", [frame.get("seam") for frame in frames]),
         ("Jitter of the crop box", "% of its side", jitter(frames)),
+        ("Turn that is asked of the head", "degrees", [frame.get("turn") for frame in frames]),
     ]
     plots = "".join(plot(name, unit, frames, values) for name, unit, values in lines)
     return (
@@ -183,11 +184,14 @@ def polylines(x: list[float], y: list[float | None], values: list[float | None])
 
 
 def worst_frames(report: dict[str, Any]) -> str:
-    """Source and output of the frames with the highest seam score, else of those with the least confidence."""
+    """Source and output of the frames with the highest seam score.
+
+    Where nothing was pasted back, of those whose heads turn the most, else of those with the least confidence.
+    """
     edited = [frame for frame in report["frames"] if frame["fate"] == "edited"]
-    by_seam = any(frame.get("seam") is not None for frame in edited)
+    by = next((name for name in ("seam", "turn") if any(frame.get(name) is not None for frame in edited)), None)
     # a held box has no confidence at all
-    badness: Callable = (lambda f: f.get("seam") or 0) if by_seam else (lambda f: -(f.get("score") or 0))
+    badness: Callable = (lambda f: f.get(by) or 0) if by else (lambda f: -(f.get("score") or 0))
     chosen: list[dict[str, Any]] = []
     for frame in sorted(edited, key=badness, reverse=True):
         if len(chosen) < WORST and all(abs(frame["time"] - other["time"]) >= APART for other in chosen):
@@ -208,7 +212,7 @@ def worst_frames(report: dict[str, Any]) -> str:
         words = f"frame {frame['index']}, {frame['time']:.3f} s, source and output"
         words += "".join(
             f", {label} {frame[name]}"
-            for label, name in (("seam", "seam"), ("sharpness", "sharpness"), ("confidence", "score"))
+            for label, name in (("seam", "seam"), ("sharpness", "sharpness"), ("turn", "turn"), ("confidence", "score"))
             if frame.get(name) is not None
         )
         figures.append(f"<figure>{''.join(pictures)}<figcaption>{escape(words)}</figcaption></figure>")

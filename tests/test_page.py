@@ -128,6 +128,17 @@ def test_an_edit_without_paste_back_has_no_seam_to_plot(reported: Path):
     assert "not measured in this edit" in elements.text and len(elements.all("svg")) == 2 and elements.all("img")
 
 
+def test_heads_that_turn_the_most_are_shown(reported: Path):
+    report = json.loads((reported / "report.json").read_text())
+    for each in report["frames"]:
+        each["turn"], each["seam"] = (abs(each["index"] - 20) if each["fate"] == "edited" else None), None
+    (reported / "report.json").write_text(json.dumps({**report, "seam": None}))
+    _, elements = made(reported)
+    assert "Turn that is asked of the head (degrees)" in elements.text and len(elements.all("svg")) == 3
+    first = re.search(r"frame (\d+), [\d.]+ s, source and output, .*?turn (\d+)", elements.text)
+    assert first.groups() == ("0", "20")
+
+
 def frame(n: int, x: float, track: int = 0) -> dict:
     return {"index": n, "time": n / 25, "fate": "edited", "box": [x, 0, x + 100, 100], "track": track}
 
