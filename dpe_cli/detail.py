@@ -14,6 +14,7 @@ STAYED, MOVED = 3.0, 10.0  # levels of smoothed difference: up to the first all 
 # second none of it
 FITS, MISSES = 12.0, 40.0  # the same of detail that goes along with a bent face, against the bent source,
 MOVES = 0.5  # and by how many pixels of the crop that has to go to count wholly
+EASED = 0.2  # share of the side, at a crop's border, within which what moves comes to rest
 
 
 def keep_detail(
@@ -72,6 +73,30 @@ def with_what_flows(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> np
     face = drawn.astype(np.float32)
     difference, smooth, share = compared(face, bent(crop, places_of(flow, len(crop))), FITS, MISSES)
     return to_levels(face + times(smooth - difference, share))
+
+
+def eased(face: np.ndarray, crop: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A crop that is bent everywhere, as it can be pasted back: at its border nothing moves.
+
+    So neck, shoulders and background bend between a head that moves and a frame that does not. face: (S, S, 3) uint8;
+    crop: what it was drawn from; where: (R, R, 3), from where in the crop each place comes. -> the same two, face and
+    where
+    """
+    size = len(crop)
+    border = np.minimum(np.arange(size), np.arange(size)[::-1]).astype(np.float32) / size
+    moves = smooth_step(np.minimum(border[:, None], border) / EASED)
+    places, still = places_of(where, size), np.stack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2), -1)
+    places = still + moves[..., None] * (places - still)
+    drawn = smooth_step(2.5 * moves - 1.5)  # further out the crop itself, bent, takes the picture's place
+    face = times(face.astype(np.float32), drawn) + times(bent(crop, places).astype(np.float32), 1 - drawn)
+    small = cv2.resize(places + np.float32(0.5), where.shape[1::-1], interpolation=cv2.INTER_AREA)
+    return to_levels(face), np.dstack([small, where[..., 2]])
+
+
+def smooth_step(value: np.ndarray) -> np.ndarray:
+    """From 0 up to 0 to 1 from 1 on, without corners."""
+    value = np.clip(value, 0, 1)
+    return value * value * (3 - 2 * value)
 
 
 def to_levels(face: np.ndarray) -> np.ndarray:

@@ -405,9 +405,9 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
     if edits.mode == "exp":
         return paste
     if paste:
-        remark("a pose is pasted back: the head moves but the neck and the background stay, expect a visible seam")
+        remark("a pose is pasted back: neck and background bend between the head and the frame, look at the seam")
     else:
-        remark("a moved head does not fit into its frame: only the crop is written; --paste forces it in")
+        remark("a moved head does not fit into its frame: only the crop is written; --paste bends what is around it")
     return paste
 
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from dpe_cli.crop import crop_matrix, cut, levels, paste_back, resample, times
-from dpe_cli.detail import keep_detail, to_levels
+from dpe_cli.detail import eased, keep_detail, to_levels
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box, FaceDetector, Measured, connected
 from dpe_cli.landmarks import Landmarker
@@ -96,11 +96,14 @@ class Paster:
 
         `crop` (S, S, 3) uint8 is what `cut` gave for this frame and box; `time` in seconds; `track` tells faces apart
         where there are several; `where`: what `Engine.carried` says of the face. Where nothing differs from the crop,
-        and outside the mask, every bit is kept.
+        and outside the mask, every bit is kept. A crop that is bent everywhere, as for a head that turns, comes to rest
+        at its border, unless a mask was asked for that ends at the face.
         """
         self.mind_jumps(box, time, track)
         to_crop = crop_matrix(box, len(crop))
         mask = self.masks(crop, face, time, track)
+        if where is not None and where[..., 2].min() == 1 and getattr(self.masks, "way", None) == "gaussian":
+            (face, where), mask = eased(face, crop, where), self.masks.window
         if self.enhancer is not None:
             matched = self.matched(face, crop, mask, time, track)
             crop, face, mask, to_crop = self.enhanced(rgb, box, crop, matched, mask, to_crop)

@@ -267,6 +267,28 @@ def test_a_crop_may_be_larger_than_it_was_drawn():
     assert (enlarged(rgb, box, crop, green, where, size) == (0, 255, 0)).all()
 
 
+def test_a_crop_that_is_bent_everywhere_comes_to_rest_at_its_border():
+    rgb, box = portrait(1024), head(1024)
+    crop, _ = cut(rgb, box, SIZE)
+    centres = np.stack(np.meshgrid(*[np.arange(SIZE, dtype=np.float32) + 0.5] * 2), -1)
+    where = np.dstack([centres - [6, 0], np.ones((SIZE, SIZE))]).astype(np.float32)  # all of it 6 pixels to the right
+    face = warp(crop, where[..., :2], float(SIZE))
+    hard = paster().paste(rgb, box, crop, face, 0.0)
+    done = paster().paste(rgb, box, crop, face, 0.0, 0, where)
+    assert done.seam.score < 0.3 * hard.seam.score
+    middle, edge = np.s_[40:88, 40:88], np.s_[:3]
+    found = cut(done.rgb, box, SIZE)[0].astype(int)
+    assert np.abs(found - face)[middle].mean() < 2 and np.abs(found - crop)[edge].mean() < 2
+    inner = np.abs(face.astype(int) - crop)[middle].mean()
+    assert inner > 5  # it did move there
+    oval = Paster(MaskMaker("ellipse", SIZE))  # ends at the face: nothing to bend between
+    assert np.array_equal(oval.masks(crop, face, 0.0), oval.masks.still)
+    assert oval.paste(rgb, box, crop, face, 0.0, 0, where).seam.score > done.seam.score
+    partly = where.copy()
+    partly[0, 0, 2] = 0.5  # an expression, not a head
+    assert not np.array_equal(paster().paste(rgb, box, crop, face, 0.0, 0, partly).rgb, done.rgb)
+
+
 def test_high_frequencies_come_from_where_the_picture_comes_from():
     crop, flow = cut(portrait(1024), head(1024), SIZE)[0], bent()[0][..., :2]
     sharp = warp(crop, flow, float(SIZE))
