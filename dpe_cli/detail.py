@@ -4,6 +4,8 @@ What a network draws of the source is a little blurred. What it means is in the 
 something stayed, or went along with a known flow, the high ones are the source's.
 """
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 
@@ -54,8 +56,7 @@ def carry_detail(face: np.ndarray, crop: np.ndarray, where: np.ndarray, kept: np
     """
     size = len(crop)
     places, share = places_of(where, size), cv2.resize(where[..., 2], (size, size))
-    centres = np.arange(size, dtype=np.float32)
-    moved = np.minimum(np.hypot(*cv2.split(places - np.stack(np.meshgrid(centres, centres), -1))) / MOVES, 1)
+    moved = np.minimum(cv2.magnitude(*cv2.split(places - still(size))) / MOVES, 1)
     fitting = share * compared(face, bent(crop, places), FITS, MISSES)[-1]
     return Carried(fitting * (1 - (1 - moved) * kept), places)
 
@@ -85,8 +86,7 @@ def eased(face: np.ndarray, crop: np.ndarray, where: np.ndarray) -> tuple[np.nda
     size = len(crop)
     border = np.minimum(np.arange(size), np.arange(size)[::-1]).astype(np.float32) / size
     moves = smooth_step(np.minimum(border[:, None], border) / EASED)
-    places, still = places_of(where, size), np.stack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2), -1)
-    places = still + moves[..., None] * (places - still)
+    places = still(size) + moves[..., None] * (places_of(where, size) - still(size))
     drawn = smooth_step(2.5 * moves - 1.5)  # further out the crop itself, bent, takes the picture's place
     face = times(face.astype(np.float32), drawn) + times(bent(crop, places).astype(np.float32), 1 - drawn)
     small = cv2.resize(places + np.float32(0.5), where.shape[1::-1], interpolation=cv2.INTER_AREA)
@@ -107,6 +107,12 @@ def to_levels(face: np.ndarray) -> np.ndarray:
 def places_of(where: np.ndarray, size: int) -> np.ndarray:
     """A map (R, R, >=2) as OpenCV wants it: (size, size, 2) float32, whole numbers at pixel centres."""
     return cv2.resize(np.ascontiguousarray(where[..., :2]), (size, size)) - np.float32(0.5)
+
+
+@lru_cache(maxsize=2)
+def still(size: int) -> np.ndarray:
+    """The places of a picture that nothing moves in: (size, size, 2) float32, not to be written to."""
+    return np.stack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2), -1)
 
 
 def bent(crop: np.ndarray, places: np.ndarray) -> np.ndarray:
