@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 
 from dpe_cli.crop import Carried, times
+from dpe_cli.face import ramp
+from dpe_cli.mesh import bent, centres, places_of, warp
 
 CHANGE_BLUR = 2 / 256  # sigma, share of the side: below it lies detail, above it motion
 STAYED, MOVED = 3.0, 10.0  # levels of smoothed difference: up to the first all detail stays the source's, from the
@@ -55,7 +57,7 @@ def carry_detail(face: np.ndarray, crop: np.ndarray, where: np.ndarray, kept: np
     own, and what can stay where it is and hardly moves need not go.
     """
     size = len(crop)
-    places, share = places_of(where, size), cv2.resize(where[..., 2], (size, size))
+    places, share = places_of(where, size, size), cv2.resize(where[..., 2], (size, size))
     moved = np.minimum(cv2.magnitude(*cv2.split(places - still(size))) / MOVES, 1)
     fitting = share * compared(face, bent(crop, places), FITS, MISSES)[-1]
     return Carried(fitting * (1 - (1 - moved) * kept), places)
@@ -72,7 +74,7 @@ def with_what_flows(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> np
     drawn, crop: (S, S, 3) uint8; flow: (R, R, 2), from where in the crop each place comes, pixels. -> (S, S, 3) uint8
     """
     face = drawn.astype(np.float32)
-    difference, smooth, share = compared(face, bent(crop, places_of(flow, len(crop))), FITS, MISSES)
+    difference, smooth, share = compared(face, warp(crop, flow, len(crop)), FITS, MISSES)
     return to_levels(face + times(smooth - difference, share))
 
 
@@ -85,18 +87,12 @@ def eased(face: np.ndarray, crop: np.ndarray, where: np.ndarray) -> tuple[np.nda
     """
     size = len(crop)
     border = np.minimum(np.arange(size), np.arange(size)[::-1]).astype(np.float32) / size
-    moves = smooth_step(np.minimum(border[:, None], border) / EASED)
-    places = still(size) + moves[..., None] * (places_of(where, size) - still(size))
-    drawn = smooth_step(2.5 * moves - 1.5)  # further out the crop itself, bent, takes the picture's place
+    moves = ramp(np.minimum(border[:, None], border), 0, EASED)
+    places = still(size) + moves[..., None] * (places_of(where, size, size) - still(size))
+    drawn = ramp(moves, 0.6, 1)  # further out the crop itself, bent, takes the picture's place
     face = times(face.astype(np.float32), drawn) + times(bent(crop, places).astype(np.float32), 1 - drawn)
     small = cv2.resize(places + np.float32(0.5), where.shape[1::-1], interpolation=cv2.INTER_AREA)
     return to_levels(face), np.dstack([small, where[..., 2]])
-
-
-def smooth_step(value: np.ndarray) -> np.ndarray:
-    """From 0 up to 0 to 1 from 1 on, without corners."""
-    value = np.clip(value, 0, 1)
-    return value * value * (3 - 2 * value)
 
 
 def to_levels(face: np.ndarray) -> np.ndarray:
@@ -104,17 +100,7 @@ def to_levels(face: np.ndarray) -> np.ndarray:
     return np.rint(face).clip(0, 255).astype(np.uint8)
 
 
-def places_of(where: np.ndarray, size: int) -> np.ndarray:
-    """A map (R, R, >=2) as OpenCV wants it: (size, size, 2) float32, whole numbers at pixel centres."""
-    return cv2.resize(np.ascontiguousarray(where[..., :2]), (size, size)) - np.float32(0.5)
-
-
 @lru_cache(maxsize=2)
 def still(size: int) -> np.ndarray:
     """The places of a picture that nothing moves in: (size, size, 2) float32, not to be written to."""
-    return np.stack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2), -1)
-
-
-def bent(crop: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """A picture (S, S, 3) whose pixels come from other places (S, S, 2)."""
-    return cv2.remap(crop, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return (centres(size, size) - 0.5).astype(np.float32)

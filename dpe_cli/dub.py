@@ -49,7 +49,7 @@ from dpe_cli.edit import (
     write_clips,
 )
 from dpe_cli.errors import FaceError, InputError, WeightsError
-from dpe_cli.face import Box, FaceDetector, smooth_boxes
+from dpe_cli.face import Box, FaceDetector, ramp, smooth_boxes
 from dpe_cli.factors import Factors, coordinate_projectors, follows_space
 from dpe_cli.landmark_net import NetworkLandmarker
 from dpe_cli.limits import scratch
@@ -517,5 +517,4 @@ class LowerFace:
         lowest = max(float((points[lid] @ down).max()) for lid in LOWER_LIDS)
         reach = max(float(points[LIPS_MIDDLE].mean(0) @ down) - lowest, 1.0)
         share = (self.x * down[0] + self.y * down[1] - lowest) / reach
-        rise = np.clip((share - BEGINS) / (FULL - BEGINS), 0, 1)
-        return rise * rise * (3 - 2 * rise)
+        return ramp(share, BEGINS, FULL)

@@ -29,8 +29,8 @@ from dpe_cli.factors import follows_space
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.lending import drawable
 from dpe_cli.measured import MeasuredCodes
-from dpe_cli.mesh import FLOW_SIZE
-from dpe_cli.mesh_warp import MeshWarp, over, staying, through
+from dpe_cli.mesh import FLOW_SIZE, centres
+from dpe_cli.mesh_warp import MeshWarp, over, through
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.models.checkpoint import Unfilled
 from dpe_cli.motion_space import POSE_DIM, turn_between
@@ -280,7 +280,8 @@ class Engine:
             if expression is not None:
                 self.expressed = {key: self.expressed[key] for key in keys}
                 before = np.stack([self.expressed[key] for key in keys])
-                maps = [over(where, staying(len(flows[0]), self.size)) for where in maps]
+                still = centres(FLOW_SIZE, self.size).astype(np.float32)
+                maps = [over(where, still) for where in maps]
             pictures = np.stack([with_what_flows(*three) for three in zip(pictures, before, flows, strict=True)])
             faces = [told.face for told in known]
             pictures, then = self.mesh.looked_at(before, pictures, faces, measured, turned, asked, self.shown)

@@ -248,7 +248,7 @@ def without_outliers(run: np.ndarray) -> np.ndarray:
     return clean
 
 
-def ramp(value: float, low: float, high: float) -> float:
+def ramp(value: np.ndarray | float, low: float, high: float) -> np.ndarray | float:
     """0 up to `low`, 1 from `high`, smooth between."""
-    share = min(max((value - low) / (high - low), 0.0), 1.0)
+    share = np.clip((value - low) / (high - low), 0, 1)
     return share * share * (3 - 2 * share)

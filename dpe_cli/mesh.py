@@ -53,8 +53,7 @@ class Mesh:
         for number, corners in zip(order.tolist(), fixed[self.triangles[order]], strict=True):
             cv2.fillConvexPoly(index, corners, number, shift=8)
         triangles = self.triangles[index.ravel()]
-        centres = (np.arange(resolution) + 0.5) * size / resolution
-        grid = np.stack(np.meshgrid(centres, centres), -1).reshape(-1, 2)
+        grid = centres(resolution, size).reshape(-1, 2)
         a, b, c = (nodes[triangles[:, k]] for k in range(3))
         one, two, rest = b - a, c - a, grid - a
         area = one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]
@@ -105,16 +104,29 @@ def dense_map(
     eyes = np.maximum(*(polygon(target, eye, size, resolution) for eye in EYES))
     eyes = cv2.dilate(eyes, np.ones((3, 3), np.uint8))[..., None] > 0
     moved = np.where(eyes, moved, cv2.medianBlur(moved, 5))
-    centres = (np.arange(resolution) + 0.5) * size / resolution
-    grid = np.stack(np.meshgrid(centres, centres), -1)
-    return (grid + moved).astype(np.float32)
+    return (centres(resolution, size) + moved).astype(np.float32)
+
+
+def centres(resolution: int, size: float) -> np.ndarray:
+    """The dense map that moves nothing: (resolution, resolution, 2) pixels of a `size` crop."""
+    along = (np.arange(resolution) + 0.5) * size / resolution
+    return np.stack(np.meshgrid(along, along), -1)
+
+
+def places_of(where: np.ndarray, side: int, size: float) -> np.ndarray:
+    """Places of a dense map (R, R, >=2) of a `size` crop as OpenCV wants them: (side, side, 2), pixels from 0 on."""
+    xy = np.ascontiguousarray(where[..., :2])
+    return cv2.resize(xy, (side, side), interpolation=cv2.INTER_LINEAR) * (side / size) - 0.5
+
+
+def bent(image: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) whose pixels come from other places (H', W', 2). -> (H', W', 3)"""
+    return cv2.remap(image, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
 def warp(image: np.ndarray, where: np.ndarray, size: float) -> np.ndarray:
     """Samples an (H, W, 3) picture by a dense map in pixels of a `size` crop."""
-    height = image.shape[0]
-    full = cv2.resize(where, (height, height), interpolation=cv2.INTER_LINEAR) * (height / size) - 0.5
-    return cv2.remap(image, full, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return bent(image, places_of(where, image.shape[0], size))
 
 
 def polygon(points: np.ndarray, indices: list[int], size: float, resolution: int) -> np.ndarray:

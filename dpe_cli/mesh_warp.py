@@ -175,12 +175,6 @@ def over(carried: np.ndarray | None, flow: np.ndarray) -> np.ndarray:
     return np.dstack([places, np.ones(flow.shape[:2], np.float32)])
 
 
-def staying(resolution: int, size: int) -> np.ndarray:
-    """The flow that moves nothing. (R, R, 2), pixels of a `size` crop"""
-    centres = ((np.arange(resolution) + 0.5) * size / resolution).astype(np.float32)
-    return np.stack(np.meshgrid(centres, centres), -1)
-
-
 def mixed(drawn: np.ndarray, face: np.ndarray, share: np.ndarray, strength: float) -> np.ndarray:
     """A drawn crop (S, S, 3) uint8 with a share (S, S) of a face. -> (S, S, 3) uint8"""
     return np.rint(drawn + strength * share[..., None] * (face.astype(np.float32) - drawn)).astype(np.uint8)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from dpe_cli.errors import InputError
-from dpe_cli.landmarks import BLENDSHAPES, align, eye_openings, gaze, head_angles
+from dpe_cli.landmarks import BLENDSHAPES, align, eye_openings, gaze, head_angles, rotation_between
 
 GROUPS = {"mouth": 8, "lids": 2, "gaze": 2, "brows": 2}  # expression coordinates, in this order after the pose
 POSE_DIM = 6  # yaw, pitch, roll (degrees), log2 of the face's size over the crop's, centre x and y (crop sides)
@@ -69,7 +69,7 @@ def rotation_of(pose: np.ndarray) -> Rotation:
 
 def turn_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Degrees from one head to another, of motion codes (N, K) twice. -> (N,)"""
-    return np.degrees((rotation_of(a).inv() * rotation_of(b)).magnitude())
+    return rotation_between(rotation_of(a).as_matrix(), rotation_of(b).as_matrix())
 
 
 def mirror_permutation(template: np.ndarray) -> np.ndarray:

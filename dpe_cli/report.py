@@ -110,7 +110,7 @@ class Report:
             most = max(far, key=lambda frame: frame.turn)
             found.append(
                 f"heads turned by more than {FAR_TURN:g} degrees do not look real: {len(far)} frames, the most "
-                f"{most.turn:g} degrees in frame {most.index}; --motion relative or a lower --strength turns them less"
+                f"{most.turn:g} degrees in frame {most.index}; motion that is relative, or weaker, turns them less"
             )
         return found
 

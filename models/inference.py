@@ -412,11 +412,10 @@ class InferenceGenerator(nn.Module):
                 for number, style in enumerate(styles[: len(self.convs)])
             ]
         x = self.convs[0](self.input.expand(latent.shape[0], -1, -1, -1), styles[0], demodulations[0])
-        state = self.through(range(self.together), styles, demodulations, features, x, None, None)
+        *state, places = self.through(range(self.together), styles, demodulations, features, x, None, None)
         rest = range(self.together, len(self.levels))
         if not rest:
-            return state[-2:]
-        state = state[:-1]
+            return state[-1], places
         if not one_by_one(x):
             return self.through(rest, styles, demodulations, features, *state)[-2:]
         drawn = []

@@ -135,7 +135,7 @@ MAY_IMPORT = {
     "report": {"errors"},
     "masks": {"crop", "face", "errors"},
     "plugs": {"detectors", "errors"},
-    "detail": {"crop"},
+    "detail": {"crop", "face", "mesh"},
     "paste": {"crop", "detail", "masks", "plugs", "face", "landmarks", "errors"},
     "regions": {"landmark_net", "landmarks", "masks"},
     "page": {"crop", "face", "limits", "report", "video", "errors"},
