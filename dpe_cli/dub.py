@@ -22,18 +22,13 @@ import numpy as np
 from dpe_cli.crop import cut, gaussian_mask
 from dpe_cli.edit import (
     NO_FACE,
-    UNIT,
     Driving,
     Edit,
     Edits,
     EditSettings,
-    Engine,
-    Job,
     Progress,
     Sight,
     Target,
-    batched,
-    batched_in_units,
     check_output,
     describe,
     find_faces,
@@ -41,7 +36,6 @@ from dpe_cli.edit import (
     paster_for,
     read_driver,
     remember_sights,
-    run_jobs,
     silent,
     smoothing_radius,
     stack_jobs,
@@ -51,6 +45,7 @@ from dpe_cli.edit import (
 from dpe_cli.errors import FaceError, InputError, WeightsError
 from dpe_cli.face import Box, FaceDetector, ramp, smooth_boxes
 from dpe_cli.factors import Factors, coordinate_projectors, follows_space
+from dpe_cli.jobs import UNIT, Engine, Job, batched, batched_in_units, run_jobs
 from dpe_cli.landmark_net import NetworkLandmarker
 from dpe_cli.limits import scratch
 from dpe_cli.masks import POINTS_SECONDS, Landmarks, Steady

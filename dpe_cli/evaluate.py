@@ -10,9 +10,9 @@ import numpy as np
 import dpe_cli
 from dpe_cli import metrics
 from dpe_cli.dataset import CROP, Clip
-from dpe_cli.edit import psnr
 from dpe_cli.errors import InputError
 from dpe_cli.extractors import Extractors
+from dpe_cli.jobs import psnr
 from dpe_cli.landmarks import align, eye_openings, five_points, mouth_opening, rotation_between
 from dpe_cli.protocols import (
     NOISE,

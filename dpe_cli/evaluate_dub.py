@@ -14,7 +14,7 @@ import torch
 
 from dpe_cli import metrics
 from dpe_cli.crop import cut
-from dpe_cli.edit import Engine, batched
+from dpe_cli.jobs import Engine, batched
 from dpe_cli.landmark_net import framing
 from dpe_cli.landmarks import mouth_opening
 from dpe_cli.models import SpeechNets

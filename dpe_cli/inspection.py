@@ -12,11 +12,12 @@ import cv2
 import numpy as np
 
 from dpe_cli.crop import cut
-from dpe_cli.edit import Engine, Progress, silent
+from dpe_cli.edit import Progress, silent
 from dpe_cli.errors import FaceError
 from dpe_cli.extractors import Landmarks
 from dpe_cli.face import FaceDetector, crop_box
 from dpe_cli.factors import Factors
+from dpe_cli.jobs import Engine
 from dpe_cli.landmarks import head_angles
 from dpe_cli.measures import MEASURES, TABLE, measures_of_faces
 from dpe_cli.page import polylines

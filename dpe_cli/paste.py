@@ -8,6 +8,7 @@ is a gain here too.
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,6 +70,28 @@ class Pasted:
     seam: Seam | None
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A face that only has to be put into its frame: what is left depends on no other frame. Fields: see `Paster`."""
+
+    rgb: np.ndarray
+    picture: np.ndarray  # (S, S, 3) float32 levels
+    crop: np.ndarray
+    mask: np.ndarray
+    to_crop: np.ndarray
+    where: np.ndarray | None
+    edge: "Edge"
+    detail: bool
+
+    def pasted(self) -> Pasted:
+        """The frame with the face in it."""
+        picture, kept, carried = self.picture, None, None
+        if self.detail:
+            picture, kept, carried = keep_detail(picture, self.crop, self.where)
+        result = paste_back(self.rgb, picture, self.mask, self.to_crop, self.crop, kept, carried)
+        return Pasted(result, self.edge.seam(self.rgb, result, self.to_crop))
+
+
 class Paster:
     """Pastes edited crops back. One for a whole run: it follows colours through time, by track."""
 
@@ -88,11 +111,15 @@ class Paster:
         """
         return REACH * (POINTS_SECONDS + COLOUR_SECONDS * (1 if self.enhancer is None else 2))
 
-    def paste(
+    def paste(self, *face: Any) -> Pasted:
+        """`place`, and all that is left to do."""
+        return self.place(*face).pasted()
+
+    def place(
         self, rgb: np.ndarray, box: Box, crop: np.ndarray, face: np.ndarray, time: float, track: Hashable = 0,
         where: np.ndarray | None = None,
-    ) -> Pasted:  # fmt: skip
-        """A new frame (H, W, 3) uint8 or uint16 with `face`, the edit of `crop`, in the place of `box`.
+    ) -> Placed:  # fmt: skip
+        """For a new frame (H, W, 3) uint8 or uint16 with `face`, the edit of `crop`, in the place of `box`.
 
         `crop` (S, S, 3) uint8 is what `cut` gave for this frame and box; `time` in seconds; `track` tells faces apart
         where there are several; `where`: what `Engine.carried` says of the face. Where nothing differs from the crop,
@@ -108,11 +135,8 @@ class Paster:
             matched = self.matched(face, crop, mask, time, track)
             crop, face, mask, to_crop = self.enhanced(rgb, box, crop, matched, mask, to_crop)
             track, where = ("enhanced", track), None
-        picture, kept, carried = self.matched(face, crop, mask, time, track), None, None
-        if self.detail:
-            picture, kept, carried = keep_detail(picture, crop, where)
-        result = paste_back(rgb, picture, mask, to_crop, crop, kept, carried)
-        return Pasted(result, self.edge_of(mask).seam(rgb, result, to_crop))
+        picture = self.matched(face, crop, mask, time, track)
+        return Placed(rgb, picture, crop, mask, to_crop, where, self.edge_of(mask), self.detail)
 
     def matched(self, face: np.ndarray, crop: np.ndarray, mask: np.ndarray, time: float, track: Hashable) -> np.ndarray:
         """`face` as float32 levels, in the source's colours if that is wanted."""

@@ -24,8 +24,6 @@ from dpe_cli.edit import (
     Edit,
     Edits,
     EditSettings,
-    Engine,
-    Job,
     Sight,
     bind_control,
     check_request,
@@ -37,7 +35,6 @@ from dpe_cli.edit import (
     is_still,
     paster_for,
     prepare_driver,
-    run_jobs,
     silent,
     smoothing_radius,
     unheard,
@@ -45,6 +42,7 @@ from dpe_cli.edit import (
 )
 from dpe_cli.errors import FaceError, OutputError
 from dpe_cli.face import Box, FaceDetector, crop_box
+from dpe_cli.jobs import Engine, Job, run_jobs
 from dpe_cli.limits import scratch
 from dpe_cli.motion import MotionTrack
 from dpe_cli.motion_file import Driver, is_motion_file, read_motion

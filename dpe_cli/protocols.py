@@ -21,9 +21,9 @@ import numpy as np
 
 from dpe_cli.crop import cut, gaussian_mask, paste_back
 from dpe_cli.dataset import CROP, Clip, face_at
-from dpe_cli.edit import Engine, lending_of
 from dpe_cli.errors import InputError
 from dpe_cli.face import SMOOTH_SECONDS, Box, crop_box, smooth_boxes
+from dpe_cli.jobs import Engine, lending_of
 from dpe_cli.video import Frame
 
 PROTOCOLS, MODES = ("same", "cross", "video"), ("exp", "pose", "both")

@@ -5,7 +5,7 @@ The second keeps its plan and its segments in a hidden folder beside the output,
 A plan holds all that is decided before the networks see the source: who is where in each frame (smoothed boxes, tracks,
 cuts) and the driving's motion; of a dub the person's closed mouth and the loudness of the speech, which is heard again.
 So a segment needs nothing of the others. What pastes the faces back remembers some seconds (`Paster.memory`); a segment
-therefore begins its work that much earlier, and at a multiple of edit.UNIT, for batches. Its frames are then those of
+therefore begins its work that much earlier, and at a multiple of jobs.UNIT, for batches. Its frames are then those of
 the whole edit, bit for bit, on the same kind of machine.
 
 A plan is two files. FILE.json (schema dpe-plan/1): the request, the segments' borders, the beginning of the report.
@@ -55,14 +55,11 @@ from dpe_cli.dub import (
 from dpe_cli.dub import Plan as Lengths
 from dpe_cli.edit import (
     AUDIO,
-    UNIT,
     VIDEO_SUFFIXES,
     Driving,
     Edit,
     Edits,
     EditSettings,
-    Engine,
-    Job,
     Progress,
     Sight,
     Target,
@@ -74,14 +71,12 @@ from dpe_cli.edit import (
     find_faces,
     follow_source,
     is_still,
-    lending_of,
     paster_for,
     plan_jobs,
     plan_target,
     prepare_driver,
     read_driver,
     refuse_seams,
-    run_jobs,
     silent,
     source_boxes,
     stack_jobs,
@@ -91,6 +86,7 @@ from dpe_cli.edit import (
 )
 from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.face import Box, FaceDetector
+from dpe_cli.jobs import UNIT, Engine, Job, lending_of, run_jobs
 from dpe_cli.lending import BACK
 from dpe_cli.limits import TEXT_BYTES, check_file
 from dpe_cli.motion import Curve, MotionTrack

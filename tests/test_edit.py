@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -13,9 +14,10 @@ from painted import GREEN, RED, Acquaintance, paint
 
 from dpe_cli import edit, preview
 from dpe_cli.crop import cut
-from dpe_cli.edit import Driver, Driving, Edit, Edits, EditSettings, Job, edit_video, plan_jobs, run_jobs
+from dpe_cli.edit import Driver, Driving, Edit, Edits, EditSettings, edit_video, plan_jobs
 from dpe_cli.errors import FaceError, InputError, OutputError
 from dpe_cli.face import Box, Detection, FaceDetector
+from dpe_cli.jobs import Job, psnr, run_jobs
 from dpe_cli.motion import MotionTrack
 from dpe_cli.paste import Paster, make_paster
 from dpe_cli.report import Report
@@ -124,6 +126,22 @@ def test_frames_without_a_face_pass_bit_for_bit_and_in_order():
     assert report.counts() == {"frames": 7, "edited": 3, "passed": 4, "reasons": {"no face": 4}}
 
 
+@pytest.mark.parametrize("pasted", [True, False])
+def test_threads_that_paste_change_nothing(monkeypatch: pytest.MonkeyPatch, pasted: bool):
+    """Colours follow through time, so what goes on in order must not be what the threads do."""
+    faces, codes = [True, True, False, True, True, True, False, True], [[255, 0, 0], [0, 90, 0], [60, 60, 200]]
+    made = []
+    for threads in (1, 3):
+        monkeypatch.setattr("dpe_cli.jobs.FINISHERS", threads)
+        report, before = Report(), threading.active_count()
+        planned_jobs = planned(faces, codes, None if pasted else Box(50, 30, 110, 90))
+        done = run_jobs(planned_jobs, ColourEngine(3), paster() if pasted else None, report)
+        pixels = [(frame.index, frame.rgb.tobytes()) for _, frame in done]
+        made.append((pixels, report.frames, report.self_reconstruction))
+        assert threading.active_count() == before
+    assert made[0] == made[1] and len({rgb for _, rgb in made[0][0]}) == 8
+
+
 def test_pixels_outside_the_mask_are_the_sources():
     (job,) = planned([True], [[255, 0, 0]])
     ((_, after),) = run_jobs([job], ENGINE, paster(), Report())
@@ -186,8 +204,8 @@ def test_the_self_reconstruction_is_measured_at_once_and_every_two_seconds():
     crop = cut(jobs[0].frame.rgb, jobs[0].box, 64)[0]
     own = ENGINE.motion_codes(crop[None])
     assert len(report.self_reconstruction) == 2
-    psnr = edit.psnr(ENGINE.edit(crop[None], own, None)[0], crop)
-    assert report.self_reconstruction[0] == (0, pytest.approx(psnr))
+    expected = psnr(ENGINE.edit(crop[None], own, None)[0], crop)
+    assert report.self_reconstruction[0] == (0, pytest.approx(expected))
 
 
 def test_hold_edits_at_the_last_box_and_says_so():

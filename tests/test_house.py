@@ -87,6 +87,7 @@ MAY_IMPORT = {
     "speech": {"tracks"},
     "speech_motion": {"models", "motion_space", "speech", "tracks", "weights", "errors"},
     "dub": {
+        "jobs",
         "crop",
         "edit",
         "face",
@@ -119,8 +120,8 @@ MAY_IMPORT = {
         "errors",
     },
     "evaluate_dub": {
+        "jobs",
         "crop",
-        "edit",
         "landmark_net",
         "landmarks",
         "metrics",
@@ -140,10 +141,11 @@ MAY_IMPORT = {
     "regions": {"landmark_net", "landmarks", "masks"},
     "page": {"crop", "face", "limits", "report", "video", "errors"},
     "preview": {"video", "motion", "errors"},
+    "jobs": {"control", "crop", "face", "lending", "motion", "paste", "pipeline", "report", "video"},
     "edit": {
+        "jobs",
         "container",
         "encoding",
-        "lending",
         "video",
         "face",
         "people",
@@ -165,6 +167,7 @@ MAY_IMPORT = {
     "batch": {"report", "errors"},
     "ray_pool": {"batch"},
     "segments": {
+        "jobs",
         "control",
         "container",
         "dub",
@@ -183,6 +186,7 @@ MAY_IMPORT = {
         "errors",
     },
     "plan": {
+        "jobs",
         "container",
         "crop",
         "dub",
@@ -220,6 +224,7 @@ MAY_IMPORT = {
     "factors": {"motion_space", "weights", "errors"},
     "control": {"limits", "factors", "measures", "motion", "errors"},
     "inspection": {
+        "jobs",
         "crop",
         "edit",
         "extractors",
@@ -234,6 +239,7 @@ MAY_IMPORT = {
         "errors",
     },
     "control_protocol": {
+        "jobs",
         "control",
         "dataset",
         "edit",
@@ -260,7 +266,7 @@ MAY_IMPORT = {
         "errors",
     },
     "train_banks": {"landmarks", "speech", "train_speech"},
-    "dataset": {"models", "weights", "engine", "video", "face", "crop", "landmarks", "mesh", "motion_space", "errors"},
+    "dataset": {"face", "landmarks", "mesh", "motion_space", "errors"},
     "prepare": {
         "video",
         "face",
@@ -278,12 +284,12 @@ MAY_IMPORT = {
     },
     "initialise": {"models", "motion_space"},
     "recipe": {"motion_space", "errors"},
-    "trainer": {"dataset", "initialise", "mesh", "models", "motion_space", "recipe", "errors"},
+    "trainer": {"initialise", "mesh", "models", "motion_space", "recipe", "errors"},
     "train": {"dataset", "initialise", "mesh", "models", "weights", "motion_space", "recipe", "trainer", "errors"},
     "metrics": {"landmarks"},
     "extractors": {"engine", "landmarks", "models", "errors"},
-    "protocols": {"dataset", "edit", "video", "face", "crop", "errors"},
-    "evaluate": {"protocols", "metrics", "extractors", "dataset", "edit", "landmarks", "errors"},
+    "protocols": {"jobs", "dataset", "video", "face", "crop", "errors"},
+    "evaluate": {"jobs", "protocols", "metrics", "extractors", "dataset", "landmarks", "errors"},
     "scoreboard": {"evaluate", "report", "errors"},
     "train_landmarks": {
         "crop",

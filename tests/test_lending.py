@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dpe_cli import weights
-from dpe_cli.edit import Job, run_jobs
 from dpe_cli.face import Box
+from dpe_cli.jobs import Job, run_jobs
 from dpe_cli.lending import (
     AJAR,
     BACK,

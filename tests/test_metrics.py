@@ -5,7 +5,7 @@ import pytest
 from conftest import synthetic_face, turned
 
 from dpe_cli import metrics
-from dpe_cli.edit import psnr
+from dpe_cli.jobs import psnr
 from dpe_cli.landmarks import rotation_between
 
 

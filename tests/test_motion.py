@@ -10,9 +10,10 @@ import pytest
 from test_edit import DETECTOR, ENGINE, ColourEngine, driver, picture
 
 from dpe_cli.crop import cut
-from dpe_cli.edit import Driving, EditSettings, Job, paster_for, plan_jobs, prepare_driver, run_jobs
+from dpe_cli.edit import Driving, EditSettings, paster_for, plan_jobs, prepare_driver
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box
+from dpe_cli.jobs import Job, run_jobs
 from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, read_curve, smoothed
 from dpe_cli.report import Report
 from dpe_cli.video import Frame

@@ -23,11 +23,12 @@ from test_speech import babble, write_wave
 from dpe_cli import segments, video
 from dpe_cli.control import Control
 from dpe_cli.dub import DubSettings, dub_video
-from dpe_cli.edit import UNIT, Driving, Edit, Edits, EditSettings, edit_video
+from dpe_cli.edit import Driving, Edit, Edits, EditSettings, edit_video
 from dpe_cli.engine import Engine
 from dpe_cli.errors import InputError, OutputError, QualityError, WeightsError
 from dpe_cli.face import make_detector
 from dpe_cli.factors import Factors
+from dpe_cli.jobs import UNIT
 from dpe_cli.motion import Curve
 from dpe_cli.segments import (
     borders_of,
