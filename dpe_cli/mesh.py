@@ -69,12 +69,16 @@ class Mesh:
 
         place: what `locate` says of this picture; drawn, other: (478, >=2) the points in both. -> (R, R) float32
         """
-        here, there = (_areas(points, self.triangles) for points in (drawn, other))
         # Nearly edge on, a few pixels of the other picture would be drawn out to many.
-        seen = np.where(np.sign(here) * there > 0.3 * np.abs(here), 1, AWAY)
+        seen = np.where(self.ratios(drawn, other) > 0.3, 1, AWAY)
         seen[: self.ring] = 0
         side = round(len(place.index) ** 0.5)
         return seen[place.index].reshape(side, side).astype(np.float32)
+
+    def ratios(self, drawn: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """The area of each triangle in another picture over that in this one, negative from behind. (triangles,)"""
+        here, there = (_areas(points, self.triangles) for points in (drawn, other))
+        return np.sign(here) * there / np.maximum(np.abs(here), 1e-6)
 
 
 def _areas(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:

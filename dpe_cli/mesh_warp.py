@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
+from dpe_cli.face import ramp
 from dpe_cli.landmarks import EYES, LIPS_OUTER, FaceShape
 from dpe_cli.lending import PARTED, mouth_of
-from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, dense_map, polygon, warp
+from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, centres, dense_map, polygon, warp
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, POSE_SCALE, MotionSpace, mirror_permutation, rotation_of
 from dpe_cli.parts import EYE, Posed
 from dpe_cli.retouch import asked_for, outlined
@@ -23,6 +24,10 @@ from dpe_cli.retouch import asked_for, outlined
 # from what nobody shows the mesh is shown, the sigma of the edge there, and of the edge of what is mirrored.
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
 WIDER = 6  # how much further what is mirrored goes: beside what a cheek hides its outline shows the background
+REACH = 24  # and past the outline, onto temple, ear and hair, of heads of which
+PART = 0.01, 0.05  # as much is hidden, as shares of the face: from the first on a little, from the second wholly
+SEEN = 0.45, 0.7  # and of which the near side shows that as large, over its size in the result: where a head turns away
+# from the front neither side shows it
 NODDING = slice(0, 2)  # yaw and pitch
 HEEDED, MOST = 0.75, 1.0  # share of what they miss that is asked for on top, and the most of that, 15 and 12 degrees:
 # all of it would add a fourth to the trembling of still heads
@@ -130,19 +135,54 @@ class MeshWarp:
         """
         size, sides = float(len(picture)), picture.shape[1::-1]
         place, mirrored = self.mesh.locate(after, size), before[self.mirror]
+        flipped = mirrored * [-1, 1, 1]
         shown = self.mesh.facing(place, after, before)
-        lent = self.mesh.facing(place, after, mirrored * [-1, 1, 1]) == 1
-        borrowed = (shown == AWAY) & lent
+        lent = self.mesh.facing(place, after, flipped) == 1
+        borrowed, worth = (shown == AWAY) & lent, 0.0
         if turns:
-            further = cv2.dilate(touching(borrowed, shown == 0).astype(np.uint8), disc(WIDER)) > 0
-            borrowed |= further & lent & (shown != 0)
+            hidden = touching(borrowed, shown == 0)
+            if hidden.any():
+                sizes = self.mesh.ratios(after, flipped)[place.index[hidden.ravel()]]
+                worth = ramp(hidden.sum() / (shown != 0).sum(), *PART) * ramp(np.median(sizes), *SEEN)
+            borrowed |= (cv2.dilate(hidden.astype(np.uint8), disc(WIDER)) > 0) & lent & (shown != 0)
         where = dense_map(place, after, before, size)
-        face = warp(picture, where, size)
+        face, share = warp(picture, where, size), inner((shown == 1) | borrowed)
         if borrowed.any():
-            other = warp(picture, dense_map(place, after, mirrored, size), size)
-            share = cv2.resize(cv2.GaussianBlur(borrowed.astype(np.float32), (0, 0), SEAM), sides)[..., None]
-            face = np.rint(face + share * (other.astype(np.float32) - face)).astype(np.uint8)
-        return face, cv2.resize(inner((shown == 1) | borrowed), sides), where
+            back, from_near = dense_map(place, after, mirrored, size), borrowed
+            if worth:
+                back, around = beyond(back, borrowed, shown != 0, size)
+                from_near = borrowed | (around > 0)
+                further = inner((shown == 1) | from_near) * np.where(shown != 0, 1, around).astype(np.float32)
+                share += worth * (further - share)
+            other = warp(picture, back, size)
+            mirror = cv2.resize(cv2.GaussianBlur(from_near.astype(np.float32), (0, 0), SEAM), sides)[..., None]
+            face = np.rint(face + mirror * (other.astype(np.float32) - face)).astype(np.uint8)
+        return face, cv2.resize(share, sides), where
+
+
+def beyond(where: np.ndarray, borrowed: np.ndarray, face: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """A mirrored map that goes on past the outline of a face, and how much of that is to be shown there.
+
+    What a turned head hides is not its cheek alone: behind it are temple, ear and hair, and what the generator makes of
+    them is drawn out of the little that was seen. where: (R, R, 2) of `mesh.dense_map`; borrowed, face: (R, R) bool,
+    what is taken from the near side, and the face. Past the outline the map is that of the nearest place inside, moved
+    on by the affine map that fits best what is borrowed. -> the map, and (R, R) float32 in [0, 1], 0 inside
+    """
+    distance, label = cv2.distanceTransformWithLabels(
+        (~face).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    inside, numbered = np.flatnonzero(face), np.zeros(label.max() + 1, int)
+    numbered[label.ravel()[inside]] = inside
+    nearest = numbered[label]  # of each place the nearest of the face, itself inside
+    here = centres(len(where), size)
+    coordinates = np.dstack([here, np.ones(here.shape[:2])])
+    affine = np.linalg.lstsq(coordinates[borrowed], where[borrowed], rcond=None)[0]
+    moved = coordinates @ affine
+    result = (where.reshape(-1, 2)[nearest] + moved - moved.reshape(-1, 2)[nearest]).astype(np.float32)
+    side = cv2.GaussianBlur(borrowed.ravel()[nearest].astype(np.float32), (0, 0), INSIDE)
+    room = np.minimum(result, size - result).min(-1) / size  # what lies outside of the crop cannot be shown
+    around = side * ramp(distance, REACH, REACH / 2) * ramp(room, 0, 0.03)
+    return result, np.where(face | (side < 0.02), 0, around).astype(np.float32)
 
 
 def touching(mask: np.ndarray, outside: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "parts": {"landmarks", "motion_space"},
     "reader": {"models", "motion_space", "parts", "weights"},
     "retouch": {"landmarks", "models", "motion_space", "parts", "weights"},
-    "mesh_warp": {"landmarks", "lending", "mesh", "motion_space", "parts", "retouch"},
+    "mesh_warp": {"face", "landmarks", "lending", "mesh", "motion_space", "parts", "retouch"},
     "engine": {
         "detail",
         "landmarks",

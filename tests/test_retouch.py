@@ -253,6 +253,34 @@ def test_background_beside_the_outline_does_not_come_into_a_turned_face(yaw: flo
     assert dark[1] < 0.3 * dark[0] and dark[0] > 0.01
 
 
+@pytest.mark.parametrize("yaw", [40, -40])
+def test_past_a_hidden_cheek_the_near_side_goes_on_mirrored(yaw: float):
+    """Ear and hair: a head that faces the camera again has them on both sides."""
+    points, front = turned(yaw), turned(0)
+    near = 234 if points[454, 2] > points[234, 2] else 454
+    side = np.sign(points[near, 0] - 128)
+    hair = (np.arange(SIZE) - points[near, 0]) * side > 0
+    picture = np.tile(np.where(hair, 130, 250).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
+    height, far = int(front[454, 1]), int(abs(front[454, 0] - 128))
+    shown = []
+    for turns in (False, True):
+        found, share, _ = MESH.carried(picture, points, front, turns=turns)
+        outwards = np.s_[height, ::1] if side < 0 else np.s_[height, ::-1]  # from the near side to the far one
+        beyond = slice(128 + far + 9, 128 + far + 18)
+        shown.append(share[outwards][beyond].mean())
+        assert share[outwards][128 - far - 18 : 128 - far - 6].max() < 0.1  # the near side is the generator's
+    assert shown[0] < 0.05 and shown[1] > 0.9
+    np.testing.assert_allclose(found[outwards][beyond, 0], 130, atol=5)
+
+
+@pytest.mark.parametrize("yaw", [40, -40])
+def test_a_head_that_turns_away_from_the_front_borrows_nothing_past_its_outline(yaw: float):
+    picture, points, front = photograph(), turned(yaw), turned(0)
+    plain, wide = (MESH.carried(picture, front, points, turns=turns)[1] for turns in (False, True))
+    outside = cv2.dilate((plain > 0).astype(np.uint8), np.ones((9, 9))) == 0
+    assert outside.mean() > 0.5 and wide[outside].max() < 0.05
+
+
 def test_only_turned_heads_are_put_right():
     pictures, drawn = np.stack([photograph(1)] * 3), np.full((3, SIZE, SIZE, 3), 100, np.uint8)
     faces = [shape(turned(0))] * 2 + [None]
