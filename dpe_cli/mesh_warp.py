@@ -31,6 +31,8 @@ SEEN = 0.45, 0.7  # and of which the near side shows that as large, over its siz
 NODDING = slice(0, 2)  # yaw and pitch
 HEEDED, MOST = 0.75, 1.0  # share of what they miss that is asked for on top, and the most of that, 15 and 12 degrees:
 # all of it would add a fourth to the trembling of still heads
+ASIDE = 30.0, 45.0  # degrees of yaw that are asked for: from the first on less of it, from the second nothing, since
+# what landmarks tell of such a picture is not to be relied on
 BLINKING = 0.4  # change of lids or gaze from which eyes are left to the generators, wholly at twice that
 
 
@@ -111,14 +113,17 @@ class MeshWarp:
     ) -> Shown:  # fmt: skip
         """`turned`, and turned heads are looked at: what they miss of yaw and pitch is asked for on top, once.
 
+        Not where a head is to look far aside: see ASIDE.
+
         look: tells the codes of pictures (n, S, S, 3) uint8, where it sees no face what they were to have (n, 20).
         """
         result, maps = self.turned(pictures, drawn, faces, own, pose, expression)
-        rows = np.flatnonzero((result != drawn).any((1, 2, 3)))
+        heeded = HEEDED * (1 - ramp(np.abs(pose[:, :1]) * POSE_SCALE[0], *ASIDE))
+        rows = np.flatnonzero((result != drawn).any((1, 2, 3)) & (heeded[:, 0] > 0))
         if len(rows):
             more = pose.copy()
             missed = (pose[rows] - look(result[rows], pose[rows]))[:, NODDING]
-            more[rows, NODDING] += np.clip(HEEDED * missed, -MOST, MOST)
+            more[rows, NODDING] += np.clip(heeded[rows] * missed, -MOST, MOST)
             chosen = [None if one is None else one[rows] for one in (pictures, drawn, own, more, expression)]
             result[rows], further = self.turned(*chosen[:2], [faces[row] for row in rows], *chosen[2:])
             for row, where in zip(rows, further, strict=True):

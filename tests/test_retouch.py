@@ -317,6 +317,27 @@ def test_turned_heads_are_looked_at_and_turned_on():
     np.testing.assert_array_equal(found[0], drawn[0])
 
 
+def test_heads_that_look_far_aside_are_not_looked_at():
+    """Landmarks of near profiles are not to be relied on: what they miss would tear noses off."""
+    pictures, drawn = np.stack([photograph(1)] * 3), np.full((3, SIZE, SIZE, 3), 100, np.uint8)
+    faces, own = [shape(turned(0))] * 3, np.stack([code_of(turned(0))] * 3)
+    pose = own.copy()
+    for row, yaw in enumerate((25, -37.5, 50)):
+        pose[row, :POSE_DIM] = code_of(turned(yaw))[:POSE_DIM]
+    further, seen = pose.copy(), []
+    further[:2, 0] += [0.3, 0.15]
+
+    def look(shown: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+        seen.append(len(shown))
+        return otherwise - np.array([0.4] + [0] * 19, np.float32)
+
+    found, _ = MESH.looked_at(pictures, drawn, faces, own, pose, None, look)
+    assert seen == [2]
+    wanted = MESH.turned(pictures, drawn, faces, own, further)[0]
+    np.testing.assert_array_equal(found[[0, 2]], wanted[[0, 2]])
+    assert np.abs(found[1].astype(int) - wanted[1]).mean() < 0.5  # half of it, but for the code's own rounding
+
+
 def test_a_new_expression_carries_the_skin_along():
     basis = np.zeros((14, 478, 3))
     basis[LIPS.start, :, 1] = 0.1 * (np.linalg.norm((TEMPLATE - TEMPLATE[50])[:, :2], axis=1) < 0.2)  # a cheek sinks
