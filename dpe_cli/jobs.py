@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from operator import methodcaller
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -112,10 +113,6 @@ class Part:
     turn: float | None  # of `Engine.turns`
     make: Callable[[], Pasted]
 
-    def done(self) -> Pasted:
-        """Makes them."""
-        return self.make()
-
 
 def run_jobs(
     jobs: Iterable[Job], engine: Engine, paster: Paster | None, report: Report, crop_size: int | None = None
@@ -129,7 +126,7 @@ def run_jobs(
     jitter = Jitter()
     with engine.lanes() as lanes:
         done = abreast(prepared(jobs, engine), [drawer(lane, engine) for lane in lanes])
-        for part, made in abreast(parts(done, paster, report, crop_size), [Part.done] * FINISHERS):
+        for part, made in abreast(parts(done, paster, report, crop_size), [methodcaller("make")] * FINISHERS):
             job = part.job
             frame = replace(job.frame, rgb=made.rgb, original=job.frame.original if paster else None)
             trembling = jitter_of(job, frame.rgb8, paster is not None, jitter)
