@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Engine(Protocol):
-    """What this file needs of the networks: uint8 in, uint8 out. N crops of S by S pixels, K numbers a code."""
+    """What an edit needs of the networks: uint8 in, uint8 out. N crops of S by S pixels, K numbers a code."""
 
     size: int
     batch_size: int  # crops at once that suit the device

@@ -143,25 +143,24 @@ class MeshWarp:
         flipped = mirrored * [-1, 1, 1]
         shown = self.mesh.facing(place, after, before)
         lent = self.mesh.facing(place, after, flipped) == 1
-        borrowed, worth = (shown == AWAY) & lent, 0.0
+        on_face, borrowed, worth = shown != 0, (shown == AWAY) & lent, 0.0
         if turns:
-            hidden = touching(borrowed, shown == 0)
+            hidden = touching(borrowed, ~on_face)
             if hidden.any():
                 sizes = self.mesh.ratios(after, flipped)[place.index[hidden.ravel()]]
-                worth = ramp(hidden.sum() / (shown != 0).sum(), *PART) * ramp(np.median(sizes), *SEEN)
-            borrowed |= (cv2.dilate(hidden.astype(np.uint8), disc(WIDER)) > 0) & lent & (shown != 0)
+                worth = ramp(hidden.sum() / on_face.sum(), *PART) * ramp(np.median(sizes), *SEEN)
+            borrowed |= (cv2.dilate(hidden.astype(np.uint8), disc(WIDER)) > 0) & lent
         where = dense_map(place, after, before, size)
         face, share = warp(picture, where, size), inner((shown == 1) | borrowed)
         if borrowed.any():
             back, from_near = dense_map(place, after, mirrored, size), borrowed
             if worth:
-                back, around = beyond(back, borrowed, shown != 0, size)
+                back, around = beyond(back, borrowed, on_face, size)
                 from_near = borrowed | (around > 0)
-                further = inner((shown == 1) | from_near) * np.where(shown != 0, 1, around).astype(np.float32)
+                further = inner((shown == 1) | from_near) * np.where(on_face, 1, around).astype(np.float32)
                 share += worth * (further - share)
-            other = warp(picture, back, size)
-            mirror = cv2.resize(cv2.GaussianBlur(from_near.astype(np.float32), (0, 0), SEAM), sides)[..., None]
-            face = np.rint(face + mirror * (other.astype(np.float32) - face)).astype(np.uint8)
+            mirror = cv2.resize(cv2.GaussianBlur(from_near.astype(np.float32), (0, 0), SEAM), sides)
+            face = mixed(face, warp(picture, back, size), mirror, 1.0)
         return face, cv2.resize(share, sides), where
 
 

@@ -72,7 +72,7 @@ class Pasted:
 
 @dataclass(frozen=True)
 class Placed:
-    """A face that only has to be put into its frame: what is left depends on no other frame. Fields: see `Paster`."""
+    """A face that only has to be put into its frame, which depends on no other: see `Paster.place`, `paste_back`."""
 
     rgb: np.ndarray
     picture: np.ndarray  # (S, S, 3) float32 levels
@@ -179,7 +179,7 @@ def enlarged(
 ) -> np.ndarray:
     """`face`, the edit of `crop`, with the detail that the frame has and a crop of its size has not.
 
-    Arguments as of `Paster.paste`; size: of the result's side. -> (size, size, 3) uint8
+    Arguments as of `Paster.place`; size: of the result's side. -> (size, size, 3) uint8
     """
     larger, _ = cut(rgb, box, size)
     to_larger = crop_matrix(Box(0, 0, len(crop), len(crop)), size)
