@@ -35,7 +35,9 @@ from dpe_cli.landmarks import (
 from dpe_cli.mesh import FLOW_SIZE, Mesh, dense_map, polygon, warp
 from dpe_cli.motion_space import (
     COORDINATES,
+    LARGER,
     POSE_DIM,
+    STRAY,
     MotionSpace,
     mean_face,
     mirror_blendshapes,
@@ -172,6 +174,21 @@ def region_weights(points: np.ndarray, size: float, resolution: int) -> np.ndarr
     return (1 + 1.5 * face.astype(np.float32) / 255 + 5 * fine.astype(np.float32) / 255).astype(np.float32)
 
 
+# A crop: an angle (radians), a scale and a shift (pixels) about a point, and that point (pixels).
+Framing = tuple[float, float, np.ndarray, np.ndarray]
+
+
+def kept_near(framing: Framing, points: np.ndarray) -> Framing:
+    """The crop of one face for another (478, 3) of its clip, moved after it as far as that goes beyond the limits."""
+    angle, scale, shift, about = framing
+    box = crop_box(face_at(points))
+    larger = float(np.log2(box.width * scale / CROP))
+    nearer = scale * 2.0 ** (np.clip(larger, -LARGER, LARGER) - larger)
+    offset = np.subtract(box.centre, about) * nearer / CROP
+    stray = max(1.0, float(np.hypot(*offset)) / STRAY)
+    return angle, nearer, shift, about + offset * (1 - 1 / stray) * CROP / nearer
+
+
 def around(points: np.ndarray, size: float, resolution: int, face_weight: float) -> np.ndarray:
     """Loss weights of what surrounds a face: 1, in its inside `face_weight`. (R, R) float32"""
     face = polygon(points, FACE_OVAL, size, resolution)
@@ -200,19 +217,20 @@ class Sampler:
     open_share: those in which a mouth opens; turn_share: those in which the head turns. virtual_share: of all pairs,
     those whose D is T turned by its landmarks' depth: any head at any angle, but only what T shows of the face counts.
     face_weight: below 1, pose_weight is this in the face and 1 around it: hair, neck and background learn.
+    still_camera: D is framed as S is, and not by its own face: heads move in the crop, what stands still stays.
     """
 
     def __init__(
         self, clips: list[Clip], mesh: Mesh, seed: int, augment: bool = True, codes_only: bool = False,
         eye_share: float = 0.0, eye_weight: float = 1.0, open_share: float = 0.0, turn_share: float = 0.0,
-        virtual_share: float = 0.0, face_weight: float = 1.0,
+        virtual_share: float = 0.0, face_weight: float = 1.0, still_camera: bool = False,
     ):  # fmt: skip
         self.mesh = mesh
         self.random = np.random.default_rng(seed)
         self.augment, self.codes_only = augment, codes_only
         self.eye_share, self.eye_weight = eye_share, eye_weight
         self.open_share, self.turn_share, self.virtual_share = open_share, turn_share, virtual_share
-        self.face_weight = face_weight
+        self.face_weight, self.still_camera = face_weight, still_camera
         self.mirror = mirror_permutation(mesh.template)
         people: dict[str, list[Clip]] = {}
         for clip in clips:
@@ -260,7 +278,8 @@ class Sampler:
         # L_T: the driving expression's shape, posed as the source (reference: pseudo-pairs inside one clip).
         target_points = here.pose(clip.shapes[d])
         flip = self.augment and self.random.random() < 0.5
-        one, two = self._framing(source_points), self._framing(driving_points)
+        one = self._framing(source_points)
+        two = kept_near(one, driving_points) if self.still_camera else self._framing(driving_points)
         source, source_points, source_pose = self._move(source, source_points, here, one, flip)
         _, target_points, _ = self._move(None, target_points, here, one, flip)
         driving, driving_points, driving_pose = self._move(driving, driving_points, there, two, flip)
@@ -320,11 +339,8 @@ class Sampler:
                 return other
         return rotation
 
-    def _framing(self, points: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
-        """The crop that the tool would cut around this face, a little off at random.
-
-        Returns an angle (radians), a scale and a shift (pixels) about the face's centre, and that centre (pixels).
-        """
+    def _framing(self, points: np.ndarray) -> "Framing":
+        """The crop that the tool would cut around this face, a little off at random."""
         box = crop_box(face_at(points))
         scale, centre = CROP / box.width, np.array(box.centre)
         if not self.augment:
@@ -334,7 +350,7 @@ class Sampler:
         return angle, scale, np.clip(self.random.normal(0, 0.02, 2), -0.06, 0.06) * CROP, centre
 
     def _move(
-        self, image: np.ndarray | None, points: np.ndarray, head: Head, framing: tuple, flip: bool
+        self, image: np.ndarray | None, points: np.ndarray, head: Head, framing: "Framing", flip: bool
     ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
         """Applies mirror and framing to a picture, its points and its pose coordinates."""
         angle, scale, shift, about = framing

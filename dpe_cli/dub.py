@@ -40,6 +40,7 @@ from dpe_cli.edit import (
     smoothing_radius,
     stack_jobs,
     unheard,
+    with_sway,
     write_clips,
 )
 from dpe_cli.errors import FaceError, InputError, WeightsError
@@ -351,6 +352,8 @@ def decide(
     drivers = {
         path: read_driver(probe_driving(path), engine, detector, settings.edit, progress) for path in settings.files
     }
+    if (followed := Path(settings.pose)) in drivers:
+        drivers[followed] = with_sway(drivers[followed], engine, settings.edit)
     size = audio.stat().st_size
     dub = Dub(audio, size, settings, info.is_image, lengths, loudness, person, drivers, networks_used())
     if dub.settings.crop_only:

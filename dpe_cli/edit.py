@@ -25,7 +25,7 @@ from dpe_cli.errors import FaceError, InputError, OutputError, QualityError
 from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes
 from dpe_cli.jobs import Engine, Job, batched, run_jobs
 from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
-from dpe_cli.motion import Curve, MotionTrack, most_neutral, nearest_code, smoothed
+from dpe_cli.motion import Curve, MotionTrack, most_neutral, nearest_code, smoothed, swayed
 from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
 from dpe_cli.paste import Paster, make_paster
 from dpe_cli.people import TRACK, Picked, follow, track_faces
@@ -136,6 +136,7 @@ class EditSettings:
     region: str = "all"  # or one of regions.PARTS: what of the face is pasted back
     motion: str = "absolute"  # the driving's own motion, or relative: its change against its neutral frame
     neutral_frame: float | None = None  # seconds in the driving; None: chosen by `most_neutral`
+    sway: bool = True  # heads that are moved go along with the driving's in its frame; else they only turn
     smooth: float = 1.0  # times the usual smoothing of the source's boxes and the driving's codes; 0 = none
     driving_end: str = "pingpong"  # hold, loop, pingpong, trim
     on_no_face: str = "pass"  # pass, hold, fail
@@ -213,8 +214,7 @@ def edit_video(
     paste = decide_paste(edits, settings, remark)
     pasters = [paster_for(settings, engine, detector) if paste else None for _ in edits.each]
     first_time, first_boxes = find_faces(source, detector, settings, edits)
-    drivers = [read_driver(info, engine, detector, settings, progress) for info in driver_infos]
-    drivers = [prepare_driver(driver, settings, remark) for driver in drivers]
+    drivers = read_drivers(driver_infos, edits, engine, detector, settings, progress, remark)
     report.inputs["driving"] = [describe_driver(driver) for driver in drivers]
     followed = ahead(follow_source(source, detector, settings, edits, remark))  # reads and looks while it edits
     read = dict(zip(edits.paths, drivers, strict=True))
@@ -397,6 +397,25 @@ def describe_driver(driver: Driver) -> dict[str, Any]:
 
 
 # Driving: pixels to motion
+
+
+def read_drivers(
+    infos: Iterable[VideoInfo], edits: Edits, engine: Engine, detector: FaceDetector, settings: EditSettings,
+    progress: Progress, remark: Callable[[str], None],
+) -> list[Driver]:  # fmt: skip
+    """The drivings of a pass, ready to be followed. Raises InputError, FaceError, WeightsError."""
+    drivers = [read_driver(info, engine, detector, settings, progress) for info in infos]
+    posing = {edit.driving.pose for edit in edits.each}
+    for number, path in enumerate(edits.paths):
+        if path in posing:
+            drivers[number] = with_sway(drivers[number], engine, settings)
+    return [prepare_driver(driver, settings, remark) for driver in drivers]
+
+
+def with_sway(driver: Driver, engine: Engine, settings: EditSettings) -> Driver:
+    """A driver with the movement of the head in its frame; as it is where codes do not tell size and place."""
+    known = settings.sway and engine.description.get("codes") == "landmarks"
+    return replace(driver, track=swayed(driver.track, driver.boxes)) if known else driver
 
 
 def read_driver(

@@ -29,6 +29,7 @@ PART = 0.01, 0.05  # as much is hidden, as shares of the face: from the first on
 SEEN = 0.45, 0.7  # and of which the near side shows that as large, over its size in the result: where a head turns away
 # from the front neither side shows it
 NODDING = slice(0, 2)  # yaw and pitch
+MOVING = slice(COORDINATES["size"].start, POSE_DIM)  # size and place
 HEEDED, MOST = 0.75, 1.0  # share of what they miss that is asked for on top, and the most of that, 15 and 12 degrees:
 # all of it would add a fourth to the trembling of still heads
 ASIDE = 30.0, 45.0  # degrees of yaw that are asked for: from the first on less of it, from the second nothing, since
@@ -88,7 +89,7 @@ class MeshWarp:
         self, pictures: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
         pose: np.ndarray, expression: np.ndarray | None = None,
     ) -> Shown:  # fmt: skip
-        """Drawn crops whose faces are the pictures', turned; as drawn where there is no face, and where no head turns.
+        """Drawn crops whose faces are the pictures', turned; as drawn where there is no face, or no head moves.
 
         pictures, drawn: (N, S, S, 3) uint8, before and after the pose generator; faces: of the source's crops; own,
         pose: (N, 20), the source's codes, and those whose pose is asked for; expression: (N, 20), those whose
@@ -96,7 +97,7 @@ class MeshWarp:
         """
         result, maps = drawn.copy(), [None] * len(drawn)
         for row, face in enumerate(faces):
-            strength = asked_for((pose - own)[row, COORDINATES["turn"]])
+            strength = max(asked_for((pose - own)[row, part]) for part in (COORDINATES["turn"], MOVING))
             if face is not None and strength:
                 code = own[row] if expression is None else expression[row]
                 seen, shaped = outlined(face, code[POSE_DIM:], self.space, self.basis)

@@ -16,6 +16,7 @@ import numpy as np
 
 from dpe_cli.errors import InputError
 from dpe_cli.limits import TEXT_BYTES, check_file
+from dpe_cli.motion_space import COORDINATES, LARGER, POSE_SCALE, STRAY, seen_in
 
 ENDS = ("hold", "loop", "pingpong", "trim")
 SAME_TIME = 1e-6  # seconds; closer than this, two times are one: containers round, floats too
@@ -23,6 +24,8 @@ SMOOTH_SECONDS = 0.09  # each way, at smoothness 1: five codes at 24 to 30 frame
 STRONGEST = 3.0  # a strength; past it faces fall apart
 STILL_SOURCE = 1.0  # of 255: what noise and compression change in pixels that stand still
 STILL_CODE = 0.02  # of a code's length: what they change in the code of a still face, 0.011 at noise of 5 of 255
+REST_SECONDS = 3.0  # sigma of the mean place of a head that sways: who walks, or is followed by the camera, does not
+JUMP = 0.5, 0.3  # the same of a crop from one frame to the next that shows another shot
 GAP = 1.5  # times the usual step between frames: a longer one is a hole in the track
 
 
@@ -126,6 +129,45 @@ def savitzky_golay(times: np.ndarray, values: np.ndarray, seconds: float) -> np.
         powers = np.vander((times[start:stop] - times[here]) / seconds, min(3, stop - start), increasing=True)
         result[here] = np.linalg.pinv(powers)[0] @ values[start:stop]  # the parabola's value at time 0
     return result
+
+
+# Heads that move in their frame
+
+
+def swayed(track: MotionTrack, boxes: np.ndarray) -> MotionTrack:
+    """The track with the movement of the head in its frame, which crops that follow the face leave out.
+
+    boxes: (N, 4) x0, y0, x1, y1, the crops that gave the codes, which are of `motion_space`. Place and size of the head
+    are told in the crop at its mean place of some seconds around, within limits. A still stays as it is.
+    """
+    if len(track.times) < 2:
+        return track
+    codes = track.codes.astype(np.float64)
+    moved = seen_in(codes, boxes, resting(track.times, boxes)) - codes
+    for name, most in (("place", STRAY), ("size", LARGER)):
+        part = COORDINATES[name]
+        most = most / POSE_SCALE[part]
+        codes[:, part] += most * np.tanh(moved[:, part] / most)
+    return replace(track, codes=codes)
+
+
+def resting(times: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Mean square of squares (N, 4) over REST_SECONDS around each of their times, within its shot."""
+    side = boxes[:, 2] - boxes[:, 0]
+    middles = np.c_[(boxes[:, :2] + boxes[:, 2:]) / 2, np.log2(side)]
+    step = np.abs(np.diff(middles, axis=0))
+    gap = np.diff(times)
+    new = (step[:, :2].max(1) > JUMP[0] * side[1:]) | (step[:, 2] > JUMP[1]) | (gap > GAP * np.median(gap))
+    starts = np.flatnonzero(np.r_[True, new])
+    mean = np.empty_like(middles)
+    for start, stop in zip(starts, np.r_[starts[1:], len(times)], strict=True):
+        here = times[start:stop]
+        lows, highs = (np.searchsorted(here, here + sign * 3 * REST_SECONDS) for sign in (-1, 1))
+        for row, (low, high) in enumerate(zip(lows, highs, strict=True)):
+            weights = np.exp(-0.5 * ((here[low:high] - here[row]) / REST_SECONDS) ** 2)
+            mean[start + row] = weights @ middles[start + low : start + high] / weights.sum()
+    half = 2.0 ** mean[:, 2:] / 2
+    return np.c_[mean[:, :2] - half, mean[:, :2] + half]
 
 
 # Relative motion

@@ -24,6 +24,7 @@ for _group, _count in GROUPS.items():
     _first = max(part.stop for part in COORDINATES.values())
     COORDINATES[_group] = slice(_first, _first + _count)
 POSE_SCALE = np.array([15.0, 12.0, 10.0, 0.25, 0.06, 0.06])  # divisors that bring each to about unit spread
+STRAY, LARGER = 0.15, 0.3  # how far a head is moved in its crop at most, in sides, and how much larger made, in octaves
 LIMIT = 4.0  # standardised coordinates are clipped here: landmark failures give wild values
 
 # What the coordinates are made of, by MediaPipe's point numbers.
@@ -70,6 +71,19 @@ def rotation_of(pose: np.ndarray) -> Rotation:
 def turn_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Degrees from one head to another, of motion codes (N, K) twice. -> (N,)"""
     return rotation_between(rotation_of(a).as_matrix(), rotation_of(b).as_matrix())
+
+
+def seen_in(codes: np.ndarray, boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Codes of heads seen in crops as they would be in other crops of the same picture: size and place differ.
+
+    codes: (N, K) float. boxes, others: (N, 4) x0, y0, x1, y1 of squares, pixels. -> (N, K) float64
+    """
+    result, scale = codes.astype(np.float64), POSE_SCALE[COORDINATES["place"]]
+    side, other = (crops[:, 2:3] - crops[:, :1] for crops in (boxes, others))
+    middle = boxes[:, :2] + (result[:, COORDINATES["place"]] * scale + 0.5) * side
+    result[:, COORDINATES["place"]] = ((middle - others[:, :2]) / other - 0.5) / scale
+    result[:, COORDINATES["size"]] += np.log2(side / other) / POSE_SCALE[COORDINATES["size"]]
+    return result
 
 
 def mirror_permutation(template: np.ndarray) -> np.ndarray:

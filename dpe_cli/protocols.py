@@ -1,7 +1,8 @@
 """The protocols of evaluation: which pictures are edited by which, and what edits them.
 
-* same: the first frame of a clip is the source, other frames of that clip are the driving. In mode both the driving
-  frame is what should come out, so pictures can be compared.
+* same: the first frame of a clip is the source, other frames of that clip are the driving, in the crop of the first: as
+  a camera sees them that stands still. In mode both the driving frame is what should come out, so pictures can be
+  compared.
 * cross: frames of one person, evenly spread over a clip, driven one for one by such frames of another person.
 * video: consecutive frames of one person driven by another's and pasted back into their frames, boxes smoothed, as
   `dpe edit` does it. Expression only: a moved head does not fit its old frame.
@@ -12,7 +13,7 @@ copy-driving's CSIM is what two real frames of one person reach.
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from dpe_cli.dataset import CROP, Clip, face_at
 from dpe_cli.errors import InputError
 from dpe_cli.face import SMOOTH_SECONDS, Box, crop_box, smooth_boxes
 from dpe_cli.jobs import Engine, lending_of
+from dpe_cli.motion_space import LIMIT, seen_in
 from dpe_cli.video import Frame
 
 PROTOCOLS, MODES = ("same", "cross", "video"), ("exp", "pose", "both")
@@ -62,8 +64,8 @@ class System(Protocol):
     size: int  # side of its crops in pixels
     description: dict[str, Any]
 
-    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str, times: np.ndarray) -> np.ndarray:
-        """(N, S, S, 3) uint8 twice, exp, pose or both, seconds of the source (N,) -> (N, S, S, 3) uint8"""
+    def edit(self, source: "Footage", driving: "Footage", mode: str) -> np.ndarray:
+        """N frames twice; exp, pose or both -> crops (N, S, S, 3) uint8"""
 
 
 class CopySource:
@@ -72,9 +74,9 @@ class CopySource:
     name, size = "copy-source", CROP
     description = {"baseline": "the source as it is"}  # noqa: RUF012
 
-    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str, times: np.ndarray) -> np.ndarray:
+    def edit(self, source: "Footage", driving: "Footage", mode: str) -> np.ndarray:
         """The source."""
-        return source
+        return source.crops(self.size)
 
 
 class CopyDriving:
@@ -83,9 +85,9 @@ class CopyDriving:
     name, size = "copy-driving", CROP
     description = {"baseline": "the driving in place of the source"}  # noqa: RUF012
 
-    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str, times: np.ndarray) -> np.ndarray:
+    def edit(self, source: "Footage", driving: "Footage", mode: str) -> np.ndarray:
         """The driving."""
-        return driving
+        return driving.crops(self.size)
 
 
 class Networks:
@@ -99,12 +101,14 @@ class Networks:
         """Weights, device, precision."""
         return dict(self.engine.description)
 
-    def edit(self, source: np.ndarray, driving: np.ndarray, mode: str, times: np.ndarray) -> np.ndarray:
+    def edit(self, source: "Footage", driving: "Footage", mode: str) -> np.ndarray:
         """The source with the driving's motion, at full strength, as in a video."""
-        codes, lending = self.engine.motion_codes(driving), lending_of(self.engine)
+        crops, lending = source.crops(self.size), lending_of(self.engine)
+        codes = self.engine.motion_codes(driving.faces(self.size) if lending else driving.crops(self.size))
+        codes = driving.as_shown(codes) if lending else codes
         if lending and mode != "pose":
-            source = lending(source, codes, times, [0] * len(source))
-        return self.engine.edit(source, None if mode == "pose" else codes, None if mode == "exp" else codes)
+            crops = lending(crops, codes, source.times, [0] * len(crops))
+        return self.engine.edit(crops, None if mode == "pose" else codes, None if mode == "exp" else codes)
 
 
 def systems_of(engines: Iterable[Engine], names: Iterable[str]) -> list[System]:
@@ -126,14 +130,27 @@ class Footage:
     frames: np.ndarray  # (N, 256, 256, 3) uint8
     boxes: list[Box]
     times: np.ndarray  # (N,) seconds
+    camera: Box | None = None  # what of each frame is shown, where that does not follow the face
 
     def crops(self, size: int) -> np.ndarray:
-        """(N, size, size, 3) uint8"""
-        return np.stack([cut(frame, box, size)[0] for frame, box in zip(self.frames, self.boxes, strict=True)])
+        """What is shown: (N, size, size, 3) uint8"""
+        boxes = self.boxes if self.camera is None else [self.camera] * len(self.boxes)
+        return np.stack([cut(frame, box, size)[0] for frame, box in zip(self.frames, boxes, strict=True)])
+
+    def faces(self, size: int) -> np.ndarray:
+        """Crops that follow the face, by which codes are measured: (N, size, size, 3) uint8"""
+        return replace(self, camera=None).crops(size)
+
+    def as_shown(self, codes: np.ndarray) -> np.ndarray:
+        """Codes (N, K) of `faces` as they are in `crops`."""
+        if self.camera is None:
+            return codes
+        boxes, shown = (np.array([astuple(box) for box in each]) for each in (self.boxes, [self.camera]))
+        return np.clip(seen_in(codes, boxes, shown), -LIMIT, LIMIT).astype(np.float32)
 
     def first(self, count: int) -> "Footage":
         """Its first frames."""
-        return Footage(self.name, self.frames[:count], self.boxes[:count], self.times[:count])
+        return replace(self, frames=self.frames[:count], boxes=self.boxes[:count], times=self.times[:count])
 
     def still(self, random: np.random.Generator) -> "Footage":
         """The first frame again and again, as a camera on a tripod would see it: with noise."""
@@ -163,7 +180,7 @@ class Scene:
 
     def result(self, system: System, mode: str) -> np.ndarray:
         """What a system makes of it: crops (N, 256, 256, 3), or whole frames where it is pasted."""
-        faces = system.edit(self.source.crops(system.size), self.driving.crops(system.size), mode, self.source.times)
+        faces = system.edit(self.source, self.driving, mode)
         if self.pasted:
             return self.paste(faces)
         return np.stack([cv2.resize(face, (CROP, CROP), interpolation=cv2.INTER_CUBIC) for face in faces])
@@ -214,7 +231,8 @@ def make_scene(protocol: str, source: Clip, driving: Clip, frames: int) -> Scene
     """The frames of a pair that a protocol looks at, at most `frames`, fewer where a clip is shorter."""
     if protocol == "same":
         count = min(frames, len(source) - 1)
-        return Scene(take(source, np.zeros(count, int)), take(source, spread(1, len(source) - 1, count)))
+        first, others = (take(source, which) for which in (np.zeros(count, int), spread(1, len(source) - 1, count)))
+        return Scene(first, replace(others, camera=first.boxes[0]))
     count = min(frames, len(source), len(driving))
     if protocol == "cross":
         return Scene(*(take(clip, spread(0, len(clip) - 1, count)) for clip in (source, driving)))

@@ -74,6 +74,7 @@ class Phase:
     turn_share: float = 0.0  # share of the pairs in which the head turns far
     virtual_share: float = 0.0  # share of the pairs in which the driving is the source, turned by its landmarks' depth
     face_weight: float = 1.0  # in pose pictures, where `mesh_warp.py` shows the source's own; below 1: see Sampler
+    still_camera: bool = False  # pairs are framed alike, as an edit draws heads that move: see Sampler
     inside_weight: float = 0.0  # of pose flows that leave the source's crop, where there is nothing to show
     unseen_weight: float = 0.0  # of the expression masks, and of pixels, inside of a mouth that was shut
     unseen_gain: float = 20.0  # how much more the few pixels there count: so much, and masks shut beyond the lips

@@ -74,8 +74,7 @@ from dpe_cli.edit import (
     paster_for,
     plan_jobs,
     plan_target,
-    prepare_driver,
-    read_driver,
+    read_drivers,
     refuse_seams,
     silent,
     source_boxes,
@@ -243,8 +242,7 @@ def make_plan(
     paste = decide_paste(edits, settings, remark)
     paster_for(settings, engine, detector)  # what it lacks is known now
     first_time, first_boxes = find_faces(source, detector, settings, edits)
-    drivers = [read_driver(info, engine, detector, settings, progress) for info in driver_infos]
-    drivers = [prepare_driver(driver, settings, remark) for driver in drivers]
+    drivers = read_drivers(driver_infos, edits, engine, detector, settings, progress, remark)
     report.inputs["driving"] = [describe_driver(driver) for driver in drivers]
     target = plan_target(source_info, drivers, settings, first_time, remark)
     followed = follow_source(source, detector, settings, edits, remark)

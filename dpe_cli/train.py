@@ -78,7 +78,7 @@ class _Samples(Dataset):
     """Samples by number."""
 
     def __init__(self, clips: list[Clip], mesh: Mesh, phase: Phase, codes_only: bool):
-        names = ("eye_share", "eye_weight", "open_share", "turn_share", "virtual_share", "face_weight")
+        names = ("eye_share", "eye_weight", "open_share", "turn_share", "virtual_share", "face_weight", "still_camera")
         choice = {name: getattr(phase, name) for name in names}
         self.sampler, self.seed = Sampler(clips, mesh, phase.seed, codes_only=codes_only, **choice), phase.seed
 

@@ -186,6 +186,26 @@ def test_one_driver_for_both_is_read_once():
         Driving()
 
 
+@pytest.mark.parametrize(
+    ("driving", "codes", "sway", "moved"),
+    [
+        (Driving(pose=Path("a")), "landmarks", True, [True]),
+        (Driving(Path("a"), Path("b")), "landmarks", True, [False, True]),
+        (Driving(Path("a")), "landmarks", True, [False]),
+        (Driving(pose=Path("a")), "landmarks", False, [False]),
+        (Driving(pose=Path("a")), "encoder", True, [False]),
+    ],
+)
+def test_heads_sway_with_the_drivings_of_the_pose(monkeypatch, driving: Driving, codes: str, sway: bool, moved):
+    seen = replace(driver(np.zeros((50, 20)).tolist()), boxes=np.array([[n, 0, n + 60, 60] for n in range(50)]))
+    monkeypatch.setattr(edit, "read_driver", lambda *_: seen)
+    engine = ColourEngine()
+    engine.description = {**engine.description, "codes": codes}
+    asked, settings = Edits((Edit(driving),)), EditSettings(sway=sway)
+    drivers = edit.read_drivers([seen.info] * len(moved), asked, engine, DETECTOR, settings, edit.silent, edit.unheard)
+    assert [bool(one.track.codes.any()) for one in drivers] == moved
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
 def test_strength_goes_from_the_sources_own_motion_to_the_drivings(strength: float):
     jobs = planned([True, True], [[120, 130, 140]], strength=strength)

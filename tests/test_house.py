@@ -131,7 +131,7 @@ MAY_IMPORT = {
         "speech_motion",
         "train_speech",
     },
-    "motion": {"limits", "video", "errors"},
+    "motion": {"limits", "motion_space", "video", "errors"},
     "motion_file": {"limits", "motion", "video", "errors"},
     "report": {"errors"},
     "masks": {"crop", "face", "errors"},
@@ -288,7 +288,7 @@ MAY_IMPORT = {
     "train": {"dataset", "initialise", "mesh", "models", "weights", "motion_space", "recipe", "trainer", "errors"},
     "metrics": {"landmarks"},
     "extractors": {"engine", "landmarks", "models", "errors"},
-    "protocols": {"jobs", "dataset", "video", "face", "crop", "errors"},
+    "protocols": {"jobs", "dataset", "video", "face", "crop", "motion_space", "errors"},
     "evaluate": {"jobs", "protocols", "metrics", "extractors", "dataset", "landmarks", "errors"},
     "scoreboard": {"evaluate", "report", "errors"},
     "train_landmarks": {

@@ -14,7 +14,8 @@ from dpe_cli.edit import Driving, EditSettings, paster_for, plan_jobs, prepare_d
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box
 from dpe_cli.jobs import Job, run_jobs
-from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, read_curve, smoothed
+from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, read_curve, smoothed, swayed
+from dpe_cli.motion_space import COORDINATES, LARGER, MOTION_DIM, POSE_SCALE, STRAY
 from dpe_cli.report import Report
 from dpe_cli.video import Frame
 
@@ -161,6 +162,49 @@ def test_nothing_is_smoothed_across_a_hole_and_nothing_at_0():
     assert smoothed(holed, 0.5).last_time == 2
     assert smoothed(ramp(9), 0) is not None and smoothed(holed, 0) is holed
     assert len(smoothed(ramp(1), 0.09).codes) == 1
+
+
+# Heads that move in their frame
+
+
+def sway_of(x: np.ndarray, sides: np.ndarray | float = 100.0, fps: int = 25) -> tuple[np.ndarray, np.ndarray]:
+    """Place along x, in sides, and octaves of size that a head gets whose crops, 100 pixels or so, lie at these x."""
+    half = np.broadcast_to(sides, x.shape) / 2
+    track = MotionTrack(np.arange(len(x)) / fps, np.zeros((len(x), MOTION_DIM), np.float32))
+    after = swayed(track, np.stack([x - half, 50 - half, x + half, 50 + half], 1))
+    raw = (after.codes - track.codes) * np.pad(POSE_SCALE, (0, MOTION_DIM - len(POSE_SCALE)))
+    rest = np.delete(raw, [3, 4], axis=1)
+    np.testing.assert_allclose(rest, 0, atol=1e-6)
+    return raw[:, COORDINATES["place"].start], raw[:, COORDINATES["size"].start]
+
+
+def test_a_head_that_sways_in_its_frame_does_so_in_its_codes():
+    wave = np.sin(2 * np.pi * np.arange(250) / 50)  # 2 s
+    place, size = sway_of(200 + 4 * wave)
+    np.testing.assert_allclose(place[50:200], 0.04 * wave[50:200], atol=4e-3)
+    np.testing.assert_allclose(size, 0, atol=1e-6)
+    _, size = sway_of(np.full(250, 200.0), 100 * 2 ** (0.1 * wave))
+    np.testing.assert_allclose(size[50:200], 0.1 * wave[50:200], atol=0.01)
+
+
+def test_a_head_sways_within_limits():
+    place, _ = sway_of(200 + 80 * np.sign(np.sin(np.arange(250) / 8)).cumsum() / 25)
+    assert 0.9 * STRAY < np.abs(place).max() <= STRAY + 1e-6
+    _, size = sway_of(np.full(250, 200.0), 100 * 2 ** (0.8 * np.sin(np.arange(250) / 8)))
+    assert 0.9 * LARGER < np.abs(size).max() <= LARGER + 1e-6
+
+
+def test_who_walks_does_not_sway_and_a_cut_moves_nobody():
+    place, _ = sway_of(200 + 2.0 * np.arange(750))  # half a side a second
+    np.testing.assert_allclose(place[250:500], 0, atol=1e-3)
+    place, size = sway_of(np.repeat([200.0, 500.0], 100), np.repeat([100.0, 220.0], 100))
+    np.testing.assert_allclose(place, 0, atol=1e-6)
+    np.testing.assert_allclose(size, 0, atol=1e-6)
+
+
+def test_a_still_does_not_sway():
+    still = MotionTrack(np.zeros(1), np.ones((1, MOTION_DIM), np.float32))
+    assert swayed(still, np.array([[0.0, 0, 9, 9]])) is still
 
 
 # Relative motion

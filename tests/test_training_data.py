@@ -5,11 +5,22 @@ import pytest
 import torch
 from conftest import synthetic_face, turned
 
-from dpe_cli.dataset import Sampler, _seen, around, is_held_out, load_clips, turns
+from dpe_cli.dataset import Sampler, _seen, around, face_at, is_held_out, kept_near, load_clips, turns
 from dpe_cli.errors import InputError
+from dpe_cli.face import crop_box
 from dpe_cli.landmarks import BLENDSHAPES, FACE_OVAL, Landmarker, align, head_angles, mouth_opening
 from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, dense_map, warp
-from dpe_cli.motion_space import MOTION_DIM, POSE_DIM, MotionSpace, mirror_blendshapes, normalise
+from dpe_cli.motion_space import (
+    LARGER,
+    MOTION_DIM,
+    POSE_DIM,
+    POSE_SCALE,
+    STRAY,
+    MotionSpace,
+    mirror_blendshapes,
+    normalise,
+    seen_in,
+)
 from dpe_cli.trainer import windows
 from dpe_cli.weights import folder
 
@@ -238,3 +249,39 @@ def test_windows_are_anywhere_where_nothing_is_heavy():
     places = [{(part[2].start, part[3].start) for part in windows(weight, 16)} for weight in (light, heavy)]
     assert len(places[0]) > 4 and len(places[1]) == 1
     assert all(0 <= place <= 48 for pair in places[0] for place in pair)
+
+
+def test_a_head_is_the_same_in_any_crop():
+    boxes = np.array([[30.0, 40, 130, 140], [-20, 10, 140, 170]])
+    codes = []
+    for x0, y0, x1, _ in boxes:
+        pose = MotionSpace.pose(np.array([33.0]), turned(9, 4)[None], np.array([[90 - x0, 80 - y0]]), x1 - x0)
+        codes.append(np.pad(pose, ((0, 0), (0, MOTION_DIM - POSE_DIM)), constant_values=0.5))
+    np.testing.assert_allclose(seen_in(codes[0], boxes[:1], boxes[1:]), codes[1], atol=1e-5)
+    np.testing.assert_allclose(seen_in(codes[1], boxes[1:], boxes[:1]), codes[0], atol=1e-5)
+
+
+def test_under_a_still_camera_heads_move_and_what_stands_still_stays(prepared):
+    clips, space = load_clips(prepared, None, held_out=False, size=256)
+    for clip in clips:
+        shift = np.linspace(-6, 6, len(clip))[:, None] * [1, 0, 0]
+        clip.points, clip.translation = clip.points + shift[:, None], clip.translation + shift
+    spread = {}
+    for still in (False, True):
+        sampler = Sampler(clips, Mesh(space.template), 0, augment=False, still_camera=still)
+        samples = [sampler.sample() for _ in range(20)]
+        apart = [(one["driving_code"] - one["source_code"])[4] * POSE_SCALE[4] for one in samples]
+        spread[still] = np.abs(apart).max()
+    assert spread[True] > 2 * spread[False] and spread[True] > 0.02
+
+
+def test_a_head_that_leaves_the_crop_is_followed_as_far_as_it_must():
+    points = 60 * synthetic_face() + [128, 128, 0]
+    box = crop_box(face_at(points))
+    framing = 0.0, 256 / box.width, np.zeros(2), np.array(box.centre)
+    angle, scale, _, about = kept_near(framing, points + [0.1 * box.width, 0, 0])
+    assert (angle, scale) == (0.0, pytest.approx(framing[1])) and about == pytest.approx(framing[3])
+    *_, about = kept_near(framing, points + [2 * box.width, 0, 0])
+    assert about - framing[3] == pytest.approx([(2 - STRAY) * box.width, 0], abs=1e-6)
+    _, scale, *_ = kept_near(framing, 2 * points)
+    assert scale == pytest.approx(framing[1] * 2 ** (LARGER - 1))

@@ -98,6 +98,12 @@ class Host:
     "--neutral-frame", **SECONDS, help="Neutral frame of the driving, for relative motion.  [default: found by itself]"
 )
 @click.option(
+    "--sway/--no-sway",
+    default=True,
+    show_default=True,
+    help="Where the pose is taken over, the head moves in the frame as the driving's does, or it only turns.",
+)
+@click.option(
     "--smooth",
     type=click.FloatRange(0, 3),
     default=1.0,
