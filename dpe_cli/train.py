@@ -143,16 +143,17 @@ def shared_clock(minutes: float) -> float:
 @torch.inference_mode()
 def evaluate(
     model: DPE, clips: list[Clip], mesh: Mesh, count: int = 64, device: str | torch.device = "cpu",
-    measured: bool = False,
+    measured: bool = False, still_camera: bool = False,
 ) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
     """Numbers and a picture grid on people that training never saw.
 
     measured: pictures are made with measured codes, as such an edit is; what is said of codes is the encoder's.
+    still_camera: see Sampler.
     Returns: weighted L1 of the expression result and of both against their targets, the same for copying the source;
     smooth L1 and, for each motion coordinate, correlation of the predicted with the measured codes. The grid's columns:
     S, D, S' (expression), its target, S'' (both), D' (pose of S), D'' (both), the expression flow as colours, its mask.
     """
-    sampler = Sampler(clips, mesh, seed=7, augment=False)
+    sampler = Sampler(clips, mesh, seed=7, augment=False, still_camera=still_camera)
     rows, errors, codes = [], [], []
     for i in range(count):
         sample = sampler.sample()
@@ -484,13 +485,13 @@ class _PhaseRun:
         best = False
         if self.clips.held_out:
             phase, people = self.phase, self.clips.held_out
-            found, grid = evaluate(
-                model, people, self.clips.mesh, phase.samples, trainer.device, phase.measured and phase.stage != "cycle"
-            )
+            measured = phase.measured and phase.stage != "cycle"
+            asked = people, self.clips.mesh, phase.samples, trainer.device, measured, phase.still_camera
+            found, grid = evaluate(model, *asked)
             numbers |= found
             self.journal.picture(grid, step)
             self.journal.note("held_out.jsonl", numbers, step)
-            number = found["code_error"] if phase.stage == "codes" else found["exp"]
+            number = found[{"codes": "code_error", "posing": "both"}.get(phase.stage, "exp")]
             best, self.best = number < self.best, min(number, self.best)
         about = {"trained": json.dumps(asdict(self.phase)), "held_out": json.dumps(numbers)}
         for path in (self.weights, self.folder / "best.safetensors")[: 1 + best]:
