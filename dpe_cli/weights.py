@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 # After new weights: write the output of `sha256sum weights/*.safetensors` here.
-COMPACT_SHA256: str | None = "78d7443cebcbe930f53d81334347be0521bf9195d4a48b1b049ff47b5f9a1cdf"
+COMPACT_SHA256: str | None = "f2b8ebac2975f6473cd556df19d3d05072c64c85d9bd28b1950363b63e0aa4ec"
 LANDMARKS_SHA256: str | None = "8e65d1aeb1a8ad8a75f31791f7d0e3835b83c0778bcd0778a111bb256e0b0453"
 READER_SHA256: str | None = "26ea5b2b5430b82694677092d98a84370c40a5c38bafa1347e4126cebfc1d82d"
 RETOUCH_SHA256: str | None = "8d113852950d07d3a8449256c22e30d08543fe344985a8d8979900619467019d"
