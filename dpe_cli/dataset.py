@@ -178,15 +178,13 @@ def region_weights(points: np.ndarray, size: float, resolution: int) -> np.ndarr
 Framing = tuple[float, float, np.ndarray, np.ndarray]
 
 
-def kept_near(framing: Framing, points: np.ndarray) -> Framing:
-    """The crop of one face for another (478, 3) of its clip, moved after it as far as that goes beyond the limits."""
-    angle, scale, shift, about = framing
-    box = crop_box(face_at(points))
-    larger = float(np.log2(box.width * scale / CROP))
-    nearer = scale * 2.0 ** (np.clip(larger, -LARGER, LARGER) - larger)
-    offset = np.subtract(box.centre, about) * nearer / CROP
-    stray = max(1.0, float(np.hypot(*offset)) / STRAY)
-    return angle, nearer, shift, about + offset * (1 - 1 / stray) * CROP / nearer
+def kept_near(first: Box, face: Box) -> Box:
+    """The crop of one face for another of its clip, moved after it as far as that goes beyond the limits."""
+    octaves = float(np.log2(face.width / first.width))
+    side = first.width * 2.0 ** (octaves - np.clip(octaves, -LARGER, LARGER))
+    offset = np.subtract(face.centre, first.centre)
+    stray = max(1.0, float(np.hypot(*offset)) / (STRAY * side))
+    return Box.square(*(first.centre + offset * (1 - 1 / stray)), side)
 
 
 def around(points: np.ndarray, size: float, resolution: int, face_weight: float) -> np.ndarray:
@@ -279,7 +277,7 @@ class Sampler:
         target_points = here.pose(clip.shapes[d])
         flip = self.augment and self.random.random() < 0.5
         one = self._framing(source_points)
-        two = kept_near(one, driving_points) if self.still_camera else self._framing(driving_points)
+        two = self._framed_alike(one, driving_points) if self.still_camera else self._framing(driving_points)
         source, source_points, source_pose = self._move(source, source_points, here, one, flip)
         _, target_points, _ = self._move(None, target_points, here, one, flip)
         driving, driving_points, driving_pose = self._move(driving, driving_points, there, two, flip)
@@ -339,7 +337,7 @@ class Sampler:
                 return other
         return rotation
 
-    def _framing(self, points: np.ndarray) -> "Framing":
+    def _framing(self, points: np.ndarray) -> Framing:
         """The crop that the tool would cut around this face, a little off at random."""
         box = crop_box(face_at(points))
         scale, centre = CROP / box.width, np.array(box.centre)
@@ -349,8 +347,15 @@ class Sampler:
         scale *= float(np.exp(np.clip(self.random.normal(0, 0.06), -0.15, 0.15)))
         return angle, scale, np.clip(self.random.normal(0, 0.02, 2), -0.06, 0.06) * CROP, centre
 
+    @staticmethod
+    def _framed_alike(framing: Framing, points: np.ndarray) -> Framing:
+        """The crop of one face for another of its clip: see `kept_near`."""
+        angle, scale, shift, about = framing
+        box = kept_near(Box.square(*about, CROP / scale), crop_box(face_at(points)))
+        return angle, CROP / box.width, shift, np.array(box.centre)
+
     def _move(
-        self, image: np.ndarray | None, points: np.ndarray, head: Head, framing: "Framing", flip: bool
+        self, image: np.ndarray | None, points: np.ndarray, head: Head, framing: Framing, flip: bool
     ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
         """Applies mirror and framing to a picture, its points and its pose coordinates."""
         angle, scale, shift, about = framing

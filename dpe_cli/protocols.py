@@ -1,8 +1,8 @@
 """The protocols of evaluation: which pictures are edited by which, and what edits them.
 
 * same: the first frame of a clip is the source, other frames of that clip are the driving, in the crop of the first: as
-  a camera sees them that stands still. In mode both the driving frame is what should come out, so pictures can be
-  compared.
+  a camera sees them that stands still, but for heads that leave its crop. In mode both the driving frame is what should
+  come out, so pictures can be compared.
 * cross: frames of one person, evenly spread over a clip, driven one for one by such frames of another person.
 * video: consecutive frames of one person driven by another's and pasted back into their frames, boxes smoothed, as
   `dpe edit` does it. Expression only: a moved head does not fit its old frame.
@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from dpe_cli.crop import cut, gaussian_mask, paste_back
-from dpe_cli.dataset import CROP, Clip, face_at
+from dpe_cli.dataset import CROP, Clip, face_at, kept_near
 from dpe_cli.errors import InputError
 from dpe_cli.face import SMOOTH_SECONDS, Box, crop_box, smooth_boxes
 from dpe_cli.jobs import Engine, lending_of
@@ -130,27 +130,28 @@ class Footage:
     frames: np.ndarray  # (N, 256, 256, 3) uint8
     boxes: list[Box]
     times: np.ndarray  # (N,) seconds
-    camera: Box | None = None  # what of each frame is shown, where that does not follow the face
+    shown: list[Box] | None = None  # what of each frame is shown, where that does not follow the face
 
     def crops(self, size: int) -> np.ndarray:
         """What is shown: (N, size, size, 3) uint8"""
-        boxes = self.boxes if self.camera is None else [self.camera] * len(self.boxes)
-        return np.stack([cut(frame, box, size)[0] for frame, box in zip(self.frames, boxes, strict=True)])
+        boxes = zip(self.frames, self.shown or self.boxes, strict=True)
+        return np.stack([cut(frame, box, size)[0] for frame, box in boxes])
 
     def faces(self, size: int) -> np.ndarray:
         """Crops that follow the face, by which codes are measured: (N, size, size, 3) uint8"""
-        return replace(self, camera=None).crops(size)
+        return replace(self, shown=None).crops(size)
 
     def as_shown(self, codes: np.ndarray) -> np.ndarray:
         """Codes (N, K) of `faces` as they are in `crops`."""
-        if self.camera is None:
+        if self.shown is None:
             return codes
-        boxes, shown = (np.array([astuple(box) for box in each]) for each in (self.boxes, [self.camera]))
+        boxes, shown = (np.array([astuple(box) for box in each]) for each in (self.boxes, self.shown))
         return np.clip(seen_in(codes, boxes, shown), -LIMIT, LIMIT).astype(np.float32)
 
     def first(self, count: int) -> "Footage":
         """Its first frames."""
-        return replace(self, frames=self.frames[:count], boxes=self.boxes[:count], times=self.times[:count])
+        shown = self.shown and self.shown[:count]
+        return Footage(self.name, self.frames[:count], self.boxes[:count], self.times[:count], shown)
 
     def still(self, random: np.random.Generator) -> "Footage":
         """The first frame again and again, as a camera on a tripod would see it: with noise."""
@@ -232,7 +233,7 @@ def make_scene(protocol: str, source: Clip, driving: Clip, frames: int) -> Scene
     if protocol == "same":
         count = min(frames, len(source) - 1)
         first, others = (take(source, which) for which in (np.zeros(count, int), spread(1, len(source) - 1, count)))
-        return Scene(first, replace(others, camera=first.boxes[0]))
+        return Scene(first, replace(others, shown=[kept_near(first.boxes[0], box) for box in others.boxes]))
     count = min(frames, len(source), len(driving))
     if protocol == "cross":
         return Scene(*(take(clip, spread(0, len(clip) - 1, count)) for clip in (source, driving)))

@@ -1,5 +1,6 @@
 """The protocols and the command, with a stand-in that edits perfectly and one that reads faces from brightness."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from click.testing import CliRunner, Result
 from conftest import synthetic_face, turned, write_clips
 from test_edit import ColourEngine
 
+from dpe_cli.crop import cut
 from dpe_cli.dataset import is_held_out, load_clips
 from dpe_cli.errors import InputError
 from dpe_cli.evaluate import METRICS, evaluate
 from dpe_cli.extractors import Extractors
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.main import cli
-from dpe_cli.motion_space import MotionSpace
+from dpe_cli.motion_space import POSE_SCALE, MotionSpace
 from dpe_cli.protocols import Plan, choose_pairs, make_scene, systems_of
 from dpe_cli.weights import folder
 
@@ -112,6 +114,18 @@ def test_each_protocol_looks_at_its_own_frames(clips):
     assert {int(frame[0, 0, 0]) for frame in same.source.frames} == {0}
     assert [scene.pasted for scene in (same, cross, video)] == [False, False, True]
     assert len(make_scene("cross", one, other, 50).driving.frames) == len(other)
+
+
+def test_one_person_is_seen_as_a_camera_on_a_tripod_sees_them(clips):
+    moving = copy.copy(clips[0][0])
+    moving.points = moving.points + np.linspace(0, 12, len(moving))[:, None, None] * [1, 0, 0]
+    scene = make_scene("same", moving, moving, 5)
+    first, seen = scene.source.boxes[0], scene.driving
+    assert [box.centre for box in seen.shown] == [first.centre] * 5 and seen.boxes[-1].centre[0] > first.centre[0] + 10
+    np.testing.assert_array_equal(seen.crops(64)[4], cut(seen.frames[4], seen.shown[4], 64)[0])
+    codes = seen.as_shown(np.zeros((5, 20), np.float32))
+    assert codes[-1, 4] * POSE_SCALE[4] == pytest.approx(12 / seen.shown[4].width, abs=0.01)
+    assert scene.source.as_shown(codes) is codes
 
 
 def test_faces_are_framed_as_the_tool_frames_them(clips):

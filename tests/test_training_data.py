@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import synthetic_face, turned
 
-from dpe_cli.dataset import Sampler, _seen, around, face_at, is_held_out, kept_near, load_clips, turns
+from dpe_cli.dataset import Sampler, _seen, around, is_held_out, kept_near, load_clips, turns
 from dpe_cli.errors import InputError
-from dpe_cli.face import crop_box
+from dpe_cli.face import Box
 from dpe_cli.landmarks import BLENDSHAPES, FACE_OVAL, Landmarker, align, head_angles, mouth_opening
 from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, dense_map, warp
 from dpe_cli.motion_space import (
@@ -276,12 +276,8 @@ def test_under_a_still_camera_heads_move_and_what_stands_still_stays(prepared):
 
 
 def test_a_head_that_leaves_the_crop_is_followed_as_far_as_it_must():
-    points = 60 * synthetic_face() + [128, 128, 0]
-    box = crop_box(face_at(points))
-    framing = 0.0, 256 / box.width, np.zeros(2), np.array(box.centre)
-    angle, scale, _, about = kept_near(framing, points + [0.1 * box.width, 0, 0])
-    assert (angle, scale) == (0.0, pytest.approx(framing[1])) and about == pytest.approx(framing[3])
-    *_, about = kept_near(framing, points + [2 * box.width, 0, 0])
-    assert about - framing[3] == pytest.approx([(2 - STRAY) * box.width, 0], abs=1e-6)
-    _, scale, *_ = kept_near(framing, 2 * points)
-    assert scale == pytest.approx(framing[1] * 2 ** (LARGER - 1))
+    first = Box.square(100, 90, 80)
+    assert kept_near(first, Box.square(104, 86, 85)) == first
+    beyond = kept_near(first, Box.square(260, 90, 80))
+    assert (beyond.centre, beyond.width) == (pytest.approx((260 - STRAY * 80, 90)), 80)
+    assert kept_near(first, Box.square(100, 90, 160)).width == pytest.approx(80 * 2 ** (1 - LARGER))
