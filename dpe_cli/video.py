@@ -587,7 +587,7 @@ def write_video(
             if marked:
                 _mark(part)
             _check_output(output, overwrite)
-            _publish(part, output)
+            _publish(part, output, whole=start is None and end is None)
     return WriteResult(count, output, (*info.notes, *encoding.notes, *rest.notes, *notes))
 
 
@@ -679,12 +679,17 @@ def _mark(part: Path) -> None:
         raise OutputError(f"{part.name} cannot be written: {error.strerror}", "free some space on that disk") from error
 
 
-def _publish(part: Path, output: Path) -> None:
-    """Moves what is whole to its name; pictures of an older and longer sequence go."""
+def _publish(part: Path, output: Path, whole: bool = True) -> None:
+    """Moves what is whole to its name. Raises OutputError if there is nothing.
+
+    Pictures of an older and longer sequence go if this is the `whole` of its source: beside a span they are the rest.
+    """
     written = files_of(part)
+    if not written:
+        raise OutputError(f"nothing was written for {output}", "name another output")
     for file in written:
         os.replace(file, output.with_name(file.name) if is_sequence(output) else output)
-    if is_sequence(output):
+    if whole and is_sequence(output):
         names = {file.name for file in written}
         for file in files_of(output):
             if file.name not in names:

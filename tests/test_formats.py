@@ -339,6 +339,17 @@ def test_sequences_replace_and_are_kept_as_a_whole(pictures, tmp_path: Path):
             check_request(source, Driving(expression=source), source, settings)
 
 
+def test_a_span_replaces_its_own_pictures_alone(pictures, tmp_path: Path):
+    source, output = pictures(), tmp_path / "o_%04d.png"
+    exact(source, output)
+    before = {file.name: file.read_bytes() for file in files_of(output)}
+    frames = [replace(frame, rgb=frame.rgb // 2, original=None) for frame in read_frames(source, 0.08, 0.16)]
+    write_video(frames, probe(source), output, start=0.08, end=0.16, overwrite=True)
+    after = {file.name: file.read_bytes() for file in files_of(output)}
+    assert after.keys() == before.keys()
+    assert [name for name in after if after[name] != before[name]] == ["o_1003.png", "o_1004.png"]
+
+
 def test_what_is_wrong_with_a_sequence_is_said(pictures, tmp_path: Path):
     source = pictures()
     (source.parent / "in_1003.png").unlink()
