@@ -46,13 +46,24 @@ def picture_numbers(path: Path) -> list[int]:
     before, after = NUMBER.split(path.name)[::2]
     name = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
     found = [name.fullmatch(file.name) for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    return sorted(int(match[1]) for match in found if match and path.name % int(match[1]) == match[0])
+    return sorted(int(match[1]) for match in found if match and numbered(path, int(match[1])).name == match[0])
+
+
+def numbered(path: Path, number: int) -> Path:
+    """One picture of a sequence, by the number in its name; ffmpeg too takes %6d for %06d."""
+    return path.with_name(NUMBER.sub(lambda found: str(number).zfill(int(found[1] or 0)), path.name))
+
+
+def pattern(path: Path) -> str:
+    """The name of a sequence for ffmpeg, to which each other % in it would mean something too."""
+    before, after = (part.replace("%", "%%") for part in NUMBER.split(path.name)[::2])
+    return f"{str(path.parent).replace('%', '%%')}/{before}{NUMBER.search(path.name)[0]}{after}"
 
 
 def files_of(path: Path) -> list[Path]:
     """The files that a path stands for, as far as they exist: one, none, or the pictures of a sequence."""
     if is_sequence(path):
-        return [path.with_name(path.name % number) for number in picture_numbers(path)]
+        return [numbered(path, number) for number in picture_numbers(path)]
     return [path] if path.exists() else []
 
 
@@ -131,7 +142,7 @@ def opened(path: Path, fps: Fraction | None = None) -> Iterator[InputContainer]:
     name, form, options = f"file:{path}", None, {"pattern_type": "none"}  # an existing name stands for itself alone
     if is_sequence(path):
         options = _sequence_options(path, fps or SEQUENCE_RATE)
-        name, form = f"{str(path.absolute().parent).replace('%', '%%')}/{path.name}", "image2"
+        name, form = pattern(path.absolute()), "image2"
     else:
         check_file(path)
         if not path.exists():
@@ -162,7 +173,7 @@ def _sequence_options(path: Path, fps: Fraction) -> dict[str, str]:
         raise InputError(f"no picture is named like {path}", "check the name and the number of digits")
     if numbers[-1] - numbers[0] + 1 != len(numbers):
         gap = next(one + 1 for one, two in pairwise(numbers) if two > one + 1)
-        raise InputError(f"{path.with_name(path.name % gap)} is missing in the sequence", "render it or fill the gap")
+        raise InputError(f"{numbered(path, gap)} is missing in the sequence", "render it or fill the gap")
     return {"framerate": str(fps), "start_number": str(numbers[0]), "start_number_range": "1"}
 
 

@@ -44,6 +44,7 @@ from dpe_cli.container import (
     input_options,
     is_sequence,
     opened,
+    pattern,
     picture_numbers,
     rotation,
     sound_streams,
@@ -781,7 +782,7 @@ def _output_command(
             options[f"disposition:{place}"] = track.disposition
     target = "pipe:1" if output == PIPE else f"file:{output}"
     if container == "sequence":
-        target = f"{str(output.parent).replace('%', '%%')}/{output.name}"
+        target = pattern(output)
     written = ffmpeg.output(*streams, target, **options).overwrite_output().global_args("-copyts", "-v", "error")
     command = written.compile(cmd=ffmpeg_exe())
     # what ffmpeg-python has no way to say: options that repeat, and the number of an input. With the pictures come the
