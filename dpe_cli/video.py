@@ -1000,9 +1000,11 @@ def join_video(
     rest = _carried(tracks, info, container, folder, times[0], shift, limit)
     rest = replace(rest, tags=marked_tags(rest.tags))
     joined, part = folder / f"joined{container}", folder / f"part{container}"
-    _concatenate(parts, [round((time - shift) / info.time_base) for time in times], info, joined, rest)
+    shown = _concatenate(parts, [round((time - shift) / info.time_base) for time in times], info, joined, rest)
     picture = ffmpeg.input(f"file:{joined}")["v:0"]
     options = {"c:v": "copy"} | ({"r:v": str(info.fps)} if container == ".mkv" else {})  # MP4 would count time in it
+    if shown and container == ".mkv":  # PyAV has no way to say it there
+        options["aspect"] = f"{shown.numerator}:{shown.denominator}"
     command = _output_command(picture, f"file:{joined}", options, part, container, sound, rest)
     _run(command, lambda pipe: None, output)
     joined.unlink()
@@ -1013,8 +1015,12 @@ def join_video(
     return WriteResult(len(times), output, (*info.notes, *rest.notes, *notes))
 
 
-def _concatenate(parts: Sequence[Path], ticks: list[int], info: VideoInfo, output: Path, rest: Carried) -> None:
+def _concatenate(
+    parts: Sequence[Path], ticks: list[int], info: VideoInfo, output: Path, rest: Carried
+) -> Fraction | None:
     """Writes the packets of all parts, each shown at its tick of the time base, with chapters and tags.
+
+    Gives width / height of the pictures as they are shown, None where pixels are square.
 
     The times of decoding are those of one encoding: the sorted times of showing, later by as many frames as pictures
     wait at most for others.
@@ -1025,7 +1031,7 @@ def _concatenate(parts: Sequence[Path], ticks: list[int], info: VideoInfo, outpu
     late = min(max(late for _, late in orders), len(ticks) - 1)
     lead = ticks[late] - ticks[0]
     length = round(1 / info.fps / info.time_base)
-    base, number, settings = 0, 0, None
+    base, number, settings, shape = 0, 0, None, Fraction(1)
     try:
         with av.open(f"file:{output}", "w") as target:
             for path, (ranks, _) in zip(parts, orders, strict=True):
@@ -1034,6 +1040,11 @@ def _concatenate(parts: Sequence[Path], ticks: list[int], info: VideoInfo, outpu
                     if number == 0:
                         settings, copy = stream.codec_context.extradata, target.add_stream_from_template(stream)
                         copy.time_base = info.time_base
+                        # what a template forgets, and some streams know by their container alone
+                        shape = Fraction(stream.sample_aspect_ratio or 1)
+                        copy.codec_context.sample_aspect_ratio = shape
+                        if output.suffix != ".mkv":
+                            copy.codec_context.codec_tag = stream.codec_context.codec_tag
                         target.metadata.update(rest.tags)
                         led = [{**each, **_without_lead(each)} for each in rest.chapters]
                         target.set_chapters(led)
@@ -1057,6 +1068,7 @@ def _concatenate(parts: Sequence[Path], ticks: list[int], info: VideoInfo, outpu
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         remedy = "free some space on that disk" if full else "make the segments anew"
         raise OutputError(f"the segments cannot be joined: {error.strerror}", remedy) from error
+    return None if shape == 1 else shape * copy.codec_context.width / copy.codec_context.height
 
 
 def _order(path: Path) -> tuple[dict[int, int], int]:
