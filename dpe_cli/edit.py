@@ -40,6 +40,7 @@ from dpe_cli.video import (
     check_writable,
     probe,
     read_frames,
+    seconds_of,
     write_image,
     write_video,
 )
@@ -704,7 +705,7 @@ def plan_target(
         ends += [float(first_time) + driver.track.duration for driver in drivers if len(driver.track.times) > 1]
     if audio and not (source.path.exists() and audio.samefile(source.path)):
         start = float(first_time) if start is None else start
-        ends.append(float(first_time) + source.duration)
+        ends.append(float(source.start) + seconds_of(source))
     return Target(source, audio, start, min((moment for moment in ends if moment is not None), default=None))
 
 

@@ -105,7 +105,7 @@ class VideoInfo:
     height: int
     fps: Fraction  # average, exact: 30000/1001
     n_frames: int  # the container's claim: good for a progress bar, not for a loop
-    duration: float = 0.0  # seconds, the container's claim
+    duration: float = 0.0  # seconds, the container's claim, 0 where it makes none: see `seconds_of`
     time_base: Fraction = Fraction(1, 90000)  # 1/n seconds, a whole fraction of the file's own: holds each time exactly
     has_audio: bool = False
     is_image: bool = False
@@ -314,6 +314,15 @@ def frame_times(path: Path, fps: Fraction | None = None) -> list[Fraction]:
     if None in stamps:
         return [number / info.fps for number in range(len(stamps))]
     return sorted(stamp * stream.time_base - zero for stamp in stamps)
+
+
+def seconds_of(info: VideoInfo) -> float:
+    """Seconds from a video's first frame to the end of its last: the container's claim, or, as of recorders that write
+    into a pipe there is none, by the packets. Raises InputError."""
+    if info.duration or info.is_image:
+        return info.duration
+    times = frame_times(info.path)
+    return float(times[-1] - times[0] + 1 / info.fps)
 
 
 def _seconds(value: float | None) -> Fraction | None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +203,11 @@ def test_the_mask_leans_with_the_head():
 def test_what_happens_where_lengths_differ(end, spoken, expected):
     info = VideoInfo(Path("a.mp4"), 64, 64, Fraction(25), 125, duration=5.0)
     assert plan_length(info, Loudness(spoken, -20), DubSettings(audio_end=end)) == expected
+
+
+def test_a_video_that_does_not_say_how_long_it_is_is_measured(clip):
+    info = replace(probe(clip), duration=0.0)
+    assert plan_length(info, Loudness(9.0, -20), DubSettings()).end == pytest.approx(36 / 30, abs=0.001)
 
 
 def test_lengths_that_differ_can_be_an_error():

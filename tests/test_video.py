@@ -32,6 +32,7 @@ from dpe_cli.video import (
     probe,
     read_frames,
     read_image,
+    seconds_of,
     write_image,
     write_video,
 )
@@ -180,6 +181,15 @@ def test_the_last_frame_lasts_as_long_as_in_the_source(make_clip: Clip, tmp_path
     source = make_clip(seconds=2, audio=False)
     copy_video(source, tmp_path / "out.mp4")
     assert probe(tmp_path / "out.mp4").duration == pytest.approx(probe(source).duration, abs=0.001)
+
+
+@pytest.mark.parametrize("start", [0, 0.5])
+def test_a_recording_that_does_not_say_its_length_is_measured(make_clip: Clip, tmp_path: Path, start: float):
+    command = [ffmpeg_exe(), "-v", "error", "-i", make_clip(fps=25, start=start), "-c", "copy", "-f", "matroska"]
+    piped = tmp_path / "piped.mkv"
+    piped.write_bytes(subprocess.run([*map(str, command), "pipe:1"], capture_output=True, check=True).stdout)
+    assert probe(piped).duration == 0
+    assert seconds_of(probe(piped)) == pytest.approx(1)
 
 
 # Spans
