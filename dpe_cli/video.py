@@ -67,6 +67,7 @@ EXACT = 2 | 0x40000 | 0x2000  # bilinear, accurate rounding, full chroma: number
 LIMITED_WHITE = 65283  # what swscale makes of 235 of 255, or 940 of 1023, in 16 bits
 T = TypeVar("T")
 LOG_BYTES = 1 << 16
+FASTEST = 1000  # frames a second that are likely a rate and no clock
 
 LIMITED_RANGE, FULL_RANGE = 1, 2  # of ffmpeg: 0 unspecified, 1 limited (tv), 2 full (pc)
 
@@ -170,7 +171,9 @@ def probe(path: Path, fps: Fraction | None = None) -> VideoInfo:
 
 
 def _info(path: Path, container: InputContainer, stream: VideoStream, frame: av.VideoFrame) -> VideoInfo:
-    fps = stream.average_rate or stream.guessed_rate or Fraction(25)
+    rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    # raw DV says the ticks of its clock for the first of the two
+    fps = next((rate for rate in rates if rate <= FASTEST), rates[0] if rates else Fraction(25))
     span = stream.duration * stream.time_base if stream.duration else Fraction(container.duration or 0, av.time_base)
     aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)  # 0 means unknown
     check_seconds(path, float(span))

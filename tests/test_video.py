@@ -160,6 +160,13 @@ def test_avi_without_times_is_reckoned_from_the_order(make_clip: Clip, codec: st
     assert len(sought) == 15 and np.array_equal(sought[0].rgb, frames[10].rgb)
 
 
+def test_raw_dv_has_the_rate_of_its_pictures(tmp_path: Path):
+    run_ffmpeg("-f", "lavfi", "-i", "testsrc=s=720x576:r=25:d=0.2", "-pix_fmt", "yuv420p", tmp_path / "s.dv")
+    assert probe(tmp_path / "s.dv").fps == 25
+    copy_video(tmp_path / "s.dv", tmp_path / "out.mp4", audio=None)
+    assert probe(tmp_path / "out.mp4").duration == pytest.approx(0.2)
+
+
 def test_times_that_repeat_are_moved_on(make_clip: Clip, tmp_path: Path):
     clip = make_clip("plain.mkv", fps=25, audio=False, video_codec="mpeg4", more=("-bf", "0"))
     twice = tmp_path / "twice.mkv"
