@@ -67,6 +67,7 @@ EXACT = 2 | 0x40000 | 0x2000  # bilinear, accurate rounding, full chroma: number
 LIMITED_WHITE = 65283  # what swscale makes of 235 of 255, or 940 of 1023, in 16 bits
 T = TypeVar("T")
 LOG_BYTES = 1 << 16
+JUMP = 1  # seconds back in time that are no slip of a writer: such a file is of two
 FASTEST = 1000  # frames a second that are likely a rate and no clock
 
 LIMITED_RANGE, FULL_RANGE = 1, 2  # of ffmpeg: 0 unspecified, 1 limited (tv), 2 full (pc)
@@ -286,7 +287,7 @@ def read_frames(
 
     Upright; `fps` is the rate of an image sequence. 8 bits a channel, whatever the file holds; with `exact` 16 where it
     holds more than 8, and the file's own planes. Times rise strictly: a missing one is reckoned from the rate, one
-    that repeats is moved on by a millisecond. Raises InputError.
+    that repeats is moved on by a millisecond. Raises InputError, also for times that jump back.
     """
     info, start, end = probe(path, fps), _seconds(start), _seconds(end)
     if info.is_image:
@@ -348,12 +349,18 @@ def _timed(info: VideoInfo, start: Fraction | None, fps: Fraction | None) -> Ite
             first = next(frames, None)
             if first is None or (seek and (numbered or not _lands(first, stream, start + zero))):
                 continue
-            last = None
+            said = last = None
             for frame in chain([first], frames):
                 stamp = frame.pts
                 if numbered:
                     stamp = None if None in (frame.dts, first.dts) else frame.dts - first.dts
-                last = _after(last, None if stamp is None else stamp * stream.time_base - zero, info)
+                time = None if stamp is None else stamp * stream.time_base - zero
+                if None not in (said, time) and said - time > JUMP:
+                    raise InputError(
+                        f"the times of {info.path} jump back by {float(said - time):.1f} s at {float(said):.1f} s",
+                        "remux it first, as by: ffmpeg -i IN -c copy OUT.mp4",
+                    )
+                said, last = time, _after(last, time, info)
                 check_seconds(info.path, float(last - info.start))  # whatever the container claims
                 yield last, frame
             return

@@ -184,6 +184,16 @@ def test_times_that_repeat_are_moved_on(make_clip: Clip, tmp_path: Path):
     assert true_times(tmp_path / "out.mp4") == times
 
 
+def test_times_that_jump_back_are_refused(make_clip: Clip, tmp_path: Path):
+    part, both = make_clip("part.ts", seconds=2, fps=25), tmp_path / "both.ts"
+    both.write_bytes(part.read_bytes() * 2)
+    with pytest.raises(InputError, match=r"both.ts jump back by \d.\d s at \d.\d s; remux"):
+        list(read_frames(both))
+    run_ffmpeg("-i", both, "-c", "copy", tmp_path / "remuxed.mp4")
+    times = [frame.time for frame in read_frames(tmp_path / "remuxed.mp4")]
+    assert len(times) == 100 and times[-1] == pytest.approx(99 / 25, abs=0.1)
+
+
 def test_the_last_frame_lasts_as_long_as_in_the_source(make_clip: Clip, tmp_path: Path):
     source = make_clip(seconds=2, audio=False)
     copy_video(source, tmp_path / "out.mp4")
