@@ -79,6 +79,12 @@ def audio_codecs(path: Path) -> tuple[str, ...]:
         return tuple(stream.codec_context.name for stream in sound_streams(container))
 
 
+def unknown_sound(container: av.container.InputContainer, path: Path) -> tuple[str, ...]:
+    """A note of the sound tracks that cannot be copied, as nothing is known of their codec."""
+    unknown = len(container.streams.audio) - len(sound_streams(container))
+    return (f"sound tracks of {path.name} in a codec unknown here are left out: {unknown}",) if unknown else ()
+
+
 def sound_seconds(path: Path) -> float:
     """How long a file with sound says that it is, 0 where it does not say. Raises InputError if it cannot be read."""
     with opened(path) as container:
@@ -193,6 +199,13 @@ def carried(
             tracks += [Track(path, "t", number) for number, _ in enumerate(source.streams.attachments)]
         if len(videos) > 1:
             notes.append(f"{path.name} has {len(videos)} video tracks: only the first is in the output")
+        if any(stream.disposition & covers for stream in source.streams.video):
+            notes.append(f"the cover of {path.name} is left out")
+        # the timecode's track is written anew, and chapters of MP4 have one of their own
+        chapters = {"bin_data"} if source.chapters() else set()
+        data = [one for one in source.streams.data if "timecode" not in one.metadata and one.name not in chapters]
+        if data:
+            notes.append(f"the data tracks of {path.name}, as of sensors, are left out: {len(data)}")
         return Carried(
             tuple(tracks),
             tuple(_chapters(source.chapters(), offset, limit)),

@@ -56,7 +56,7 @@ from dpe_cli.errors import InputError, OutputError
 from dpe_cli.limits import check_file, check_seconds, hidden_folder, limits, scratch
 from dpe_cli.marks import mark_file, marked_picture, marked_tags
 from dpe_cli.planes import CHROMA, Layout, Original, frame_of, layout_of, oriented, planes_of
-from dpe_cli.tracks import LEAD, Carried, Track, carried, sound_tracks
+from dpe_cli.tracks import LEAD, Carried, Track, carried, sound_tracks, unknown_sound
 from dpe_cli.tracks import audio_codecs as audio_codecs  # also from here
 
 UNSPECIFIED = 2  # of ITU-T H.273, for primaries, transfer and matrix
@@ -199,7 +199,7 @@ def _info(path: Path, container: InputContainer, stream: VideoStream, frame: av.
         start=Fraction(0) if stamp is None else stamp * stream.time_base - clock_zero(container),
         layout=_upright_layout(frame, side),
         mastering=mastering,
-        notes=dynamic + _left_out(frame),
+        notes=dynamic + _left_out(frame) + unknown_sound(container, path),
     )
 
 
@@ -647,16 +647,21 @@ def _sound(
     """The sound tracks for the output, and what the user should know of them."""
     if audio is None:
         return [], []
-    offset = shift if start is None or _same_file(audio, info.path) else Fraction(0)
+    own = _same_file(audio, info.path)
+    offset = shift if start is None or own else Fraction(0)
     suffix = ".nut" if container == "nut" else container
     if container in ("sequence", "y4m"):
         return [], [f"the sound of {audio.name} is left out: there is no place for it"] if audio_codecs(audio) else []
     tracks = sound_tracks(audio, suffix, folder, offset, limit)
-    if not tracks and not _same_file(audio, info.path):
+    if not tracks and not own:
         raise InputError(f"{audio} holds no sound", "name another file or leave the sound out")
-    if all(track.codec == "copy" for track in tracks):
-        return tracks, []
-    return tracks, [f"the sound of {audio.name} does not fit into {suffix} and was encoded as AAC; .mkv would hold it"]
+    notes = []
+    if not own:  # of its own the source has said so
+        with opened(audio) as file:
+            notes += unknown_sound(file, audio)
+    if any(track.codec != "copy" for track in tracks):
+        notes.append(f"the sound of {audio.name} does not fit into {suffix} and was encoded as AAC; .mkv would hold it")
+    return tracks, notes
 
 
 def _carried(
