@@ -136,6 +136,13 @@ class WriteResult:
     notes: tuple[str, ...] = ()
 
 
+class Name(str):
+    """A file's name for ffmpeg-python, which asks each word for its UTF-8: names may be no text."""
+
+    def __str__(self) -> str:
+        return ascii(self)
+
+
 def ffmpeg_exe() -> str:
     """The ffmpeg program: what DPE_FFMPEG names (5.1 or newer), else the one of imageio-ffmpeg. Raises InputError."""
     if named := os.environ.get("DPE_FFMPEG"):
@@ -619,7 +626,7 @@ def write_speech(
     """
 
     def part(file: Path, begin: float, gain: float, **options: Any) -> Any:
-        heard = ffmpeg.input(f"file:{file}", **options, **input_options()).audio
+        heard = ffmpeg.input(Name(f"file:{file}"), **options, **input_options()).audio
         heard = heard.filter("aresample", 48000, first_pts=0, **{"async": 1})
         heard = heard.filter("atrim", start=begin, end=begin + seconds).filter("asetpts", "PTS-STARTPTS")
         return heard.filter("volume", gain).filter("apad", whole_dur=seconds)
@@ -628,7 +635,8 @@ def write_speech(
     if own is not None:
         parts.append(part(*own))
     heard = ffmpeg.filter(parts, "amix", inputs=2, normalize=0) if own is not None else parts[0]
-    written = ffmpeg.output(heard, f"file:{path}", acodec="pcm_s16le", ac=2, t=seconds).global_args("-v", "error")
+    written = ffmpeg.output(heard, Name(f"file:{path}"), acodec="pcm_s16le", ac=2, t=seconds)
+    written = written.global_args("-v", "error")
     done = subprocess.run(written.compile(cmd=ffmpeg_exe()), capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         words = (done.stderr.decode(errors="replace").splitlines() or ["it gave no reason"])[0]
@@ -794,7 +802,7 @@ def _output_command(
     count = {"a": 0, "s": 0, "t": 0}
     for track in [*sound, *rest.tracks]:
         early = {"itsoffset": -track.lead} if track.lead else {}
-        source = ffmpeg.input(f"file:{track.path}", **early, **input_options())
+        source = ffmpeg.input(Name(f"file:{track.path}"), **early, **input_options())
         streams.append(source[f"{track.kind}:{track.number}"])
         place = f"{track.kind}:{count[track.kind]}"
         count[track.kind] += 1
@@ -807,7 +815,7 @@ def _output_command(
     target = "pipe:1" if output == PIPE else f"file:{output}"
     if container == "sequence":
         target = pattern(output)
-    written = ffmpeg.output(*streams, target, **options).overwrite_output().global_args("-copyts", "-v", "error")
+    written = ffmpeg.output(*streams, Name(target), **options).overwrite_output().global_args("-copyts", "-v", "error")
     command = written.compile(cmd=ffmpeg_exe())
     # what ffmpeg-python has no way to say: options that repeat, and the number of an input. With the pictures come the
     # chapters.
@@ -1025,7 +1033,7 @@ def join_video(
     rest = replace(rest, tags=marked_tags(rest.tags))
     joined, part = folder / f"joined{container}", folder / f"part{container}"
     shown = _concatenate(parts, [round((time - shift) / info.time_base) for time in times], info, joined, rest)
-    picture = ffmpeg.input(f"file:{joined}")["v:0"]
+    picture = ffmpeg.input(Name(f"file:{joined}"))["v:0"]
     options = {"c:v": "copy"} | ({"r:v": str(info.fps)} if container == ".mkv" else {})  # MP4 would count time in it
     if shown and container == ".mkv":  # PyAV has no way to say it there
         options["aspect"] = f"{shown.numerator}:{shown.denominator}"
