@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import http.client
+import os
 import re
 import urllib.parse
 import urllib.request
@@ -38,7 +39,8 @@ SEQUENCE_RATE = Fraction(25)  # frames a second, where nobody says
 
 def is_sequence(path: Path) -> bool:
     """Whether the name stands for numbered pictures, as frame_%06d.png does."""
-    return len(NUMBER.findall(path.name)) == 1 and path.suffix.lower() in SEQUENCES and not path.is_file()
+    # os.path, for which a name that is too long for any file is no failure
+    return len(NUMBER.findall(path.name)) == 1 and path.suffix.lower() in SEQUENCES and not os.path.isfile(path)
 
 
 def picture_numbers(path: Path) -> list[int]:

@@ -296,7 +296,11 @@ def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
         return
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist", "make it or name another")
-    if path.is_dir():
+    try:
+        folder = path.is_dir()
+    except OSError as error:  # a name that is too long for any file
+        raise OutputError(f"{path} cannot be written: {error.strerror}", "name another") from error
+    if folder:
         raise OutputError(f"{path} is a folder", "name a file in it")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"nothing can be written in {path.parent}", "name another folder")

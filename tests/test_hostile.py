@@ -163,6 +163,17 @@ def test_a_source_whose_name_is_no_text_keeps_its_sound(clips: Path, output: str
     assert output.suffix == ".png" or probe(output).has_audio
 
 
+def test_a_name_too_long_for_any_file_is_told(clips: Path):
+    name = "y" * 300
+    tried = [edit(source=f"{name}.mp4"), edit(driving=f"{name}.mp4"), edit("--audio", f"{name}.wav")]
+    tried += [edit(source=f"{name}.png"), edit(source=f"{name}_%d.png"), run("faces", f"{name}.mp4")]
+    tried += [edit(driving=f"{name}.safetensors"), edit("--curve", f"{name}.csv")]
+    tried += [run("dub", "-s", "talk.mp4", "-a", f"{name}.wav", "-o", "o.mp4"), run("edit", "--segment", 0, name)]
+    assert [(done.exit_code, done.stderr) for done in tried if done.exit_code != 3] == []
+    tried = [edit(output=f"{name}.mp4"), edit(output=f"{name}_%d.png"), edit("--preview", f"{name}.mp4")]
+    assert [(done.exit_code, done.stderr) for done in tried if done.exit_code != 7] == []
+
+
 def child_environment() -> dict[str, str]:
     here = Path(__file__).parent
     return {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "LC_ALL": "C.UTF-8"}
