@@ -18,7 +18,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from dpe_cli.errors import InputError
+from dpe_cli.errors import InputError, OutputError
 from dpe_cli.limits import (
     ANYWHERE,
     DEVICES,
@@ -215,6 +215,12 @@ def check_memory(error: OSError) -> None:
     """Raises MemoryError if that is what ffmpeg's error means: the file is not to blame."""
     if error.errno == errno.ENOMEM:
         raise MemoryError from error
+
+
+def check_space(error: OSError, what: str) -> None:
+    """Raises OutputError if ffmpeg's error, met while `what` was written, means a full disk: no input is to blame."""
+    if error.errno == errno.ENOSPC:
+        raise OutputError(f"{what} cannot be written: {error.strerror}", "free some space on that disk") from error
 
 
 def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[av.VideoFrame]:

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.stream import Disposition, Stream
 
-from dpe_cli.container import clock_zero, opened, sound_streams
+from dpe_cli.container import check_space, clock_zero, opened, sound_streams
 from dpe_cli.errors import InputError
 from dpe_cli.limits import check_seconds
 
@@ -145,7 +145,7 @@ def cut_sound(
     Packets that end before 0 are cut if the head is (`offset` > 0), packets that begin at `limit` or later always. One
     that begins before 0 stays if `negative`: MP4 tells players to skip so much, Matroska would move all the rest. With
     `drop` it goes even if nothing else is cut: NUT would move all, and Matroska then knows what to do.
-    Raises InputError.
+    Raises InputError, OutputError.
     """
     with opened(audio) as source:
         cut_head, offset = offset > 0, offset + clock_zero(source)
@@ -170,6 +170,7 @@ def cut_sound(
                     packet.stream = copies[packet.stream_index]
                     target.mux(packet)
         except av.FFmpegError as error:
+            check_space(error, "the sound")
             raise InputError(
                 f"the sound of {audio} cannot be copied: {error.strerror}", "convert it to .m4a"
             ) from error
@@ -181,7 +182,7 @@ def carried(
 ) -> Carried:
     """What `path` gives a container beside pictures and sound, `offset` earlier and up to `limit` (seconds).
 
-    The timecode is that of the frame `timecode_frames` after the first. Raises InputError.
+    The timecode is that of the frame `timecode_frames` after the first. Raises InputError, OutputError.
     """
     with opened(path) as source:
         offset += clock_zero(source)
@@ -259,6 +260,7 @@ def _cut_subtitles(
                 packet.stream = copies[packet.stream_index]
                 target.mux(packet)
     except av.FFmpegError as error:
+        check_space(error, "the subtitles")
         raise InputError(f"the subtitles of {source.name} cannot be copied: {error.strerror}", "remove them") from error
     return [Track(path, "s", number, track.codec, track.tags, track.disposition) for number, track in enumerate(tracks)]
 

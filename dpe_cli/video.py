@@ -622,7 +622,8 @@ def write_speech(
     path: Path, speech: Path, begin: float, seconds: float, repeat: bool, own: tuple[Path, float, float] | None
 ) -> None:
     """Writes a WAV file of `seconds`: the sound of `speech` from `begin` on, silence after its end or, with `repeat`,
-    the same again; `own` is a file whose sound is mixed in, the second where that begins, its gain. Raises InputError.
+    the same again; `own` is a file whose sound is mixed in, the second where that begins, its gain. Raises InputError,
+    OutputError.
     """
 
     def part(file: Path, begin: float, gain: float, **options: Any) -> Any:
@@ -639,7 +640,10 @@ def write_speech(
     written = written.global_args("-v", "error")
     done = subprocess.run(written.compile(cmd=ffmpeg_exe()), capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        words = (done.stderr.decode(errors="replace").splitlines() or ["it gave no reason"])[0]
+        log = done.stderr.decode(errors="replace")
+        if "No space left" in log:
+            raise _failure(log, path)
+        words = (log.splitlines() or ["it gave no reason"])[0]
         raise InputError(f"the sound of {speech} cannot be cut or mixed: {words}", "convert it to .wav")
 
 

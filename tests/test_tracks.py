@@ -1,8 +1,10 @@
 """What a file holds beside its pictures: sound, subtitles, chapters, timecode, languages, dispositions, tags."""
 
+import errno
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from conftest import run_ffmpeg
 from test_video import assert_same_sound, assert_same_timing, copy_video, packets, true_times
 
+from dpe_cli import tracks
+from dpe_cli.errors import OutputError
 from dpe_cli.tracks import moved_timecode
 from dpe_cli.video import probe, write_image
 
@@ -177,6 +181,19 @@ def test_covers_and_data_are_said_to_be_left_out(rich, tmp_path: Path):
     source.write_bytes(source.read_bytes().replace(b"tmcd", b"mebx"))  # the timecode's track becomes one of a sensor
     notes = copy_video(source, tmp_path / "data.mp4", tracks=source).notes
     assert notes == ("the data tracks of rich.mov, as of sensors, are left out: 1",)
+
+
+def test_a_full_disk_is_not_the_fault_of_the_sound(make_clip: Clip, rich, tmp_path: Path, monkeypatch):
+    plain, subtitled = make_clip(seconds=0.5), rich()
+
+    def full(*_) -> None:
+        raise av.FFmpegError(errno.ENOSPC, "No space left on device")
+
+    stand_in = SimpleNamespace(**{**vars(av), "open": full})
+    monkeypatch.setattr(tracks, "av", stand_in)
+    for source, options in ((plain, {}), (subtitled, {"audio": None, "tracks": subtitled})):
+        with pytest.raises(OutputError, match="No space left on device; free some space"):
+            copy_video(source, tmp_path / "out.mp4", start=0.1, **options)
 
 
 def test_fonts_are_kept_with_the_subtitles_that_want_them(rich, tmp_path: Path):
