@@ -19,9 +19,10 @@ from test_speech import babble, write_wave
 from test_video import assert_same_sound, assert_same_timing, packets, true_times
 
 from dpe_cli import video
+from dpe_cli.commands import shared
 from dpe_cli.container import files_of, frame_rate, is_sequence, spooled
 from dpe_cli.edit import Driving, EditSettings, check_request, edit_video
-from dpe_cli.encoding import nvenc_works
+from dpe_cli.encoding import NVENC_PRESETS, PRESETS, nvenc_works
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.face import Box, Detection
 from dpe_cli.video import Colour, probe, read_frames, read_image, write_image, write_video
@@ -132,6 +133,13 @@ def test_nvenc_is_used_where_it_works(make_clip: Clip, tmp_path: Path, monkeypat
     exact(source, tmp_path / "o2.mp4", nvenc=False)
     assert "-crf 17" in (tmp_path / "said").read_text()
     assert_same_timing(source, tmp_path / "o.mp4", Fraction(1, 2000))
+
+
+def test_presets_of_nvenc_are_for_it_alone(make_clip: Clip, tmp_path: Path):
+    assert shared.PRESETS == PRESETS + NVENC_PRESETS
+    with pytest.raises(OutputError, match="p4 is a preset of NVENC"):
+        exact(tiny(make_clip), tmp_path / "o.mp4", preset="p4", nvenc=False)
+    exact(tiny(make_clip), tmp_path / "o.mp4", preset="placebo", nvenc=False)
 
 
 def test_nvenc_that_is_not_there_is_said(make_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
