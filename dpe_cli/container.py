@@ -81,6 +81,7 @@ def frame_rate(text: str) -> Fraction:
     return ntsc if rate.denominator > 1 and abs(rate - ntsc) < Fraction(1, 200) else rate
 
 
+JUMP = 1  # seconds back in time that are no slip of a writer
 FETCH_SECONDS = 30.0  # of silence on the network
 
 
@@ -221,6 +222,15 @@ def check_space(error: OSError, what: str) -> None:
     """Raises OutputError if ffmpeg's error, met while `what` was written, means a full disk: no input is to blame."""
     if error.errno == errno.ENOSPC:
         raise OutputError(f"{what} cannot be written: {error.strerror}", "free some space on that disk") from error
+
+
+def check_jump(path: Path, before: Fraction, time: Fraction) -> None:
+    """Raises InputError where a time (seconds) lies so far before the one before it that the file is of two."""
+    if before - time > JUMP:
+        raise InputError(
+            f"the times of {path} jump back by {float(before - time):.1f} s at {float(before):.1f} s",
+            "remux it first, as by: ffmpeg -i IN -c copy OUT.mp4",
+        )
 
 
 def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[av.VideoFrame]:

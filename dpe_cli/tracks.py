@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.stream import Disposition, Stream
 
-from dpe_cli.container import check_space, clock_zero, opened, sound_streams
+from dpe_cli.container import check_jump, check_space, clock_zero, opened, sound_streams
 from dpe_cli.errors import InputError
 from dpe_cli.limits import check_seconds
 
@@ -154,6 +154,7 @@ def cut_sound(
             return audio
         # NUT keeps times exactly but has no name for ALAC; Matroska has, counts in milliseconds and from 0
         nut = all(track.codec_context.name != "alac" for track in tracks)
+        last: dict[int, Fraction] = {}  # the time before, of each track
         path, lead, negative = folder / ("sound.nut" if nut else "sound.mkv"), LEAD * nut, negative and nut
         try:
             with av.open(f"file:{path}", "w") as target:
@@ -162,6 +163,8 @@ def cut_sound(
                     if packet.pts is None:  # also the empty packet at the end
                         continue
                     time = packet.pts * packet.time_base - offset
+                    check_jump(audio, last.get(packet.stream_index, time), time)
+                    last[packet.stream_index] = time
                     before = cut_head and time + (packet.duration or 0) * packet.time_base <= 0
                     if before or (time < 0 and not negative) or (limit is not None and time >= limit):
                         continue

@@ -36,6 +36,7 @@ from av.video.stream import VideoStream
 
 from dpe_cli.container import (
     PIPE,
+    check_jump,
     check_whole,
     clock_zero,
     decoded,
@@ -67,7 +68,6 @@ EXACT = 2 | 0x40000 | 0x2000  # bilinear, accurate rounding, full chroma: number
 LIMITED_WHITE = 65283  # what swscale makes of 235 of 255, or 940 of 1023, in 16 bits
 T = TypeVar("T")
 LOG_BYTES = 1 << 16
-JUMP = 1  # seconds back in time that are no slip of a writer: such a file is of two
 FASTEST = 1000  # frames a second that are likely a rate and no clock
 
 LIMITED_RANGE, FULL_RANGE = 1, 2  # of ffmpeg: 0 unspecified, 1 limited (tv), 2 full (pc)
@@ -362,11 +362,8 @@ def _timed(info: VideoInfo, start: Fraction | None, fps: Fraction | None) -> Ite
                 if numbered:
                     stamp = None if None in (frame.dts, first.dts) else frame.dts - first.dts
                 time = None if stamp is None else stamp * stream.time_base - zero
-                if None not in (said, time) and said - time > JUMP:
-                    raise InputError(
-                        f"the times of {info.path} jump back by {float(said - time):.1f} s at {float(said):.1f} s",
-                        "remux it first, as by: ffmpeg -i IN -c copy OUT.mp4",
-                    )
+                if None not in (said, time):
+                    check_jump(info.path, said, time)
                 said, last = time, _after(last, time, info)
                 check_seconds(info.path, float(last - info.start))  # whatever the container claims
                 yield last, frame
