@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import http.client
+import os
 import re
 import urllib.parse
 import urllib.request
@@ -17,7 +18,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from dpe_cli.errors import InputError
+from dpe_cli.errors import InputError, OutputError
 from dpe_cli.limits import (
     ANYWHERE,
     DEVICES,
@@ -38,7 +39,8 @@ SEQUENCE_RATE = Fraction(25)  # frames a second, where nobody says
 
 def is_sequence(path: Path) -> bool:
     """Whether the name stands for numbered pictures, as frame_%06d.png does."""
-    return len(NUMBER.findall(path.name)) == 1 and path.suffix.lower() in SEQUENCES and not path.is_file()
+    # os.path, for which a name that is too long for any file is no failure
+    return len(NUMBER.findall(path.name)) == 1 and path.suffix.lower() in SEQUENCES and not os.path.isfile(path)
 
 
 def picture_numbers(path: Path) -> list[int]:
@@ -46,13 +48,24 @@ def picture_numbers(path: Path) -> list[int]:
     before, after = NUMBER.split(path.name)[::2]
     name = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
     found = [name.fullmatch(file.name) for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    return sorted(int(match[1]) for match in found if match and path.name % int(match[1]) == match[0])
+    return sorted(int(match[1]) for match in found if match and numbered(path, int(match[1])).name == match[0])
+
+
+def numbered(path: Path, number: int) -> Path:
+    """One picture of a sequence, by the number in its name; ffmpeg too takes %6d for %06d."""
+    return path.with_name(NUMBER.sub(lambda found: str(number).zfill(int(found[1] or 0)), path.name))
+
+
+def pattern(path: Path) -> str:
+    """The name of a sequence for ffmpeg, to which each other % in it would mean something too."""
+    before, after = (part.replace("%", "%%") for part in NUMBER.split(path.name)[::2])
+    return f"{str(path.parent).replace('%', '%%')}/{before}{NUMBER.search(path.name)[0]}{after}"
 
 
 def files_of(path: Path) -> list[Path]:
     """The files that a path stands for, as far as they exist: one, none, or the pictures of a sequence."""
     if is_sequence(path):
-        return [path.with_name(path.name % number) for number in picture_numbers(path)]
+        return [numbered(path, number) for number in picture_numbers(path)]
     return [path] if path.exists() else []
 
 
@@ -68,6 +81,7 @@ def frame_rate(text: str) -> Fraction:
     return ntsc if rate.denominator > 1 and abs(rate - ntsc) < Fraction(1, 200) else rate
 
 
+JUMP = 1  # seconds back in time that are no slip of a writer
 FETCH_SECONDS = 30.0  # of silence on the network
 
 
@@ -131,7 +145,7 @@ def opened(path: Path, fps: Fraction | None = None) -> Iterator[InputContainer]:
     name, form, options = f"file:{path}", None, {"pattern_type": "none"}  # an existing name stands for itself alone
     if is_sequence(path):
         options = _sequence_options(path, fps or SEQUENCE_RATE)
-        name, form = f"{str(path.absolute().parent).replace('%', '%%')}/{path.name}", "image2"
+        name, form = pattern(path.absolute()), "image2"
     else:
         check_file(path)
         if not path.exists():
@@ -162,7 +176,7 @@ def _sequence_options(path: Path, fps: Fraction) -> dict[str, str]:
         raise InputError(f"no picture is named like {path}", "check the name and the number of digits")
     if numbers[-1] - numbers[0] + 1 != len(numbers):
         gap = next(one + 1 for one, two in pairwise(numbers) if two > one + 1)
-        raise InputError(f"{path.with_name(path.name % gap)} is missing in the sequence", "render it or fill the gap")
+        raise InputError(f"{numbered(path, gap)} is missing in the sequence", "render it or fill the gap")
     return {"framerate": str(fps), "start_number": str(numbers[0]), "start_number_range": "1"}
 
 
@@ -202,6 +216,21 @@ def check_memory(error: OSError) -> None:
     """Raises MemoryError if that is what ffmpeg's error means: the file is not to blame."""
     if error.errno == errno.ENOMEM:
         raise MemoryError from error
+
+
+def check_space(error: OSError, what: str) -> None:
+    """Raises OutputError if ffmpeg's error, met while `what` was written, means a full disk: no input is to blame."""
+    if error.errno == errno.ENOSPC:
+        raise OutputError(f"{what} cannot be written: {error.strerror}", "free some space on that disk") from error
+
+
+def check_jump(path: Path, before: Fraction, time: Fraction) -> None:
+    """Raises InputError where a time (seconds) lies so far before the one before it that the file is of two."""
+    if before - time > JUMP:
+        raise InputError(
+            f"the times of {path} jump back by {float(before - time):.1f} s at {float(before):.1f} s",
+            "remux it first, as by: ffmpeg -i IN -c copy OUT.mp4",
+        )
 
 
 def decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[av.VideoFrame]:

@@ -69,7 +69,7 @@ from dpe_cli.speech_motion import (
     read_loudness,
 )
 from dpe_cli.tracks import audio_codecs
-from dpe_cli.video import Frame, VideoInfo, check_writable, probe, write_speech
+from dpe_cli.video import Frame, VideoInfo, check_writable, probe, seconds_of, write_speech
 from dpe_cli.weights import LANDMARKS, SPEECH, digest, find
 
 AUDIO_ENDS = ("trim", "pad", "loop", "error")
@@ -226,11 +226,12 @@ def plan_length(info: VideoInfo, loudness: Loudness, settings: DubSettings) -> P
         return Plan(0.0, 0.0, loudness.seconds)
     first, wanted = float(info.start), settings.edit.end
     begin = first if settings.edit.start is None else max(first, settings.edit.start)
-    over, spoken = first + info.duration, first + loudness.seconds
+    seconds = seconds_of(info)
+    over, spoken = first + seconds, first + loudness.seconds
     way = settings.audio_end
     if way == "error" and abs(over - spoken) > 1 / GRID + 1 / float(info.fps):
         raise InputError(
-            f"the speech is {loudness.seconds:.2f} s long, the source {info.duration:.2f} s",
+            f"the speech is {loudness.seconds:.2f} s long, the source {seconds:.2f} s",
             "cut one of them, or choose --audio-end trim, pad or loop",
         )
     end = min(over, spoken) if way == "trim" else max(over, spoken)

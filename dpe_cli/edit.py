@@ -40,6 +40,7 @@ from dpe_cli.video import (
     check_writable,
     probe,
     read_frames,
+    seconds_of,
     write_image,
     write_video,
 )
@@ -295,7 +296,11 @@ def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
         return
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist", "make it or name another")
-    if path.is_dir():
+    try:
+        folder = path.is_dir()
+    except OSError as error:  # a name that is too long for any file
+        raise OutputError(f"{path} cannot be written: {error.strerror}", "name another") from error
+    if folder:
         raise OutputError(f"{path} is a folder", "name a file in it")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"nothing can be written in {path.parent}", "name another folder")
@@ -704,7 +709,7 @@ def plan_target(
         ends += [float(first_time) + driver.track.duration for driver in drivers if len(driver.track.times) > 1]
     if audio and not (source.path.exists() and audio.samefile(source.path)):
         start = float(first_time) if start is None else start
-        ends.append(float(first_time) + source.duration)
+        ends.append(float(source.start) + seconds_of(source))
     return Target(source, audio, start, min((moment for moment in ends if moment is not None), default=None))
 
 

@@ -22,7 +22,8 @@ HOLDS = {  # the first is the default for what needs no other
 PIPES = ("nut", "y4m")
 ALPHA = ("prores", "ffv1", "png", "raw")
 CRF = {"h264": 17, "hevc": 18}
-PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
+NVENC_PRESETS = tuple(f"p{number}" for number in range(1, 8))
 HDR = {16: "PQ", 18: "HLG"}  # transfers of H.273
 NVENC = {"yuv420p": "yuv420p", "yuv444p": "yuv444p", "yuv420p10le": "p010le"}  # what NVENC takes, under its own names
 
@@ -33,7 +34,7 @@ class Wish:
 
     codec: str | None = None  # of CODECS
     crf: int | None = None
-    preset: str | None = None  # of PRESETS
+    preset: str | None = None  # of PRESETS or NVENC_PRESETS
     nvenc: bool | None = None
     pipe: str = "nut"  # of PIPES, the format where the output is standard output
 
@@ -201,6 +202,8 @@ def _nvenc_or_software(
         raise OutputError(
             f"there is no NVENC here that takes {size[0]}x{size[1]} {name} as {codec}", "leave --nvenc out"
         )
+    if preset in NVENC_PRESETS:
+        raise OutputError(f"{preset} is a preset of NVENC, which does not encode here", "choose one from fast to slow")
     options = {"c:v": {"h264": "libx264", "hevc": "libx265"}[codec], "crf": crf, "preset": preset}
     if codec == "hevc":
         options["x265-params"] = ":".join(["log-level=error", *mastering.x265])

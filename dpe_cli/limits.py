@@ -62,7 +62,11 @@ def check_file(path: Path, most: int | None = None) -> None:
 
     most: bytes that a file of its kind never has. A file that is missing is left to who opens it.
     """
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long for any file
+        raise InputError(f"{path} cannot be looked at: {error.strerror}", "check the name") from error
+    if not there:
         if ADDRESS.match(str(path)):
             raise InputError(f"{path} is an address, and dpe reads files", "download it, or add --allow-network")
         return

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.stream import Disposition, Stream
 
-from dpe_cli.container import clock_zero, opened, sound_streams
+from dpe_cli.container import check_jump, check_space, clock_zero, opened, sound_streams
 from dpe_cli.errors import InputError
 from dpe_cli.limits import check_seconds
 
@@ -79,6 +79,12 @@ def audio_codecs(path: Path) -> tuple[str, ...]:
         return tuple(stream.codec_context.name for stream in sound_streams(container))
 
 
+def unknown_sound(container: av.container.InputContainer, path: Path) -> tuple[str, ...]:
+    """A note of the sound tracks that cannot be copied, as nothing is known of their codec."""
+    unknown = len(container.streams.audio) - len(sound_streams(container))
+    return (f"sound tracks of {path.name} in a codec unknown here are left out: {unknown}",) if unknown else ()
+
+
 def sound_seconds(path: Path) -> float:
     """How long a file with sound says that it is, 0 where it does not say. Raises InputError if it cannot be read."""
     with opened(path) as container:
@@ -139,7 +145,7 @@ def cut_sound(
     Packets that end before 0 are cut if the head is (`offset` > 0), packets that begin at `limit` or later always. One
     that begins before 0 stays if `negative`: MP4 tells players to skip so much, Matroska would move all the rest. With
     `drop` it goes even if nothing else is cut: NUT would move all, and Matroska then knows what to do.
-    Raises InputError.
+    Raises InputError, OutputError.
     """
     with opened(audio) as source:
         cut_head, offset = offset > 0, offset + clock_zero(source)
@@ -148,6 +154,7 @@ def cut_sound(
             return audio
         # NUT keeps times exactly but has no name for ALAC; Matroska has, counts in milliseconds and from 0
         nut = all(track.codec_context.name != "alac" for track in tracks)
+        last: dict[int, Fraction] = {}  # the time before, of each track
         path, lead, negative = folder / ("sound.nut" if nut else "sound.mkv"), LEAD * nut, negative and nut
         try:
             with av.open(f"file:{path}", "w") as target:
@@ -156,6 +163,8 @@ def cut_sound(
                     if packet.pts is None:  # also the empty packet at the end
                         continue
                     time = packet.pts * packet.time_base - offset
+                    check_jump(audio, last.get(packet.stream_index, time), time)
+                    last[packet.stream_index] = time
                     before = cut_head and time + (packet.duration or 0) * packet.time_base <= 0
                     if before or (time < 0 and not negative) or (limit is not None and time >= limit):
                         continue
@@ -164,6 +173,7 @@ def cut_sound(
                     packet.stream = copies[packet.stream_index]
                     target.mux(packet)
         except av.FFmpegError as error:
+            check_space(error, "the sound")
             raise InputError(
                 f"the sound of {audio} cannot be copied: {error.strerror}", "convert it to .m4a"
             ) from error
@@ -175,7 +185,7 @@ def carried(
 ) -> Carried:
     """What `path` gives a container beside pictures and sound, `offset` earlier and up to `limit` (seconds).
 
-    The timecode is that of the frame `timecode_frames` after the first. Raises InputError.
+    The timecode is that of the frame `timecode_frames` after the first. Raises InputError, OutputError.
     """
     with opened(path) as source:
         offset += clock_zero(source)
@@ -193,6 +203,13 @@ def carried(
             tracks += [Track(path, "t", number) for number, _ in enumerate(source.streams.attachments)]
         if len(videos) > 1:
             notes.append(f"{path.name} has {len(videos)} video tracks: only the first is in the output")
+        if any(stream.disposition & covers for stream in source.streams.video):
+            notes.append(f"the cover of {path.name} is left out")
+        # the timecode's track is written anew, and chapters of MP4 have one of their own
+        chapters = {"bin_data"} if source.chapters() else set()
+        data = [one for one in source.streams.data if "timecode" not in one.metadata and one.name not in chapters]
+        if data:
+            notes.append(f"the data tracks of {path.name}, as of sensors, are left out: {len(data)}")
         return Carried(
             tuple(tracks),
             tuple(_chapters(source.chapters(), offset, limit)),
@@ -246,6 +263,7 @@ def _cut_subtitles(
                 packet.stream = copies[packet.stream_index]
                 target.mux(packet)
     except av.FFmpegError as error:
+        check_space(error, "the subtitles")
         raise InputError(f"the subtitles of {source.name} cannot be copied: {error.strerror}", "remove them") from error
     return [Track(path, "s", number, track.codec, track.tags, track.disposition) for number, track in enumerate(tracks)]
 

@@ -36,6 +36,7 @@ from av.video.stream import VideoStream
 
 from dpe_cli.container import (
     PIPE,
+    check_jump,
     check_whole,
     clock_zero,
     decoded,
@@ -44,6 +45,7 @@ from dpe_cli.container import (
     input_options,
     is_sequence,
     opened,
+    pattern,
     picture_numbers,
     rotation,
     sound_streams,
@@ -55,7 +57,7 @@ from dpe_cli.errors import InputError, OutputError
 from dpe_cli.limits import check_file, check_seconds, hidden_folder, limits, scratch
 from dpe_cli.marks import mark_file, marked_picture, marked_tags
 from dpe_cli.planes import CHROMA, Layout, Original, frame_of, layout_of, oriented, planes_of
-from dpe_cli.tracks import LEAD, Carried, Track, carried, sound_tracks
+from dpe_cli.tracks import LEAD, Carried, Track, carried, sound_tracks, unknown_sound
 from dpe_cli.tracks import audio_codecs as audio_codecs  # also from here
 
 UNSPECIFIED = 2  # of ITU-T H.273, for primaries, transfer and matrix
@@ -66,6 +68,7 @@ EXACT = 2 | 0x40000 | 0x2000  # bilinear, accurate rounding, full chroma: number
 LIMITED_WHITE = 65283  # what swscale makes of 235 of 255, or 940 of 1023, in 16 bits
 T = TypeVar("T")
 LOG_BYTES = 1 << 16
+FASTEST = 1000  # frames a second that are likely a rate and no clock
 
 LIMITED_RANGE, FULL_RANGE = 1, 2  # of ffmpeg: 0 unspecified, 1 limited (tv), 2 full (pc)
 
@@ -104,7 +107,7 @@ class VideoInfo:
     height: int
     fps: Fraction  # average, exact: 30000/1001
     n_frames: int  # the container's claim: good for a progress bar, not for a loop
-    duration: float = 0.0  # seconds, the container's claim
+    duration: float = 0.0  # seconds, the container's claim, 0 where it makes none: see `seconds_of`
     time_base: Fraction = Fraction(1, 90000)  # 1/n seconds, a whole fraction of the file's own: holds each time exactly
     has_audio: bool = False
     is_image: bool = False
@@ -131,6 +134,13 @@ class WriteResult:
     frames: int
     path: Path
     notes: tuple[str, ...] = ()
+
+
+class Name(str):
+    """A file's name for ffmpeg-python, which asks each word for its UTF-8: names may be no text."""
+
+    def __str__(self) -> str:
+        return ascii(self)
 
 
 def ffmpeg_exe() -> str:
@@ -169,7 +179,9 @@ def probe(path: Path, fps: Fraction | None = None) -> VideoInfo:
 
 
 def _info(path: Path, container: InputContainer, stream: VideoStream, frame: av.VideoFrame) -> VideoInfo:
-    fps = stream.average_rate or stream.guessed_rate or Fraction(25)
+    rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    # raw DV says the ticks of its clock for the first of the two
+    fps = next((rate for rate in rates if rate <= FASTEST), rates[0] if rates else Fraction(25))
     span = stream.duration * stream.time_base if stream.duration else Fraction(container.duration or 0, av.time_base)
     aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)  # 0 means unknown
     check_seconds(path, float(span))
@@ -194,7 +206,7 @@ def _info(path: Path, container: InputContainer, stream: VideoStream, frame: av.
         start=Fraction(0) if stamp is None else stamp * stream.time_base - clock_zero(container),
         layout=_upright_layout(frame, side),
         mastering=mastering,
-        notes=dynamic + _left_out(frame),
+        notes=dynamic + _left_out(frame) + unknown_sound(container, path),
     )
 
 
@@ -282,7 +294,7 @@ def read_frames(
 
     Upright; `fps` is the rate of an image sequence. 8 bits a channel, whatever the file holds; with `exact` 16 where it
     holds more than 8, and the file's own planes. Times rise strictly: a missing one is reckoned from the rate, one
-    that repeats is moved on by a millisecond. Raises InputError.
+    that repeats is moved on by a millisecond. Raises InputError, also for times that jump back.
     """
     info, start, end = probe(path, fps), _seconds(start), _seconds(end)
     if info.is_image:
@@ -315,6 +327,15 @@ def frame_times(path: Path, fps: Fraction | None = None) -> list[Fraction]:
     return sorted(stamp * stream.time_base - zero for stamp in stamps)
 
 
+def seconds_of(info: VideoInfo) -> float:
+    """Seconds from a video's first frame to the end of its last: the container's claim, or, as of recorders that write
+    into a pipe there is none, by the packets. Raises InputError."""
+    if info.duration or info.is_image:
+        return info.duration
+    times = frame_times(info.path)
+    return float(times[-1] - times[0] + 1 / info.fps)
+
+
 def _seconds(value: float | None) -> Fraction | None:
     """What was meant by a float of seconds: 0.04 is 1/25, not a hair more."""
     return None if value is None else Fraction(value).limit_denominator(1_000_000)
@@ -335,12 +356,15 @@ def _timed(info: VideoInfo, start: Fraction | None, fps: Fraction | None) -> Ite
             first = next(frames, None)
             if first is None or (seek and (numbered or not _lands(first, stream, start + zero))):
                 continue
-            last = None
+            said = last = None
             for frame in chain([first], frames):
                 stamp = frame.pts
                 if numbered:
                     stamp = None if None in (frame.dts, first.dts) else frame.dts - first.dts
-                last = _after(last, None if stamp is None else stamp * stream.time_base - zero, info)
+                time = None if stamp is None else stamp * stream.time_base - zero
+                if None not in (said, time):
+                    check_jump(info.path, said, time)
+                said, last = time, _after(last, time, info)
                 check_seconds(info.path, float(last - info.start))  # whatever the container claims
                 yield last, frame
             return
@@ -587,7 +611,7 @@ def write_video(
             if marked:
                 _mark(part)
             _check_output(output, overwrite)
-            _publish(part, output)
+            _publish(part, output, whole=start is None and end is None)
     return WriteResult(count, output, (*info.notes, *encoding.notes, *rest.notes, *notes))
 
 
@@ -595,11 +619,12 @@ def write_speech(
     path: Path, speech: Path, begin: float, seconds: float, repeat: bool, own: tuple[Path, float, float] | None
 ) -> None:
     """Writes a WAV file of `seconds`: the sound of `speech` from `begin` on, silence after its end or, with `repeat`,
-    the same again; `own` is a file whose sound is mixed in, the second where that begins, its gain. Raises InputError.
+    the same again; `own` is a file whose sound is mixed in, the second where that begins, its gain. Raises InputError,
+    OutputError.
     """
 
     def part(file: Path, begin: float, gain: float, **options: Any) -> Any:
-        heard = ffmpeg.input(f"file:{file}", **options, **input_options()).audio
+        heard = ffmpeg.input(Name(f"file:{file}"), **options, **input_options()).audio
         heard = heard.filter("aresample", 48000, first_pts=0, **{"async": 1})
         heard = heard.filter("atrim", start=begin, end=begin + seconds).filter("asetpts", "PTS-STARTPTS")
         return heard.filter("volume", gain).filter("apad", whole_dur=seconds)
@@ -608,10 +633,14 @@ def write_speech(
     if own is not None:
         parts.append(part(*own))
     heard = ffmpeg.filter(parts, "amix", inputs=2, normalize=0) if own is not None else parts[0]
-    written = ffmpeg.output(heard, f"file:{path}", acodec="pcm_s16le", ac=2, t=seconds).global_args("-v", "error")
+    written = ffmpeg.output(heard, Name(f"file:{path}"), acodec="pcm_s16le", ac=2, t=seconds)
+    written = written.global_args("-v", "error")
     done = subprocess.run(written.compile(cmd=ffmpeg_exe()), capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        words = (done.stderr.decode(errors="replace").splitlines() or ["it gave no reason"])[0]
+        log = done.stderr.decode(errors="replace")
+        if "No space left" in log:
+            raise _failure(log, path)
+        words = (log.splitlines() or ["it gave no reason"])[0]
         raise InputError(f"the sound of {speech} cannot be cut or mixed: {words}", "convert it to .wav")
 
 
@@ -627,16 +656,21 @@ def _sound(
     """The sound tracks for the output, and what the user should know of them."""
     if audio is None:
         return [], []
-    offset = shift if start is None or _same_file(audio, info.path) else Fraction(0)
+    own = _same_file(audio, info.path)
+    offset = shift if start is None or own else Fraction(0)
     suffix = ".nut" if container == "nut" else container
     if container in ("sequence", "y4m"):
         return [], [f"the sound of {audio.name} is left out: there is no place for it"] if audio_codecs(audio) else []
     tracks = sound_tracks(audio, suffix, folder, offset, limit)
-    if not tracks and not _same_file(audio, info.path):
+    if not tracks and not own:
         raise InputError(f"{audio} holds no sound", "name another file or leave the sound out")
-    if all(track.codec == "copy" for track in tracks):
-        return tracks, []
-    return tracks, [f"the sound of {audio.name} does not fit into {suffix} and was encoded as AAC; .mkv would hold it"]
+    notes = []
+    if not own:  # of its own the source has said so
+        with opened(audio) as file:
+            notes += unknown_sound(file, audio)
+    if any(track.codec != "copy" for track in tracks):
+        notes.append(f"the sound of {audio.name} does not fit into {suffix} and was encoded as AAC; .mkv would hold it")
+    return tracks, notes
 
 
 def _carried(
@@ -679,12 +713,17 @@ def _mark(part: Path) -> None:
         raise OutputError(f"{part.name} cannot be written: {error.strerror}", "free some space on that disk") from error
 
 
-def _publish(part: Path, output: Path) -> None:
-    """Moves what is whole to its name; pictures of an older and longer sequence go."""
+def _publish(part: Path, output: Path, whole: bool = True) -> None:
+    """Moves what is whole to its name. Raises OutputError if there is nothing.
+
+    Pictures of an older and longer sequence go if this is the `whole` of its source: beside a span they are the rest.
+    """
     written = files_of(part)
+    if not written:
+        raise OutputError(f"nothing was written for {output}", "name another output")
     for file in written:
         os.replace(file, output.with_name(file.name) if is_sequence(output) else output)
-    if is_sequence(output):
+    if whole and is_sequence(output):
         names = {file.name for file in written}
         for file in files_of(output):
             if file.name not in names:
@@ -764,7 +803,7 @@ def _output_command(
     count = {"a": 0, "s": 0, "t": 0}
     for track in [*sound, *rest.tracks]:
         early = {"itsoffset": -track.lead} if track.lead else {}
-        source = ffmpeg.input(f"file:{track.path}", **early, **input_options())
+        source = ffmpeg.input(Name(f"file:{track.path}"), **early, **input_options())
         streams.append(source[f"{track.kind}:{track.number}"])
         place = f"{track.kind}:{count[track.kind]}"
         count[track.kind] += 1
@@ -776,8 +815,8 @@ def _output_command(
             options[f"disposition:{place}"] = track.disposition
     target = "pipe:1" if output == PIPE else f"file:{output}"
     if container == "sequence":
-        target = f"{str(output.parent).replace('%', '%%')}/{output.name}"
-    written = ffmpeg.output(*streams, target, **options).overwrite_output().global_args("-copyts", "-v", "error")
+        target = pattern(output)
+    written = ffmpeg.output(*streams, Name(target), **options).overwrite_output().global_args("-copyts", "-v", "error")
     command = written.compile(cmd=ffmpeg_exe())
     # what ffmpeg-python has no way to say: options that repeat, and the number of an input. With the pictures come the
     # chapters.
@@ -994,9 +1033,11 @@ def join_video(
     rest = _carried(tracks, info, container, folder, times[0], shift, limit)
     rest = replace(rest, tags=marked_tags(rest.tags))
     joined, part = folder / f"joined{container}", folder / f"part{container}"
-    _concatenate(parts, [round((time - shift) / info.time_base) for time in times], info, joined, rest)
-    picture = ffmpeg.input(f"file:{joined}")["v:0"]
+    shown = _concatenate(parts, [round((time - shift) / info.time_base) for time in times], info, joined, rest)
+    picture = ffmpeg.input(Name(f"file:{joined}"))["v:0"]
     options = {"c:v": "copy"} | ({"r:v": str(info.fps)} if container == ".mkv" else {})  # MP4 would count time in it
+    if shown and container == ".mkv":  # PyAV has no way to say it there
+        options["aspect"] = f"{shown.numerator}:{shown.denominator}"
     command = _output_command(picture, f"file:{joined}", options, part, container, sound, rest)
     _run(command, lambda pipe: None, output)
     joined.unlink()
@@ -1007,8 +1048,12 @@ def join_video(
     return WriteResult(len(times), output, (*info.notes, *rest.notes, *notes))
 
 
-def _concatenate(parts: Sequence[Path], ticks: list[int], info: VideoInfo, output: Path, rest: Carried) -> None:
+def _concatenate(
+    parts: Sequence[Path], ticks: list[int], info: VideoInfo, output: Path, rest: Carried
+) -> Fraction | None:
     """Writes the packets of all parts, each shown at its tick of the time base, with chapters and tags.
+
+    Gives width / height of the pictures as they are shown, None where pixels are square.
 
     The times of decoding are those of one encoding: the sorted times of showing, later by as many frames as pictures
     wait at most for others.
@@ -1019,7 +1064,7 @@ def _concatenate(parts: Sequence[Path], ticks: list[int], info: VideoInfo, outpu
     late = min(max(late for _, late in orders), len(ticks) - 1)
     lead = ticks[late] - ticks[0]
     length = round(1 / info.fps / info.time_base)
-    base, number, settings = 0, 0, None
+    base, number, settings, shape = 0, 0, None, Fraction(1)
     try:
         with av.open(f"file:{output}", "w") as target:
             for path, (ranks, _) in zip(parts, orders, strict=True):
@@ -1028,6 +1073,11 @@ def _concatenate(parts: Sequence[Path], ticks: list[int], info: VideoInfo, outpu
                     if number == 0:
                         settings, copy = stream.codec_context.extradata, target.add_stream_from_template(stream)
                         copy.time_base = info.time_base
+                        # what a template forgets, and some streams know by their container alone
+                        shape = Fraction(stream.sample_aspect_ratio or 1)
+                        copy.codec_context.sample_aspect_ratio = shape
+                        if output.suffix != ".mkv":
+                            copy.codec_context.codec_tag = stream.codec_context.codec_tag
                         target.metadata.update(rest.tags)
                         led = [{**each, **_without_lead(each)} for each in rest.chapters]
                         target.set_chapters(led)
@@ -1051,6 +1101,7 @@ def _concatenate(parts: Sequence[Path], ticks: list[int], info: VideoInfo, outpu
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         remedy = "free some space on that disk" if full else "make the segments anew"
         raise OutputError(f"the segments cannot be joined: {error.strerror}", remedy) from error
+    return None if shape == 1 else shape * copy.codec_context.width / copy.codec_context.height
 
 
 def _order(path: Path) -> tuple[dict[int, int], int]:

@@ -156,6 +156,10 @@ def code_and_line(done: Result) -> tuple[int, str]:
         ["--driving", "d.mp4", "--feather", "0"],
         ["--driving", "d.mp4", "--fail-if", "seam<1"],
         ["--driving", "d.mp4", "--fail-if", "seam>much"],
+        ["--driving", "d.mp4", "--preset", "foo"],
+        ["--driving", "d.mp4", "--start", "nan"],
+        ["--driving", "d.mp4", "--start", "inf"],
+        ["--driving", "d.mp4", "--end", "inf"],
     ],
     ids=lambda arguments: " ".join(arguments) or "no driving",
 )

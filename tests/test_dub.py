@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from test_speech import babble, write_wave
 from dpe_cli import dub
 from dpe_cli.dub import DubSettings, Extras, LowerFace, Plan, dub_video, mouth_factors, mouthed, plan_length
 from dpe_cli.edit import EditSettings
-from dpe_cli.errors import InputError, WeightsError
+from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.factors import FORMAT, NAMES, SPACE, Factors, coordinate_projectors, fit_of, write_fit
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
 from dpe_cli.main import cli
@@ -27,7 +28,7 @@ from dpe_cli.models import SpeechConfig, SpeechNets
 from dpe_cli.segments import dub_resumable, edit_segments, join_plan, make_dub_plan, read_plan, work_folder
 from dpe_cli.speech import RATE, Loudness
 from dpe_cli.tracks import read_sound
-from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image, write_image, write_video
+from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image, write_image, write_speech, write_video
 from dpe_cli.weights import digest, find
 
 SECONDS = 1.2
@@ -202,6 +203,11 @@ def test_the_mask_leans_with_the_head():
 def test_what_happens_where_lengths_differ(end, spoken, expected):
     info = VideoInfo(Path("a.mp4"), 64, 64, Fraction(25), 125, duration=5.0)
     assert plan_length(info, Loudness(spoken, -20), DubSettings(audio_end=end)) == expected
+
+
+def test_a_video_that_does_not_say_how_long_it_is_is_measured(clip):
+    info = replace(probe(clip), duration=0.0)
+    assert plan_length(info, Loudness(9.0, -20), DubSettings()).end == pytest.approx(36 / 30, abs=0.001)
 
 
 def test_lengths_that_differ_can_be_an_error():
@@ -410,6 +416,15 @@ def test_joined_times_sound_and_tags_are_those_of_one_run(tmp_path, make_clip, n
     join_plan(plan)
     found, wanted = described(parts), described(whole)
     assert len(found) > 50 and found == wanted
+
+
+def test_a_full_disk_is_not_the_fault_of_the_speech(tmp_path, speech, monkeypatch):
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\necho 'Error writing trailer: No space left on device' >&2; exit 1\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("DPE_FFMPEG", str(program))
+    with pytest.raises(OutputError, match="No space left on device; free some space"):
+        write_speech(tmp_path / "cut.wav", speech, 0.2, 1.0, False, None)
 
 
 def test_a_speech_or_networks_that_changed_since_the_plan_are_refused(tmp_path, monkeypatch, clip, speech):

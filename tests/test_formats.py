@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from test_edit import DETECTOR, ENGINE, clip, picture
 from test_speech import babble, write_wave
 from test_video import assert_same_sound, assert_same_timing, packets, true_times
 
+from dpe_cli import video
+from dpe_cli.commands import shared
 from dpe_cli.container import files_of, frame_rate, is_sequence, spooled
 from dpe_cli.edit import Driving, EditSettings, check_request, edit_video
-from dpe_cli.encoding import nvenc_works
+from dpe_cli.encoding import NVENC_PRESETS, PRESETS, nvenc_works
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.face import Box, Detection
 from dpe_cli.video import Colour, probe, read_frames, read_image, write_image, write_video
@@ -130,6 +133,13 @@ def test_nvenc_is_used_where_it_works(make_clip: Clip, tmp_path: Path, monkeypat
     exact(source, tmp_path / "o2.mp4", nvenc=False)
     assert "-crf 17" in (tmp_path / "said").read_text()
     assert_same_timing(source, tmp_path / "o.mp4", Fraction(1, 2000))
+
+
+def test_presets_of_nvenc_are_for_it_alone(make_clip: Clip, tmp_path: Path):
+    assert shared.PRESETS == PRESETS + NVENC_PRESETS
+    with pytest.raises(OutputError, match="p4 is a preset of NVENC"):
+        exact(tiny(make_clip), tmp_path / "o.mp4", preset="p4", nvenc=False)
+    exact(tiny(make_clip), tmp_path / "o.mp4", preset="placebo", nvenc=False)
 
 
 def test_nvenc_that_is_not_there_is_said(make_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -337,6 +347,38 @@ def test_sequences_replace_and_are_kept_as_a_whole(pictures, tmp_path: Path):
     for settings in (EditSettings(), EditSettings(overwrite=True)):
         with pytest.raises(OutputError, match="also an input"):
             check_request(source, Driving(expression=source), source, settings)
+
+
+def test_a_span_replaces_its_own_pictures_alone(pictures, tmp_path: Path):
+    source, output = pictures(), tmp_path / "o_%04d.png"
+    exact(source, output)
+    before = {file.name: file.read_bytes() for file in files_of(output)}
+    frames = [replace(frame, rgb=frame.rgb // 2, original=None) for frame in read_frames(source, 0.08, 0.16)]
+    write_video(frames, probe(source), output, start=0.08, end=0.16, overwrite=True)
+    after = {file.name: file.read_bytes() for file in files_of(output)}
+    assert after.keys() == before.keys()
+    assert [name for name in after if after[name] != before[name]] == ["o_1003.png", "o_1004.png"]
+
+
+@pytest.mark.parametrize("name", ["s_%6d.png", "50%_s_%04d.png", "100%%s%d%.png", "a%*[1]_%04d.png"])
+def test_any_name_of_a_sequence_is_read_and_written(make_clip: Clip, tmp_path: Path, name: str):
+    (tmp_path / "again").mkdir()
+    source, output, again = tiny(make_clip), tmp_path / name, tmp_path / "again" / name
+    exact(source, output)
+    digits = int((re.search(r"%0?(\d*)d", name)[1]) or 1)
+    expected = [name.replace(re.search(r"%\d*d", name)[0], str(n).zfill(digits)) for n in range(1, 7)]
+    assert [file.name for file in files_of(output)] == expected
+    exact(output, again)
+    for one, two in zip(files_of(output), files_of(again), strict=True):
+        assert one.name == two.name and np.array_equal(read_image(one), read_image(two))
+
+
+def test_an_output_that_ffmpeg_wrote_elsewhere_is_no_success(make_clip: Clip, tmp_path: Path, monkeypatch):
+    source = tiny(make_clip)
+    monkeypatch.setattr(video, "_encode", lambda *_: (6, True))
+    for name in ("o_%d.png", "o.mp4"):
+        with pytest.raises(OutputError, match="nothing was written"):
+            exact(source, tmp_path / name)
 
 
 def test_what_is_wrong_with_a_sequence_is_said(pictures, tmp_path: Path):

@@ -25,7 +25,9 @@ from safetensors.numpy import save_file
 from test_edit import ColourDetector, ColourEngine, clip, picture
 
 from dpe_cli.commands.shared import LIMITS
+from dpe_cli.container import files_of
 from dpe_cli.control import Control
+from dpe_cli.edit import Driving, EditSettings, edit_video
 from dpe_cli.errors import DPEError, InputError, OutputError, WeightsError
 from dpe_cli.limits import Limits, limits, scratch, set_limits
 from dpe_cli.main import cli
@@ -147,6 +149,29 @@ def test_a_name_that_is_no_text_is_written_and_told(clips: Path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=clips, env=child_environment())
     assert done.returncode == 0, done.stderr
     assert done.stdout == b"\xff.mp4\n" and probe(clips / name).n_frames == 4
+
+
+@pytest.mark.parametrize("output", ["{}/o.mp4", "{}_%d.png"])
+def test_a_source_whose_name_is_no_text_keeps_its_sound(clips: Path, output: str):
+    name = os.fsdecode(b"caf\xe9")
+    (clips / name).mkdir()
+    run_ffmpeg("-i", "talk.mp4", "-f", "lavfi", "-i", "sine=d=0.16", "-c:v", "copy", "sound.mp4")
+    os.rename("sound.mp4", f"{name}.mp4")
+    source, output = Path(f"{name}.mp4"), Path(output.format(name))
+    edit_video(source, Driving(source), output, ColourEngine(), ColourDetector(), EditSettings(start=0.04))
+    assert len(files_of(output)) == (3 if output.suffix == ".png" else 1)
+    assert output.suffix == ".png" or probe(output).has_audio
+
+
+def test_a_name_too_long_for_any_file_is_told(clips: Path):
+    name = "y" * 300
+    tried = [edit(source=f"{name}.mp4"), edit(driving=f"{name}.mp4"), edit("--audio", f"{name}.wav")]
+    tried += [edit(source=f"{name}.png"), edit(source=f"{name}_%d.png"), run("faces", f"{name}.mp4")]
+    tried += [edit(driving=f"{name}.safetensors"), edit("--curve", f"{name}.csv")]
+    tried += [run("dub", "-s", "talk.mp4", "-a", f"{name}.wav", "-o", "o.mp4"), run("edit", "--segment", 0, name)]
+    assert [(done.exit_code, done.stderr) for done in tried if done.exit_code != 3] == []
+    tried = [edit(output=f"{name}.mp4"), edit(output=f"{name}_%d.png"), edit("--preview", f"{name}.mp4")]
+    assert [(done.exit_code, done.stderr) for done in tried if done.exit_code != 7] == []
 
 
 def child_environment() -> dict[str, str]:

@@ -1,16 +1,21 @@
 """What a file holds beside its pictures: sound, subtitles, chapters, timecode, languages, dispositions, tags."""
 
+import errno
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
+import numpy as np
 import pytest
 from conftest import run_ffmpeg
 from test_video import assert_same_sound, assert_same_timing, copy_video, packets, true_times
 
+from dpe_cli import tracks
+from dpe_cli.errors import OutputError
 from dpe_cli.tracks import moved_timecode
-from dpe_cli.video import probe
+from dpe_cli.video import probe, write_image
 
 Clip = Callable[..., Path]
 CHAPTERS = """;FFMETADATA1
@@ -150,6 +155,45 @@ def test_what_loses_its_style_or_has_no_place_is_said(rich, tmp_path: Path):
     assert len(notes) == 1 and "ass subtitles" in notes[0] and ".mkv" in notes[0]
     notes = copy_video(source, tmp_path / "out_%03d.png", tracks=source, preset=None).notes
     assert any("subtitles" in note for note in notes) and any("sound" in note for note in notes)
+
+
+def test_sound_of_an_unknown_codec_is_said_to_be_left_out(make_clip: Clip, tmp_path: Path):
+    source, output = make_clip(tracks=2), tmp_path / "out.mp4"
+    data = source.read_bytes()
+    at = data.rindex(b"mp4a")
+    data = data[:at] + data[at:].replace(b"mp4a", b"apac").replace(b"esds", b"free")  # as telephones write beside AAC
+    source.write_bytes(data)
+    notes = copy_video(source, output, tracks=source).notes
+    assert notes == ("sound tracks of clip.mp4 in a codec unknown here are left out: 1",)
+    assert_same_sound(source, output)
+    other = make_clip("other.mp4")
+    assert copy_video(other, tmp_path / "dubbed.mp4", audio=source, tracks=other).notes == notes
+
+
+def test_covers_and_data_are_said_to_be_left_out(rich, tmp_path: Path):
+    write_image(tmp_path / "cover.png", np.zeros((48, 64, 3), np.uint8))
+    source, maps = tmp_path / "cover.mp4", ["-map", "0:v", "-map", 1, "-disposition:v:1", "attached_pic"]
+    run_ffmpeg("-i", rich(), "-i", tmp_path / "cover.png", *maps, "-c", "copy", source)
+    notes = copy_video(source, tmp_path / "out.mp4", tracks=source).notes
+    assert notes == ("the cover of cover.mp4 is left out",)
+    source = rich("rich.mov")
+    assert copy_video(source, tmp_path / "kept.mp4", tracks=source).notes == ()  # its chapters and its timecode
+    source.write_bytes(source.read_bytes().replace(b"tmcd", b"mebx"))  # the timecode's track becomes one of a sensor
+    notes = copy_video(source, tmp_path / "data.mp4", tracks=source).notes
+    assert notes == ("the data tracks of rich.mov, as of sensors, are left out: 1",)
+
+
+def test_a_full_disk_is_not_the_fault_of_the_sound(make_clip: Clip, rich, tmp_path: Path, monkeypatch):
+    plain, subtitled = make_clip(seconds=0.5), rich()
+
+    def full(*_) -> None:
+        raise av.FFmpegError(errno.ENOSPC, "No space left on device")
+
+    stand_in = SimpleNamespace(**{**vars(av), "open": full})
+    monkeypatch.setattr(tracks, "av", stand_in)
+    for source, options in ((plain, {}), (subtitled, {"audio": None, "tracks": subtitled})):
+        with pytest.raises(OutputError, match="No space left on device; free some space"):
+            copy_video(source, tmp_path / "out.mp4", start=0.1, **options)
 
 
 def test_fonts_are_kept_with_the_subtitles_that_want_them(rich, tmp_path: Path):

@@ -32,6 +32,7 @@ from dpe_cli.video import (
     probe,
     read_frames,
     read_image,
+    seconds_of,
     write_image,
     write_video,
 )
@@ -159,6 +160,13 @@ def test_avi_without_times_is_reckoned_from_the_order(make_clip: Clip, codec: st
     assert len(sought) == 15 and np.array_equal(sought[0].rgb, frames[10].rgb)
 
 
+def test_raw_dv_has_the_rate_of_its_pictures(tmp_path: Path):
+    run_ffmpeg("-f", "lavfi", "-i", "testsrc=s=720x576:r=25:d=0.2", "-pix_fmt", "yuv420p", tmp_path / "s.dv")
+    assert probe(tmp_path / "s.dv").fps == 25
+    copy_video(tmp_path / "s.dv", tmp_path / "out.mp4", audio=None)
+    assert probe(tmp_path / "out.mp4").duration == pytest.approx(0.2)
+
+
 def test_times_that_repeat_are_moved_on(make_clip: Clip, tmp_path: Path):
     clip = make_clip("plain.mkv", fps=25, audio=False, video_codec="mpeg4", more=("-bf", "0"))
     twice = tmp_path / "twice.mkv"
@@ -176,10 +184,31 @@ def test_times_that_repeat_are_moved_on(make_clip: Clip, tmp_path: Path):
     assert true_times(tmp_path / "out.mp4") == times
 
 
+def test_times_that_jump_back_are_refused(make_clip: Clip, tmp_path: Path):
+    part, both = make_clip("part.ts", seconds=2, fps=25), tmp_path / "both.ts"
+    both.write_bytes(part.read_bytes() * 2)
+    with pytest.raises(InputError, match=r"both.ts jump back by \d.\d s at \d.\d s; remux"):
+        list(read_frames(both))
+    with pytest.raises(InputError, match=r"both.ts jump back .*; remux"):
+        copy_video(both, tmp_path / "out.mp4")  # its sound is looked at first
+    run_ffmpeg("-i", both, "-c", "copy", tmp_path / "remuxed.mp4")
+    times = [frame.time for frame in read_frames(tmp_path / "remuxed.mp4")]
+    assert len(times) == 100 and times[-1] == pytest.approx(99 / 25, abs=0.1)
+
+
 def test_the_last_frame_lasts_as_long_as_in_the_source(make_clip: Clip, tmp_path: Path):
     source = make_clip(seconds=2, audio=False)
     copy_video(source, tmp_path / "out.mp4")
     assert probe(tmp_path / "out.mp4").duration == pytest.approx(probe(source).duration, abs=0.001)
+
+
+@pytest.mark.parametrize("start", [0, 0.5])
+def test_a_recording_that_does_not_say_its_length_is_measured(make_clip: Clip, tmp_path: Path, start: float):
+    command = [ffmpeg_exe(), "-v", "error", "-i", make_clip(fps=25, start=start), "-c", "copy", "-f", "matroska"]
+    piped = tmp_path / "piped.mkv"
+    piped.write_bytes(subprocess.run([*map(str, command), "pipe:1"], capture_output=True, check=True).stdout)
+    assert probe(piped).duration == 0
+    assert seconds_of(probe(piped)) == pytest.approx(1)
 
 
 # Spans

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import json
+import math
 import os
 import signal
 import sys
@@ -38,7 +39,9 @@ PROGRESS_META = "dpe.progress"  # the choice, in the `meta` that all contexts of
 FETCHED = "dpe.fetched"  # files that came from the network, in the `meta` that all contexts of a run share
 WRITTEN = ("output", "report", "preview", "results", "path")  # parameters that are no inputs
 FOLDER = click.Path(path_type=Path, file_okay=False)
-SECONDS = {"type": click.FloatRange(min=0), "metavar": "SECONDS"}
+# those of encoding.py, which --help must not load
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
+PRESETS += ("p1", "p2", "p3", "p4", "p5", "p6", "p7")
 WEIGHTS = {"metavar": "PATH|NAME", "help": "Checkpoint: our .safetensors, an official .pt, or a name."}
 
 
@@ -66,6 +69,19 @@ class File(click.Path):
 
 
 FILE = File()
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds, which inf and nan are not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no number of seconds.", param, ctx)
+        return seconds
+
+
+SECONDS = {"type": Seconds(min=0), "metavar": "SECONDS"}
 
 
 def check_named(ctx: click.Context, source: Path) -> None:
@@ -282,7 +298,8 @@ def encoding_options(function: Callable) -> Callable:
             "--crf", type=click.IntRange(0, 51), help="Quality of h264 and hevc, less is better.  [default: 17, 18]"
         ),
         click.option(
-            "--preset", metavar="NAME", help="Speed of h264 and hevc, ultrafast to veryslow.  [default: medium]"
+            "--preset", type=click.Choice(PRESETS), metavar="NAME",
+            help="Speed of h264 and hevc, ultrafast to veryslow, or NVENC's p1 to p7.  [default: medium]",
         ),
         click.option(
             "--nvenc/--no-nvenc", default=None, help="Encode on the graphics card.  [default: where it can]"
