@@ -124,7 +124,8 @@ def test_one_person_is_seen_as_a_camera_on_a_tripod_sees_them(clips):
     assert [box.centre for box in seen.shown] == [first.centre] * 5 and seen.boxes[-1].centre[0] > first.centre[0] + 10
     np.testing.assert_array_equal(seen.crops(64)[4], cut(seen.frames[4], seen.shown[4], 64)[0])
     codes = seen.as_shown(np.zeros((5, 20), np.float32))
-    assert codes[-1, 4] * POSE_SCALE[4] == pytest.approx(12 / seen.shown[4].width, abs=0.01)
+    moved = (seen.boxes[-1].centre[0] - first.centre[0]) / seen.shown[4].width
+    assert codes[-1, 4] * POSE_SCALE[4] == pytest.approx(moved, abs=1e-5)
     assert scene.source.as_shown(codes) is codes
 
 
