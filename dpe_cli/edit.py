@@ -51,6 +51,8 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 SAMPLE_SECONDS = 2.0  # between two measurements of the self-reconstruction
 NO_FACE, HELD, OTHERS = "no face", "no face, last box held", "only other faces"
 NO_STRENGTH = "strength 0"
+PASTING = {"mask": "--mask", "feather": "--feather", "colour_match": "--no-colour-match", "detail": "--no-detail",
+           "parsing": "--parsing", "landmarker": "--landmarker", "enhancer": "--enhancer"}  # fmt: skip
 
 T = TypeVar("T")
 
@@ -341,7 +343,7 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
     """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning.
 
     Several edits always do. Raises InputError where the crop is asked for all the same, for what a crop has not (a
-    seam, a region), and for the size of a crop where there is none.
+    seam, a region, any of PASTING), for the region of a moved head, and for the size of a crop where there is none.
     """
     several = len(edits.each) > 1
     if several and settings.paste is False:
@@ -351,6 +353,13 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
         raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     if settings.region != "all" and not paste:
         raise InputError("a crop that is not pasted back has no region", "add --paste or leave --region out")
+    for name, option in PASTING.items():
+        if not paste and getattr(settings, name) != getattr(EditSettings, name):
+            raise InputError(
+                f"{option} has no use for a crop that is not pasted back", f"add --paste or leave {option} out"
+            )
+    if settings.region != "all" and edits.mode != "exp":  # the rest of the face would stay where the head was
+        raise InputError("a region of a head that moves does not fit its face", "leave --region or the pose out")
     if settings.crop_size is not None and paste:
         raise InputError("a face that is pasted back has no size of its own", "add --no-paste or leave --crop-size out")
     if edits.mode == "exp":
@@ -364,8 +373,7 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
 
 def paster_for(settings: EditSettings, engine: Engine, detector: FaceDetector) -> Paster:
     """What pastes the faces back as the settings say."""
-    names = ("mask", "feather", "colour_match", "detail", "parsing", "landmarker", "enhancer")
-    paster = make_paster(engine.size, detector, **{name: getattr(settings, name) for name in names})
+    paster = make_paster(engine.size, detector, **{name: getattr(settings, name) for name in PASTING})
     if settings.region != "all":
         paster.masks = RegionMasks(paster.masks, settings.region, network_landmarks())
     return paster

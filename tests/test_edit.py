@@ -278,6 +278,35 @@ def test_a_pose_is_written_as_the_crop_unless_paste_is_asked(tmp_path: Path, mod
     assert any("seam" in note for note in report.notes) is bool(paste)
 
 
+@pytest.mark.parametrize(
+    ("option", "chosen"),
+    [
+        ("--mask", {"mask": "ellipse"}),
+        ("--feather", {"feather": 30.0}),
+        ("--no-colour-match", {"colour_match": False}),
+        ("--no-detail", {"detail": False, "crop_size": 128}),
+        ("--parsing", {"parsing": Path("nope.onnx")}),
+        ("--landmarker", {"landmarker": Path("nope.task")}),
+        ("--enhancer", {"enhancer": Path("nope.onnx")}),
+    ],
+)
+def test_how_to_paste_is_refused_where_nothing_is_pasted(option: str, chosen: dict):
+    posed = Edits((Edit(Driving(pose=Path("d"))),))
+    with pytest.raises(InputError, match=f"^{option} has no use for a crop.*add --paste or leave {option} out"):
+        edit.decide_paste(posed, EditSettings(**chosen), edit.unheard)
+    pasted = replace(EditSettings(**chosen), paste=True, crop_size=None)
+    assert edit.decide_paste(posed, pasted, edit.unheard)
+
+
+def test_a_region_of_a_moved_head_is_refused():
+    settings = EditSettings(region="lips", paste=True)
+    still, moved = Edit(Driving(Path("d"))), Edit(Driving(Path("d"), Path("d")))
+    assert edit.decide_paste(Edits((still,)), settings, edit.unheard)
+    for each in ((moved,), (still, moved), (Edit(Driving(pose=Path("d"))),)):
+        with pytest.raises(InputError, match="leave --region or the pose out"):
+            edit.decide_paste(Edits(each), settings, edit.unheard)
+
+
 @pytest.mark.parametrize("size", [50, 101, 128])
 def test_a_crop_is_written_as_large_as_is_asked(tmp_path: Path, size: int):
     source, driving = clip(tmp_path / "s.mp4", [True, False, True]), clip(tmp_path / "d.mp4", [True])
