@@ -709,16 +709,25 @@ def plan_target(
     """
     audio = sound_of(source, drivers, settings.audio, remark)
     if source.is_image:
-        timing = clock(drivers).info
+        timing, times = clock(drivers).info, clock(drivers).times
         info = replace(source, fps=timing.fps, time_base=timing.time_base, duration=timing.duration, is_image=False)
-        return Target(info, audio, None, None, still=True)
-    start, ends = settings.start, [settings.end]
-    if settings.driving_end == "trim":
-        ends += [float(first_time) + driver.track.duration for driver in drivers if len(driver.track.times) > 1]
+        ends = trimmed_ends(drivers, settings, times[0]) if audio else []
+        if audio and not (timing.path.exists() and audio.samefile(timing.path)):
+            ends.append(float(times[-1] + 1 / timing.fps))
+        return Target(info, audio, None, min(ends, default=None), still=True)
+    start, ends = settings.start, trimmed_ends(drivers, settings, first_time)
+    ends += [] if settings.end is None else [settings.end]
     if audio and not (source.path.exists() and audio.samefile(source.path)):
         start = float(first_time) if start is None else start
         ends.append(float(source.start) + seconds_of(source))
-    return Target(source, audio, start, min((moment for moment in ends if moment is not None), default=None))
+    return Target(source, audio, start, min(ends, default=None))
+
+
+def trimmed_ends(drivers: list[Driver], settings: EditSettings, first: Fraction) -> list[float]:
+    """Where --driving-end trim lets each driving end pictures that begin at `first`, in seconds as that is."""
+    if settings.driving_end != "trim":
+        return []
+    return [float(first) + driver.track.duration for driver in drivers if len(driver.track.times) > 1]
 
 
 def expected_frames(source: VideoInfo, drivers: list[Driver], settings: EditSettings) -> int | None:

@@ -436,6 +436,26 @@ def test_sound_from_elsewhere_and_trimmed_sound_end_with_the_pictures(tmp_path: 
     assert span(audio=str(tmp_path / "song.wav"), start=0.2) == (0.2, 0.1 + 10 / 25)
 
 
+def test_the_sound_of_a_talking_portrait_ends_with_its_pictures(tmp_path: Path):
+    write_image(tmp_path / "s.png", picture())
+    long, short = (driver([[0]] * frames) for frames in (5, 3))
+    clocked = replace(long, info=replace(long.info, path=clip(tmp_path / "d.mp4", [True] * 5), has_audio=True))
+    (tmp_path / "song.wav").write_bytes(b"")
+
+    def end(*drivers: Driver, **settings) -> float | None:
+        portrait = probe(tmp_path / "s.png")
+        target = edit.plan_target(portrait, list(drivers), EditSettings(**settings), Fraction(0), edit.unheard)
+        assert target.start is None and target.still
+        return target.end
+
+    assert end(clocked) is None  # its own sound, as it is
+    assert end(clocked, audio=str(tmp_path / "song.wav")) == pytest.approx(5 / 25)
+    assert end(clocked, short, driving_end="trim") == pytest.approx(3 / 25)
+    assert end(clocked, short, driving_end="trim", audio=str(tmp_path / "song.wav")) == pytest.approx(3 / 25)
+    late = replace(clocked, times=[time + Fraction(1, 2) for time in clocked.times])
+    assert end(late, audio=str(tmp_path / "song.wav")) == pytest.approx(0.5 + 5 / 25)
+
+
 def test_outputs_are_checked_before_the_work(tmp_path: Path):
     source, driving = clip(tmp_path / "s.mp4", [True]), clip(tmp_path / "d.mp4", [True])
     (tmp_path / "there.mp4").write_bytes(b"old")
