@@ -263,6 +263,8 @@ def test_a_control_that_is_not_available_ends_with_one_line(talk: Path, command:
         (["--strength", "pose=1"], "nothing to follow"),
         (["--set", "mouth_open"], "not NAME=VALUE"),
         (["--mouth", "source", "--mouth-driving", "a.mp4"], "say two things"),
+        (["--mouth", "0.2", "--set", "mouth_open+=0.1"], "mouth_open is both set and added to"),
+        (["--set", "blink=0.2", "--set", "blink+=0.1"], "blink is both set and added to"),
         (["--edit", "driving=a.mp4", "--neutralize"], "--edit takes no factors"),
         ([], "give --driving"),
     ],

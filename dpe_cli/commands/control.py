@@ -110,6 +110,8 @@ def take_control(ctx: click.Context, settings: dict[str, Any]) -> "Control | Non
     twice = (strengths.keys() & curves[0].keys()) | (values.keys() & curves[1].keys())
     if twice:
         raise click.UsageError(f"{min(twice)} has keyframes in --curve and a constant: give one of them")
+    if both := steps.keys() & (values.keys() | curves[1].keys()):  # half of each would come of it
+        raise click.UsageError(f"{min(both)} is both set and added to: give one of them")
     control = Control(origins, strengths, values, steps, *curves)
     return None if control == Control() else control
 
