@@ -83,7 +83,7 @@ class Control:
         for name, step in self.steps.items():
             slider = factors.slider(name, by_step=True)
             reach = TRIED * slider.sigma
-            if abs(step) > reach:
+            if not abs(step) <= reach:  # nan is none
                 raise InputError(f"{name}+={step:g} is a step too far", f"give it at most {reach:.2g} ({slider.unit})")
         if NEUTRAL in self.origins.values():
             factors.check_fitted()

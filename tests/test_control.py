@@ -148,6 +148,8 @@ def test_a_step_is_added_to_what_is_there_and_needs_no_reading(factors: Factors)
         Control(steps={"gaze_y": 0.1}).bound({})
     with pytest.raises(InputError, match="a step too far"):
         Control(steps={"smile": 5.0}).bound({})
+    with pytest.raises(InputError, match="a step too far"):
+        Control(steps={"mouth_open": float("nan")}).bound({})
 
 
 def test_a_slider_goes_no_farther_than_it_was_tried(factors: Factors):

@@ -71,17 +71,17 @@ class File(click.Path):
 FILE = File()
 
 
-class Seconds(click.FloatRange):
-    """A number of seconds, which inf and nan are not."""
+class Finite(click.FloatRange):
+    """A number in a range, which inf and nan are not."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = super().convert(value, param, ctx)
-        if not math.isfinite(seconds):
-            self.fail(f"{value} is no number of seconds.", param, ctx)
-        return seconds
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
-SECONDS = {"type": Seconds(min=0), "metavar": "SECONDS"}
+SECONDS = {"type": Finite(min=0), "metavar": "SECONDS"}
 
 
 def check_named(ctx: click.Context, source: Path) -> None:
@@ -236,7 +236,7 @@ def limit_options(function: Callable) -> Callable:
             callback=keep("pixels"), metavar="N", help="Refuse pictures of more pixels.",
         ),
         click.option(
-            "--max-seconds", type=click.FloatRange(0, min_open=True), expose_value=False, callback=keep("seconds"),
+            "--max-seconds", type=Finite(0, min_open=True), expose_value=False, callback=keep("seconds"),
             metavar="S", help="Refuse longer video and sound.",
         ),
         click.option(
