@@ -496,14 +496,14 @@ def extract_motion(
 ) -> None:
     """Writes the motion of the face in a video or still to `output`, a motion file (`motion_file.py`).
 
-    Of `settings` the driving's face and overwrite count. Editing by the file gives the frames that editing by the video
-    gives. Raises InputError, FaceError, OutputError.
+    Of `settings` the driving's face, the rate of image sequences and overwrite count. Editing by the file gives the
+    frames that editing by the video gives. Raises InputError, FaceError, OutputError.
     """
     settings = settings or EditSettings()
     check_output(output, [video], settings.overwrite)
     if not is_motion_file(output):
         raise OutputError(f"{output} cannot hold motion", "name a file that ends in .safetensors")
-    driver = read_driver(probe(video), engine, detector, settings, progress)
+    driver = read_driver(probe(video, settings.rate), engine, detector, settings, progress)
     write_motion(output, driver, *engine.shifts(driver.track.codes), engine.description)
 
 

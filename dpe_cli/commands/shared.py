@@ -39,6 +39,7 @@ PROGRESS_META = "dpe.progress"  # the choice, in the `meta` that all contexts of
 FETCHED = "dpe.fetched"  # files that came from the network, in the `meta` that all contexts of a run share
 WRITTEN = ("output", "report", "preview", "results", "path")  # parameters that are no inputs
 FOLDER = click.Path(path_type=Path, file_okay=False)
+FPS = {"metavar": "RATE", "help": "Rate of image sequences like in_%06d.png.  [default: 25]"}
 # those of encoding.py, which --help must not load
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 PRESETS += ("p1", "p2", "p3", "p4", "p5", "p6", "p7")
@@ -304,7 +305,7 @@ def encoding_options(function: Callable) -> Callable:
         click.option(
             "--nvenc/--no-nvenc", default=None, help="Encode on the graphics card.  [default: where it can]"
         ),
-        click.option("--fps", metavar="RATE", help="Rate of image sequences like in_%06d.png.  [default: 25]"),
+        click.option("--fps", **FPS),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
