@@ -48,6 +48,11 @@ class Control:
         """Drivings of single factors, different ones."""
         return tuple(dict.fromkeys(origin for origin in self.origins.values() if isinstance(origin, Path)))
 
+    @property
+    def follows_driving(self) -> bool:
+        """Whether any factor follows the driving of the whole expression."""
+        return any(self.origins.get(name, DRIVING) == DRIVING for name in NAMES)
+
     def to_dict(self) -> dict[str, Any]:
         """All but the factors, ready for JSON; `from_dict` makes it anew. Drivings by their full names."""
         origins = {name: {"path": str(one.absolute())} if isinstance(one, Path) else one

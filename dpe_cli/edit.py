@@ -213,7 +213,7 @@ def edit_video(
     settings = without_span(settings) if source_info.is_image else settings
     report = start_report(source_info, driver_infos, edits, detector, settings)
     remark = report.remarking(say)
-    settings = bind_control(settings, engine, remark)
+    settings = bind_control(edits, settings, engine, remark)
     paste = decide_paste(edits, settings, remark)
     pasters = [paster_for(settings, engine, detector) if paste else None for _ in edits.each]
     first_time, first_boxes = find_faces(source, detector, settings, edits)
@@ -326,8 +326,8 @@ def is_still(source: VideoInfo, drivers: Iterable[VideoInfo]) -> bool:
     return source.is_image and all(driver.is_image for driver in drivers)
 
 
-def bind_control(settings: EditSettings, engine: Engine, remark: Callable[[str], None]) -> EditSettings:
-    """The settings with their control bound to the factors of the engine's weights.
+def bind_control(edits: Edits, settings: EditSettings, engine: Engine, remark: Callable[[str], None]) -> EditSettings:
+    """The settings with their control bound to the factors of the engine's weights; says what has nothing to do.
 
     Raises WeightsError, InputError for what these cannot do.
     """
@@ -336,6 +336,11 @@ def bind_control(settings: EditSettings, engine: Engine, remark: Callable[[str],
     control, remarks = settings.control.bound(engine.description)
     for message in remarks:
         remark(message)
+    for driving in (edit.driving for edit in edits.each):
+        if driving.expression not in (None, driving.pose) and not control.follows_driving:
+            remark(
+                f"nothing of the face follows {driving.expression.name}: mouth, eyes and brows were all told otherwise"
+            )
     return replace(settings, control=control)
 
 

@@ -130,9 +130,9 @@ def controlled(control: "Control | None", driving: "Driving | None") -> "Driving
     if DRIVING in control.origins.values() and not whole:
         raise click.UsageError("a factor is to follow the driving: give --driving or --exp-driving")
     expression = [name for name in (*control.strengths, *control.strength_curves) if name != "pose"]
-    if not (whole or control.origins or control.slider_names or control.steps):
-        if expression:
-            raise click.UsageError(f"{expression[0]} has a strength but nothing to follow: give --driving")
-        if driving is None:
-            raise click.UsageError("the pose has a strength but nothing to follow: give --pose-driving")
+    if expression and not (whole or control.origins or control.slider_names or control.steps):
+        raise click.UsageError(f"{expression[0]} has a strength but nothing to follow: give --driving")
+    posed = driving is not None and driving.pose is not None
+    if not posed and "pose" in (*control.strengths, *control.strength_curves):
+        raise click.UsageError("the pose has a strength but nothing to follow: give --pose-driving or --mode both")
     return replace(driving or Driving(controlled=True), factors=control.paths, controlled=True)

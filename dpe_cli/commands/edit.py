@@ -312,6 +312,8 @@ def drivers_of(params: dict[str, Any], control: "Control | None", strength: floa
             raise click.UsageError("--edit takes no factors and sliders: edit one face, or give --edit a strength")
         if named or params["mode"]:
             raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
+        if params["curve"] and any(key == "strength" for text in params["several"] for key, *_ in edit_pairs(text)):
+            raise click.UsageError("--curve stands in place of an --edit's strength: give one of them")
         return choose_edits(params["several"], params["face"], strength)
     if control and not named:
         return controlled(control, None)
