@@ -336,7 +336,10 @@ def bind_control(edits: Edits, settings: EditSettings, engine: Engine, remark: C
     control, remarks = settings.control.bound(engine.description)
     for message in remarks:
         remark(message)
-    for driving in (edit.driving for edit in edits.each):
+    for edit in edits.each:
+        driving = edit.driving
+        if edit.strength != 1 and not driving.paths and not control.origins:
+            remark("the strength has no use: nothing is followed, and measures are set as a whole")
         if driving.expression not in (None, driving.pose) and not control.follows_driving:
             remark(
                 f"nothing of the face follows {driving.expression.name}: mouth, eyes and brows were all told otherwise"

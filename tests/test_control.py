@@ -271,6 +271,12 @@ def test_a_driving_that_nothing_follows_is_remarked(talk: Path):
     assert not told("-d", str(talk), "--mouth", "neutral") and not told("--neutralize")
 
 
+@pytest.mark.parametrize(("options", "remarked"), [(["--set", "mouth_open=1"], True), (["--neutralize"], False)])
+def test_a_strength_without_use_is_remarked(talk: Path, options: list[str], remarked: bool):
+    done = run("edit", "-s", talk, *options, "--strength", "0.5", "-o", talk.with_name("o.mp4"))
+    assert done.exit_code == 0 and ("the strength has no use" in done.stderr) is remarked
+
+
 @pytest.mark.parametrize("command", ["edit", "plan"])
 def test_a_control_that_is_not_available_ends_with_one_line(talk: Path, command: str):
     done = run(command, "-s", talk, "--set", "smile=0.5")
