@@ -48,6 +48,11 @@ class Control:
         """Drivings of single factors, different ones."""
         return tuple(dict.fromkeys(origin for origin in self.origins.values() if isinstance(origin, Path)))
 
+    @property
+    def follows_driving(self) -> bool:
+        """Whether any factor follows the driving of the whole expression."""
+        return any(self.origins.get(name, DRIVING) == DRIVING for name in NAMES)
+
     def to_dict(self) -> dict[str, Any]:
         """All but the factors, ready for JSON; `from_dict` makes it anew. Drivings by their full names."""
         origins = {name: {"path": str(one.absolute())} if isinstance(one, Path) else one
@@ -83,7 +88,7 @@ class Control:
         for name, step in self.steps.items():
             slider = factors.slider(name, by_step=True)
             reach = TRIED * slider.sigma
-            if abs(step) > reach:
+            if not abs(step) <= reach:  # nan is none
                 raise InputError(f"{name}+={step:g} is a step too far", f"give it at most {reach:.2g} ({slider.unit})")
         if NEUTRAL in self.origins.values():
             factors.check_fitted()

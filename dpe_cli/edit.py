@@ -51,6 +51,8 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 SAMPLE_SECONDS = 2.0  # between two measurements of the self-reconstruction
 NO_FACE, HELD, OTHERS = "no face", "no face, last box held", "only other faces"
 NO_STRENGTH = "strength 0"
+PASTING = {"mask": "--mask", "feather": "--feather", "colour_match": "--no-colour-match", "detail": "--no-detail",
+           "parsing": "--parsing", "landmarker": "--landmarker", "enhancer": "--enhancer"}  # fmt: skip
 
 T = TypeVar("T")
 
@@ -211,7 +213,7 @@ def edit_video(
     settings = without_span(settings) if source_info.is_image else settings
     report = start_report(source_info, driver_infos, edits, detector, settings)
     remark = report.remarking(say)
-    settings = bind_control(settings, engine, remark)
+    settings = bind_control(edits, settings, engine, remark)
     paste = decide_paste(edits, settings, remark)
     pasters = [paster_for(settings, engine, detector) if paste else None for _ in edits.each]
     first_time, first_boxes = find_faces(source, detector, settings, edits)
@@ -324,8 +326,8 @@ def is_still(source: VideoInfo, drivers: Iterable[VideoInfo]) -> bool:
     return source.is_image and all(driver.is_image for driver in drivers)
 
 
-def bind_control(settings: EditSettings, engine: Engine, remark: Callable[[str], None]) -> EditSettings:
-    """The settings with their control bound to the factors of the engine's weights.
+def bind_control(edits: Edits, settings: EditSettings, engine: Engine, remark: Callable[[str], None]) -> EditSettings:
+    """The settings with their control bound to the factors of the engine's weights; says what has nothing to do.
 
     Raises WeightsError, InputError for what these cannot do.
     """
@@ -334,6 +336,14 @@ def bind_control(settings: EditSettings, engine: Engine, remark: Callable[[str],
     control, remarks = settings.control.bound(engine.description)
     for message in remarks:
         remark(message)
+    for edit in edits.each:
+        driving = edit.driving
+        if edit.strength != 1 and not driving.paths and not control.origins:
+            remark("the strength has no use: nothing is followed, and measures are set as a whole")
+        if driving.expression not in (None, driving.pose) and not control.follows_driving:
+            remark(
+                f"nothing of the face follows {driving.expression.name}: mouth, eyes and brows were all told otherwise"
+            )
     return replace(settings, control=control)
 
 
@@ -341,7 +351,7 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
     """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning.
 
     Several edits always do. Raises InputError where the crop is asked for all the same, for what a crop has not (a
-    seam, a region), and for the size of a crop where there is none.
+    seam, a region, any of PASTING), for the region of a moved head, and for the size of a crop where there is none.
     """
     several = len(edits.each) > 1
     if several and settings.paste is False:
@@ -351,6 +361,13 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
         raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     if settings.region != "all" and not paste:
         raise InputError("a crop that is not pasted back has no region", "add --paste or leave --region out")
+    for name, option in PASTING.items():
+        if not paste and getattr(settings, name) != getattr(EditSettings, name):
+            raise InputError(
+                f"{option} has no use for a crop that is not pasted back", f"add --paste or leave {option} out"
+            )
+    if settings.region != "all" and edits.mode != "exp":  # the rest of the face would stay where the head was
+        raise InputError("a region of a head that moves does not fit its face", "leave --region or the pose out")
     if settings.crop_size is not None and paste:
         raise InputError("a face that is pasted back has no size of its own", "add --no-paste or leave --crop-size out")
     if edits.mode == "exp":
@@ -364,8 +381,7 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
 
 def paster_for(settings: EditSettings, engine: Engine, detector: FaceDetector) -> Paster:
     """What pastes the faces back as the settings say."""
-    names = ("mask", "feather", "colour_match", "detail", "parsing", "landmarker", "enhancer")
-    paster = make_paster(engine.size, detector, **{name: getattr(settings, name) for name in names})
+    paster = make_paster(engine.size, detector, **{name: getattr(settings, name) for name in PASTING})
     if settings.region != "all":
         paster.masks = RegionMasks(paster.masks, settings.region, network_landmarks())
     return paster
@@ -488,14 +504,14 @@ def extract_motion(
 ) -> None:
     """Writes the motion of the face in a video or still to `output`, a motion file (`motion_file.py`).
 
-    Of `settings` the driving's face and overwrite count. Editing by the file gives the frames that editing by the video
-    gives. Raises InputError, FaceError, OutputError.
+    Of `settings` the driving's face, the rate of image sequences and overwrite count. Editing by the file gives the
+    frames that editing by the video gives. Raises InputError, FaceError, OutputError.
     """
     settings = settings or EditSettings()
     check_output(output, [video], settings.overwrite)
     if not is_motion_file(output):
         raise OutputError(f"{output} cannot hold motion", "name a file that ends in .safetensors")
-    driver = read_driver(probe(video), engine, detector, settings, progress)
+    driver = read_driver(probe(video, settings.rate), engine, detector, settings, progress)
     write_motion(output, driver, *engine.shifts(driver.track.codes), engine.description)
 
 
@@ -701,16 +717,25 @@ def plan_target(
     """
     audio = sound_of(source, drivers, settings.audio, remark)
     if source.is_image:
-        timing = clock(drivers).info
+        timing, times = clock(drivers).info, clock(drivers).times
         info = replace(source, fps=timing.fps, time_base=timing.time_base, duration=timing.duration, is_image=False)
-        return Target(info, audio, None, None, still=True)
-    start, ends = settings.start, [settings.end]
-    if settings.driving_end == "trim":
-        ends += [float(first_time) + driver.track.duration for driver in drivers if len(driver.track.times) > 1]
+        ends = trimmed_ends(drivers, settings, times[0]) if audio else []
+        if audio and not (timing.path.exists() and audio.samefile(timing.path)):
+            ends.append(float(times[-1] + 1 / timing.fps))
+        return Target(info, audio, None, min(ends, default=None), still=True)
+    start, ends = settings.start, trimmed_ends(drivers, settings, first_time)
+    ends += [] if settings.end is None else [settings.end]
     if audio and not (source.path.exists() and audio.samefile(source.path)):
         start = float(first_time) if start is None else start
         ends.append(float(source.start) + seconds_of(source))
-    return Target(source, audio, start, min((moment for moment in ends if moment is not None), default=None))
+    return Target(source, audio, start, min(ends, default=None))
+
+
+def trimmed_ends(drivers: list[Driver], settings: EditSettings, first: Fraction) -> list[float]:
+    """Where --driving-end trim lets each driving end pictures that begin at `first`, in seconds as that is."""
+    if settings.driving_end != "trim":
+        return []
+    return [float(first) + driver.track.duration for driver in drivers if len(driver.track.times) > 1]
 
 
 def expected_frames(source: VideoInfo, drivers: list[Driver], settings: EditSettings) -> int | None:

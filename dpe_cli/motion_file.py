@@ -27,6 +27,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from dpe_cli.container import files_of
 from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.limits import check_file
 from dpe_cli.motion import MotionTrack
@@ -85,7 +86,7 @@ def write_motion(
     info = driver.info
     source = {
         "name": info.path.name,
-        "bytes": info.path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in files_of(info.path)),
         "width": info.width,
         "height": info.height,
         "fps": str(info.fps),

@@ -67,18 +67,11 @@ def read_report(path: Path) -> dict[str, Any]:
 def page(report: dict[str, Any]) -> str:
     """The whole page."""
     title = escape(Path(report["output"].get("path", "edit")).name)
-    frames = report["frames"]
-    lines = [
-        ("Confidence of the face detector", "", [frame.get("score") for frame in frames]),
-        ("Seam score", "", [frame.get("seam") for frame in frames]),
-        ("Jitter of the crop box", "% of its side", jitter(frames)),
-        ("Turn that is asked of the head", "degrees", [frame.get("turn") for frame in frames]),
-    ]
-    plots = "".join(plot(name, unit, frames, values) for name, unit, values in lines)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>dpe: {title}</title>'
         f"<style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n{summary(report)}\n"
-        f"<h2>Over time</h2>\n{plots}\n<h2>Worst frames</h2>\n{worst_frames(report)}\n</body></html>\n"
+        f"<h2>Over time</h2>\n{plots(report['frames'])}\n"
+        f"<h2>Worst frames</h2>\n{worst_frames(report)}\n</body></html>\n"
     )
 
 
@@ -105,6 +98,24 @@ def summary(report: dict[str, Any]) -> str:
 
 
 # Plots
+
+
+def plots(frames: list[dict[str, Any]]) -> str:
+    """What is plotted, of each edit by itself: a report has a line for each edit of a frame."""
+    edits: dict[int, list[dict[str, Any]]] = {}
+    for frame in frames:
+        edits.setdefault(frame.get("edit", 0), []).append(frame)
+    lines = [
+        (name + (f", edit {number + 1}" if len(edits) > 1 else ""), unit, own, measured(own))
+        for name, unit, measured in (
+            ("Confidence of the face detector", "", lambda own: [frame.get("score") for frame in own]),
+            ("Seam score", "", lambda own: [frame.get("seam") for frame in own]),
+            ("Jitter of the crop box", "% of its side", jitter),
+            ("Turn that is asked of the head", "degrees", lambda own: [frame.get("turn") for frame in own]),
+        )
+        for number, own in sorted((edits or {0: []}).items())
+    ]
+    return "".join(plot(*line) for line in lines)
 
 
 def jitter(frames: list[dict[str, Any]]) -> list[float | None]:
@@ -199,14 +210,20 @@ def worst_frames(report: dict[str, Any]) -> str:
     if not chosen:
         return "<p>No frame was edited.</p>"
     whole = report["inputs"]["source"]
+    rate = whole.get("fps") and Fraction(whole["fps"])  # that numbered pictures were read with
     first = report["frames"][0]["time"]
     figures = []
     for frame in chosen:
         since = None if whole.get("fps") is None else frame["time"]  # a still source has one time
         pictures = [
-            picture(whole["path"], since, None, frame["box"], None),
+            picture(whole["path"], rate, since, None, frame["box"], None),
             picture(
-                report["output"]["path"], None, frame["time"] - first, frame["box"], (whole["width"], whole["height"])
+                report["output"]["path"],
+                rate,
+                None,
+                frame["time"] - first,
+                frame["box"],
+                (whole["width"], whole["height"]),
             ),
         ]
         words = f"frame {frame['index']}, {frame['time']:.3f} s, source and output"
@@ -220,15 +237,16 @@ def worst_frames(report: dict[str, Any]) -> str:
 
 
 def picture(
-    path: str, time: float | None, since: float | None, box: list[float] | None, size: tuple[int, int] | None
-) -> str:
+    path: str, rate: Fraction | None, time: float | None, since: float | None, box: list[float] | None,
+    size: tuple[int, int] | None,
+) -> str:  # fmt: skip
     """A frame as an <img> that holds its own bytes, or a note why there is none.
 
-    `time` in the file's own seconds, or `since` its first frame. Shows the surroundings of `box`, if the frame is of
-    `size`: otherwise it is the crop itself.
+    `time` in the file's own seconds, or `since` its first frame; numbered pictures have a `rate`. Shows the
+    surroundings of `box`, if the frame is of `size`: otherwise it is the crop itself.
     """
     try:
-        rgb = frame_at(Path(path), time, since)
+        rgb = frame_at(Path(path), rate, time, since)
     except DPEError as error:
         return f'<p class="note">no picture: {escape(str(error))}</p>'
     rgb = rgb if rgb.dtype == np.uint8 else cv2.convertScaleAbs(rgb, alpha=1 / levels(rgb))
@@ -242,14 +260,14 @@ def picture(
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}">'
 
 
-def frame_at(path: Path, time: float | None, since: float | None) -> np.ndarray:
+def frame_at(path: Path, rate: Fraction | None, time: float | None, since: float | None) -> np.ndarray:
     """The frame nearest to a time, (H, W, 3) RGB; see `picture`. Raises InputError if the file is gone or has none."""
-    info = probe(path)
+    info = probe(path, rate)
     if info.is_image or (time is None and since is None):
-        return next(read_frames(path)).rgb8
-    moment = Fraction(time) if since is None else next(read_frames(path)).time + Fraction(since)
+        return next(read_frames(path, fps=rate)).rgb8
+    moment = Fraction(time) if since is None else next(read_frames(path, fps=rate)).time + Fraction(since)
     reach = Fraction(1, 2) / info.fps
-    near: list[Frame] = list(read_frames(path, float(max(moment - reach, 0)), float(moment + reach)))
+    near: list[Frame] = list(read_frames(path, float(max(moment - reach, 0)), float(moment + reach), fps=rate))
     if not near:
         raise InputError(f"{path} has no frame at {float(moment):.3f} s", "it is not the file that the report is about")
     return min(near, key=lambda frame: abs(frame.time - moment)).rgb8

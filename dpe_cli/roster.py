@@ -15,7 +15,7 @@ from dpe_cli.people import TRACK
 from dpe_cli.tracking import Seen, track_all
 from dpe_cli.video import Frame
 
-FEWEST = 3  # frames: shorter tracks are mostly no faces
+FEWEST = 3  # frames, where there are so many: shorter tracks are mostly no faces
 THUMBNAIL, CAPTION, COLUMNS = 160, 44, 6  # of the sheet: side and height of text in pixels; pictures in a row
 PAPER, INK = (250, 250, 250), (30, 30, 30)
 
@@ -107,7 +107,7 @@ def list_faces(frames: Iterable[Frame], detector: FaceDetector) -> Roster:
                 signatures = seen.signatures[face.track]
                 entries[face.track] = Entry(len(cuts) + 1, float(seen.frame.time), signatures)
             entries[face.track].add(face, seen)
-    lasting = {number: entry for number, entry in entries.items() if entry.frames >= FEWEST}
+    lasting = {number: entry for number, entry in entries.items() if entry.frames >= min(FEWEST, count)}
     persons = tell_persons(lasting, identity)
     tracks = [summary(number, persons[number], entry) for number, entry in lasting.items()]
     thumbnails = {number: entry.thumbnail for number, entry in lasting.items()}

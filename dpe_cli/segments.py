@@ -238,7 +238,7 @@ def make_plan(
     report = start_report(source_info, driver_infos, edits, detector, settings)
     remark = report.remarking(say)
     started = time.monotonic()
-    bound = bind_control(settings, engine, remark)  # what the weights cannot do is known now
+    bound = bind_control(edits, settings, engine, remark)  # what the weights cannot do is known now
     paste = decide_paste(edits, settings, remark)
     paster_for(settings, engine, detector)  # what it lacks is known now
     first_time, first_boxes = find_faces(source, detector, settings, edits)
@@ -634,7 +634,8 @@ def edit_segments(
         )
     if plan.dub and plan.dub.networks != networks_used():
         raise WeightsError(f"{plan.path} was made for other networks of speech and landmarks", "plan anew")
-    plan = replace(plan, settings=bind_control(plan.settings, engine, unheard))  # the plan's report has its remarks
+    bound = bind_control(plan.edits, plan.settings, engine, unheard)  # the plan's report has its remarks
+    plan = replace(plan, settings=bound)
     target, report = plan.written_as(), Report()
     edited = edited_span(plan, target, plan.borders[first], plan.borders[last + 1], engine, detector, report)
     which = f"segment {first}" if first == last else f"segments {first} to {last}"

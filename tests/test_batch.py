@@ -24,7 +24,7 @@ from dpe_cli import batch as pool_module
 from dpe_cli import dub, ledger, segments
 from dpe_cli.batch import Event, Item, Outcome, ProcessPool, run_batch
 from dpe_cli.commands import batch as command
-from dpe_cli.commands import worker
+from dpe_cli.commands import rows, worker
 from dpe_cli.commands.display import Display
 from dpe_cli.commands.edit import Host
 from dpe_cli.errors import ManifestError
@@ -135,6 +135,27 @@ def test_a_row_with_speech_and_nothing_that_drives_is_dubbed(folder: Path, dubbi
     assert results()["c"]["exit_code"] == 3 and "holds no sound" in results()["c"]["reason"]
     again = run(listed, "--skip-existing", "--output-template", "out/{id}_{mode}_{driving}.mp4")
     assert again.exit_code == 8 and results()["a"]["status"] == "skipped" and len(dubbing) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"mouth": "neutral"}, {"gaze": "10:-5"}, {"emotion": "happy:0.5"}, {"curve": "c.csv"}]
+)
+def test_a_row_that_changes_the_face_is_an_edit_whatever_its_sound(options: dict[str, str]):
+    assert rows.command_of({"source", "audio", *options}) is rows.edit
+    common = [word for name, value in options.items() for word in (f"--{name}", value)]
+    assert rows.command_of({"audio", *rows.named_in(common)}) is rows.edit
+
+
+def test_short_names_after_the_list_are_known(folder: Path, dubbing: list):
+    assert list(rows.named_in(["-d", "a.png", "-sb.mp4", "--audio=source", "--emotion", "driving"])) == [
+        "driving", "source", "audio", "emotion",
+    ]  # fmt: skip
+    listed = manifest(json.dumps({"id": "a", "source": "talk.mp4", "audio": "none"}))
+    done = run(listed, "--output-template", "out/{id}_{mode}.mp4", "--", "-d", "smile.mp4")
+    assert done.exit_code == 0, done.stderr
+    spoken = manifest(json.dumps({"id": "b", "source": "talk.mp4"}), name="n.jsonl")
+    assert run(spoken, "--output-template", "out/{id}_{mode}.mp4", "--", "-a", "speech.wav").exit_code == 0
+    assert {path.name for path in Path("out").glob("*.mp4")} == {"a_exp.mp4", "b_dub.mp4"}
 
 
 def test_a_row_with_speech_can_be_resumed(folder: Path, dubbing: list, monkeypatch: pytest.MonkeyPatch):

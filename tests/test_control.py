@@ -148,6 +148,8 @@ def test_a_step_is_added_to_what_is_there_and_needs_no_reading(factors: Factors)
         Control(steps={"gaze_y": 0.1}).bound({})
     with pytest.raises(InputError, match="a step too far"):
         Control(steps={"smile": 5.0}).bound({})
+    with pytest.raises(InputError, match="a step too far"):
+        Control(steps={"mouth_open": float("nan")}).bound({})
 
 
 def test_a_slider_goes_no_farther_than_it_was_tried(factors: Factors):
@@ -247,6 +249,34 @@ def test_the_command_edits_without_a_driving(talk: Path):
     assert "3 frames edited" in done.stderr
 
 
+@pytest.mark.parametrize("strength", ["", ",strength=0.2"])
+def test_keyframes_and_the_strength_of_an_edit_are_two_things(talk: Path, strength: str):
+    talk.with_name("curve.csv").write_text("0,1\n1,0.5\n")
+    edit = f"driving={talk}{strength}"
+    done = run(
+        "edit", "-s", talk, "--edit", edit, "--curve", talk.with_name("curve.csv"), "-o", talk.with_name("o.mp4")
+    )
+    assert done.exit_code == (2 if strength else 0), done.stderr
+    assert ("--curve stands in place of an --edit's strength" in done.stderr) is bool(strength)
+
+
+def test_a_driving_that_nothing_follows_is_remarked(talk: Path):
+    def told(*options: str) -> bool:
+        done = run("edit", "-s", talk, *options, "-o", talk.with_name("o.mp4"), "--overwrite")
+        assert done.exit_code == 0, done.stderr
+        return "nothing of the face follows talk.mp4" in done.stderr
+
+    assert told("-d", str(talk), "--neutralize")
+    assert not told("-d", str(talk), "--mode", "both", "--neutralize")  # the pose does
+    assert not told("-d", str(talk), "--mouth", "neutral") and not told("--neutralize")
+
+
+@pytest.mark.parametrize(("options", "remarked"), [(["--set", "mouth_open=1"], True), (["--neutralize"], False)])
+def test_a_strength_without_use_is_remarked(talk: Path, options: list[str], remarked: bool):
+    done = run("edit", "-s", talk, *options, "--strength", "0.5", "-o", talk.with_name("o.mp4"))
+    assert done.exit_code == 0 and ("the strength has no use" in done.stderr) is remarked
+
+
 @pytest.mark.parametrize("command", ["edit", "plan"])
 def test_a_control_that_is_not_available_ends_with_one_line(talk: Path, command: str):
     done = run(command, "-s", talk, "--set", "smile=0.5")
@@ -261,8 +291,12 @@ def test_a_control_that_is_not_available_ends_with_one_line(talk: Path, command:
         (["--mouth", "driving"], "give --driving"),
         (["--strength", "mouth=1"], "nothing to follow"),
         (["--strength", "pose=1"], "nothing to follow"),
+        (["-d", "a.mp4", "--strength", "pose=1"], "the pose has a strength but nothing to follow"),
+        (["--neutralize", "--strength", "pose=1"], "the pose has a strength but nothing to follow"),
         (["--set", "mouth_open"], "not NAME=VALUE"),
         (["--mouth", "source", "--mouth-driving", "a.mp4"], "say two things"),
+        (["--mouth", "0.2", "--set", "mouth_open+=0.1"], "mouth_open is both set and added to"),
+        (["--set", "blink=0.2", "--set", "blink+=0.1"], "blink is both set and added to"),
         (["--edit", "driving=a.mp4", "--neutralize"], "--edit takes no factors"),
         ([], "give --driving"),
     ],

@@ -278,6 +278,35 @@ def test_a_pose_is_written_as_the_crop_unless_paste_is_asked(tmp_path: Path, mod
     assert any("seam" in note for note in report.notes) is bool(paste)
 
 
+@pytest.mark.parametrize(
+    ("option", "chosen"),
+    [
+        ("--mask", {"mask": "ellipse"}),
+        ("--feather", {"feather": 30.0}),
+        ("--no-colour-match", {"colour_match": False}),
+        ("--no-detail", {"detail": False, "crop_size": 128}),
+        ("--parsing", {"parsing": Path("nope.onnx")}),
+        ("--landmarker", {"landmarker": Path("nope.task")}),
+        ("--enhancer", {"enhancer": Path("nope.onnx")}),
+    ],
+)
+def test_how_to_paste_is_refused_where_nothing_is_pasted(option: str, chosen: dict):
+    posed = Edits((Edit(Driving(pose=Path("d"))),))
+    with pytest.raises(InputError, match=f"^{option} has no use for a crop.*add --paste or leave {option} out"):
+        edit.decide_paste(posed, EditSettings(**chosen), edit.unheard)
+    pasted = replace(EditSettings(**chosen), paste=True, crop_size=None)
+    assert edit.decide_paste(posed, pasted, edit.unheard)
+
+
+def test_a_region_of_a_moved_head_is_refused():
+    settings = EditSettings(region="lips", paste=True)
+    still, moved = Edit(Driving(Path("d"))), Edit(Driving(Path("d"), Path("d")))
+    assert edit.decide_paste(Edits((still,)), settings, edit.unheard)
+    for each in ((moved,), (still, moved), (Edit(Driving(pose=Path("d"))),)):
+        with pytest.raises(InputError, match="leave --region or the pose out"):
+            edit.decide_paste(Edits(each), settings, edit.unheard)
+
+
 @pytest.mark.parametrize("size", [50, 101, 128])
 def test_a_crop_is_written_as_large_as_is_asked(tmp_path: Path, size: int):
     source, driving = clip(tmp_path / "s.mp4", [True, False, True]), clip(tmp_path / "d.mp4", [True])
@@ -405,6 +434,26 @@ def test_sound_from_elsewhere_and_trimmed_sound_end_with_the_pictures(tmp_path: 
     assert span(audio=str(tmp_path / "song.wav")) == (0.1, 0.1 + 10 / 25)
     first = Fraction(1, 5)  # of the span
     assert span(audio=str(tmp_path / "song.wav"), start=0.2) == (0.2, 0.1 + 10 / 25)
+
+
+def test_the_sound_of_a_talking_portrait_ends_with_its_pictures(tmp_path: Path):
+    write_image(tmp_path / "s.png", picture())
+    long, short = (driver([[0]] * frames) for frames in (5, 3))
+    clocked = replace(long, info=replace(long.info, path=clip(tmp_path / "d.mp4", [True] * 5), has_audio=True))
+    (tmp_path / "song.wav").write_bytes(b"")
+
+    def end(*drivers: Driver, **settings) -> float | None:
+        portrait = probe(tmp_path / "s.png")
+        target = edit.plan_target(portrait, list(drivers), EditSettings(**settings), Fraction(0), edit.unheard)
+        assert target.start is None and target.still
+        return target.end
+
+    assert end(clocked) is None  # its own sound, as it is
+    assert end(clocked, audio=str(tmp_path / "song.wav")) == pytest.approx(5 / 25)
+    assert end(clocked, short, driving_end="trim") == pytest.approx(3 / 25)
+    assert end(clocked, short, driving_end="trim", audio=str(tmp_path / "song.wav")) == pytest.approx(3 / 25)
+    late = replace(clocked, times=[time + Fraction(1, 2) for time in clocked.times])
+    assert end(late, audio=str(tmp_path / "song.wav")) == pytest.approx(0.5 + 5 / 25)
 
 
 def test_outputs_are_checked_before_the_work(tmp_path: Path):

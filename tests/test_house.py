@@ -132,7 +132,7 @@ MAY_IMPORT = {
         "train_speech",
     },
     "motion": {"limits", "motion_space", "video", "errors"},
-    "motion_file": {"limits", "motion", "video", "errors"},
+    "motion_file": {"container", "limits", "motion", "video", "errors"},
     "report": {"errors"},
     "masks": {"crop", "face", "errors"},
     "plugs": {"detectors", "errors"},

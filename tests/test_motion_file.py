@@ -97,6 +97,18 @@ def test_a_motion_file_holds_what_its_schema_says(made: tuple[Path, Path]):
     assert not [path for path in motion.parent.iterdir() if path.name.startswith(".")]
 
 
+def test_numbered_pictures_have_motion_at_the_rate_that_is_asked(tmp_path: Path):
+    for number in range(1, 5):
+        write_image(tmp_path / f"p_{number:02}.png", picture(colour=(20 + 5 * number, 220, 30)))
+    pictures, motion = tmp_path / "p_%02d.png", tmp_path / "motion.safetensors"
+    extract_motion(pictures, motion, HashedEngine(), ColourDetector(), EditSettings(fps="10"))
+    assert read_motion(motion, WEIGHTS).times == [Fraction(n, 10) for n in range(4)]
+    source = json.loads(everything(motion)[1]["source"])
+    assert source["bytes"] == sum(file.stat().st_size for file in tmp_path.glob("*.png"))
+    done = run("extract", pictures, "-o", tmp_path / "other.safetensors", "--fps", "much")
+    assert done.exit_code == 3 and "much is no frame rate" in done.stderr
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_edit import ColourDetector, ColourEngine, clip
+from test_edit import ColourDetector, ColourEngine, clip, picture
 
 from dpe_cli.edit import Driving, EditSettings, edit_video
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.main import cli
 from dpe_cli.page import COLUMNS, jitter, page, plot, polylines, write_page
+from dpe_cli.video import write_image
 
 
 class Elements(HTMLParser):
@@ -137,6 +138,33 @@ def test_heads_that_turn_the_most_are_shown(reported: Path):
     assert "Turn that is asked of the head (degrees)" in elements.text and len(elements.all("svg")) == 3
     first = re.search(r"frame (\d+), [\d.]+ s, source and output, .*?turn (\d+)", elements.text)
     assert first.groups() == ("0", "20")
+
+
+def test_each_of_several_edits_has_its_own_lines(reported: Path):
+    report = json.loads((reported / "report.json").read_text())
+    report["frames"] = [{**each, "edit": edit} for each in report["frames"] for edit in (0, 1)]
+    (reported / "report.json").write_text(json.dumps(report))
+    _, elements = made(reported)
+    for number in (1, 2):
+        assert f"Seam score, edit {number}" in elements.text and f"crop box, edit {number}" in elements.text
+    assert len(elements.all("svg")) == 2 * 3 and len(elements.all("polyline")) == 2 * 3 * 2  # jitter is among them
+
+
+def test_numbered_pictures_are_found_at_their_rate(tmp_path: Path):
+    for number in range(1, 16):
+        write_image(tmp_path / f"p_{number:02}.png", picture(shade=60 + 10 * number))
+    source, output = tmp_path / "p_%02d.png", tmp_path / "out_%02d.png"
+    settings = EditSettings(fps="5")
+    report = edit_video(source, Driving(tmp_path / "p_01.png"), output, ColourEngine(), ColourDetector(), settings)
+    report.write(tmp_path / "report.json")
+    html, elements = made(tmp_path)
+    captions = re.findall(r"frame (\d+),", elements.text)
+    assert len(captions) >= 2 and "no picture" not in html
+    for index, images in zip(captions, zip(*[iter(elements.all("img"))] * 2, strict=True), strict=True):
+        for image in images:
+            data = np.frombuffer(base64.b64decode(image["src"].partition(",")[2]), np.uint8)
+            shade = cv2.imdecode(data, cv2.IMREAD_COLOR)[:10].mean()
+            assert shade == pytest.approx(60 + 10 * (int(index) + 1), abs=4)
 
 
 def frame(n: int, x: float, track: int = 0) -> dict:

@@ -65,6 +65,11 @@ def test_it_fails_as_the_edit_would(clips: Path):
     assert run("plan", "-s", clips / "talk.mp4").exit_code == 2
 
 
+def test_a_mouth_that_is_set_without_sound_is_an_edit(clips: Path):
+    done = run("plan", "-s", clips / "talk.mp4", "--mouth", "audio", "--audio", "none")
+    assert done.exit_code == 2 and "speech drives the mouth in dpe dub" in done.stderr  # what dpe edit says
+
+
 def test_7_where_the_disk_is_too_small(clips: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dpe_cli.plan.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
     done = run("plan", "-s", clips / "talk.mp4", "-d", clips / "smile.mp4")

@@ -33,6 +33,13 @@ def test_tracks_are_listed_with_times_sizes_and_persons():
     assert all(0 < track.confidence < 1 for track in roster.tracks)
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+def test_the_faces_of_a_picture_are_listed(frames: int):
+    roster = list_faces(film()[:frames], Acquaintance())
+    assert [track.frames for track in roster.tracks] == [frames, frames] and not roster.left_out
+    assert roster.sheet().shape == (THUMBNAIL + CAPTION, 2 * THUMBNAIL, 3)
+
+
 def test_the_list_is_the_same_each_time():
     assert list_faces(film(), PaintedFaces()).to_dict() == list_faces(film(), PaintedFaces()).to_dict()
 

@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from dpe_cli.commands.shared import FILE, MODES, Command, detector_options, print_table, progress_for, shared_options
+from dpe_cli.commands.shared import (
+    FILE,
+    FPS,
+    MODES,
+    Command,
+    detector_options,
+    print_table,
+    progress_for,
+    shared_options,
+)
 
 SIZES = ("360p", "1080p", "2160p")  # of benchmark
 
@@ -16,11 +25,13 @@ SIZES = ("360p", "1080p", "2160p")  # of benchmark
 @click.option("-o", "--output", type=FILE, required=True, help="Motion file to write: NAME.safetensors.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 @click.option("--face", "driving_face", default="largest", show_default=True, metavar="WHICH", help="As for edit.")
+@click.option("--fps", **FPS)
 @detector_options
 @shared_options
 def extract(
-    video: Path, output: Path, overwrite: bool, driving_face: str, detector: str, face_models: Path | None,
-    weights: str | None, device: str, precision: str, backend: str, batch_size: int | None, quiet: bool, verbose: bool,
+    video: Path, output: Path, overwrite: bool, driving_face: str, fps: str | None, detector: str,
+    face_models: Path | None, weights: str | None, device: str, precision: str, backend: str, batch_size: int | None,
+    quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Write the motion of the face in a video to a file that edit takes as its driving.
 
@@ -30,15 +41,17 @@ def extract(
     dpe extract examples/out/driving.mp4 -o motion.safetensors
     """
     from dpe_cli.edit import EditSettings, check_output, extract_motion
+    from dpe_cli.video import probe
 
+    chosen = EditSettings(driving_face=driving_face, overwrite=overwrite, fps=fps)
     check_output(output, [video], overwrite)
+    probe(video, chosen.rate)  # what is wrong with either is known before the networks are loaded
 
     from dpe_cli.engine import Engine
     from dpe_cli.face import make_detector
 
     engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = make_detector(detector, face_models)
-    chosen = EditSettings(driving_face=driving_face, overwrite=overwrite)
     extract_motion(video, output, engine, finder, chosen, progress_for(quiet))
     click.echo(output)
 

@@ -10,7 +10,7 @@ import click
 
 from dpe_cli.commands.display import display, show_outcomes
 from dpe_cli.commands.rows import Planner, print_all
-from dpe_cli.commands.shared import FILE, INTERRUPTED, STOPPED, Command, progress_kind, progress_option, speaker
+from dpe_cli.commands.shared import FILE, INTERRUPTED, STOPPED, Command, Finite, progress_kind, progress_option, speaker
 from dpe_cli.commands.worker import make_worker
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Stopped(BaseException):
 )
 @click.option(
     "--claim-timeout",
-    type=click.FloatRange(min=1),
+    type=Finite(min=1),
     default=120,
     show_default=True,
     metavar="SECONDS",
@@ -67,7 +67,7 @@ class Stopped(BaseException):
     show_default=True,
     help="Processes of this machine, or actors of a Ray cluster (RAY_ADDRESS, else one on this machine).",
 )
-@click.option("--gpus-per-actor", type=click.FloatRange(min=0), default=0, show_default=True, help="For --engine ray.")
+@click.option("--gpus-per-actor", type=Finite(min=0), default=0, show_default=True, help="For --engine ray.")
 @click.option("--print-commands", is_flag=True, help="Run nothing; print one command a line.")
 @progress_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table, only errors.")

@@ -110,6 +110,8 @@ def take_control(ctx: click.Context, settings: dict[str, Any]) -> "Control | Non
     twice = (strengths.keys() & curves[0].keys()) | (values.keys() & curves[1].keys())
     if twice:
         raise click.UsageError(f"{min(twice)} has keyframes in --curve and a constant: give one of them")
+    if both := steps.keys() & (values.keys() | curves[1].keys()):  # half of each would come of it
+        raise click.UsageError(f"{min(both)} is both set and added to: give one of them")
     control = Control(origins, strengths, values, steps, *curves)
     return None if control == Control() else control
 
@@ -128,9 +130,9 @@ def controlled(control: "Control | None", driving: "Driving | None") -> "Driving
     if DRIVING in control.origins.values() and not whole:
         raise click.UsageError("a factor is to follow the driving: give --driving or --exp-driving")
     expression = [name for name in (*control.strengths, *control.strength_curves) if name != "pose"]
-    if not (whole or control.origins or control.slider_names or control.steps):
-        if expression:
-            raise click.UsageError(f"{expression[0]} has a strength but nothing to follow: give --driving")
-        if driving is None:
-            raise click.UsageError("the pose has a strength but nothing to follow: give --pose-driving")
+    if expression and not (whole or control.origins or control.slider_names or control.steps):
+        raise click.UsageError(f"{expression[0]} has a strength but nothing to follow: give --driving")
+    posed = driving is not None and driving.pose is not None
+    if not posed and "pose" in (*control.strengths, *control.strength_curves):
+        raise click.UsageError("the pose has a strength but nothing to follow: give --pose-driving or --mode both")
     return replace(driving or Driving(controlled=True), factors=control.paths, controlled=True)

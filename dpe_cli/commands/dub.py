@@ -14,6 +14,7 @@ from dpe_cli.commands.shared import (
     FILE,
     SECONDS,
     Command,
+    Finite,
     closing_words,
     detector_options,
     encoding_options,
@@ -43,15 +44,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--expression-scale",
-    type=click.FloatRange(0, 3),
+    type=Finite(0, 3),
     default=1.0,
     show_default=True,
     metavar="F",
     help="Times the mouth's movement.",
 )
-@click.option(
-    "--mix", type=click.FloatRange(min=0), metavar="GAIN", help="Mix the source's own sound in, at this gain."
-)
+@click.option("--mix", type=Finite(min=0), metavar="GAIN", help="Mix the source's own sound in, at this gain.")
 @click.option(
     "--pose",
     default="",
@@ -70,9 +69,7 @@ if TYPE_CHECKING:
 @click.option(
     "--paste/--no-paste", default=None, help="Of a still: force a moving head into its picture.  [default: the crop]"
 )
-@click.option(
-    "--smooth", type=click.FloatRange(0, 3), default=1.0, show_default=True, metavar="F", help="Of face boxes."
-)
+@click.option("--smooth", type=Finite(0, 3), default=1.0, show_default=True, metavar="F", help="Of face boxes.")
 @click.option("--face", default="largest", show_default=True, metavar="WHICH", help="Who speaks, as in dpe edit.")
 @detector_options
 @click.option("--start", **SECONDS, help="Begin at this second of the source; the speech goes on as it would have.")

@@ -19,6 +19,7 @@ from dpe_cli.commands.shared import (
     PROGRESS_META,
     SECONDS,
     Command,
+    Finite,
     check_named,
     closing_words,
     detector_options,
@@ -105,7 +106,7 @@ class Host:
 )
 @click.option(
     "--smooth",
-    type=click.FloatRange(0, 3),
+    type=Finite(0, 3),
     default=1.0,
     show_default=True,
     metavar="F",
@@ -139,7 +140,7 @@ class Host:
 )
 @click.option(
     "--feather",
-    type=click.FloatRange(1, 50),
+    type=Finite(1, 50),
     metavar="PERCENT",
     help="Width of the mask's soft edge, of the face's height.  [default: 16; parsing 5]",
 )
@@ -311,6 +312,8 @@ def drivers_of(params: dict[str, Any], control: "Control | None", strength: floa
             raise click.UsageError("--edit takes no factors and sliders: edit one face, or give --edit a strength")
         if named or params["mode"]:
             raise click.UsageError("--edit names its own drivers and mode: leave --driving and --mode out")
+        if params["curve"] and any(key == "strength" for text in params["several"] for key, *_ in edit_pairs(text)):
+            raise click.UsageError("--curve stands in place of an --edit's strength: give one of them")
         return choose_edits(params["several"], params["face"], strength)
     if control and not named:
         return controlled(control, None)
@@ -410,7 +413,7 @@ def parse_edit(text: str, face: str, strength: float) -> "Edit":
         what = f"{wrong[0]!r} is not KEY=VALUE" if wrong else "a key comes twice"
         raise click.UsageError(f"--edit {text}: {what}; the keys are {', '.join(EDIT_KEYS)}")
     try:
-        strength = click.FloatRange(0, 3).convert(given.get("strength", strength), None, None)
+        strength = Finite(0, 3).convert(given.get("strength", strength), None, None)
         mode = given.get("mode") and click.Choice(MODES).convert(given["mode"], None, None)
         files = [Path(given[key]) if key in given else None for key in ("driving", "exp-driving", "pose-driving")]
         driving = choose_driving(*files, mode)

@@ -14,7 +14,7 @@ from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import edit
 from dpe_cli.commands.provenance import ingredients
 from dpe_cli.commands.rows import command_of
-from dpe_cli.commands.shared import FILE, Command, given, print_table, progress_for, speaker
+from dpe_cli.commands.shared import FILE, Command, Finite, given, print_table, progress_for, speaker
 
 NOT_FOR_PLANS = (
     "plan", "audio", "resume", "segment", "preview", "report", "from_file", "sidecar", "c2pa_cert", "c2pa_key",
@@ -26,7 +26,7 @@ OPTIONS = {param.name: param for param in edit.params + dub.params} | {param.nam
 @click.command(cls=Command, params=[param for name, param in OPTIONS.items() if name not in NOT_FOR_PLANS])
 @click.option("-a", "--audio", default="auto", metavar="WHICH", help="The speech of a dub; the sound of an edit.")
 @click.option("--split", type=click.IntRange(1), metavar="N", help="Write a plan of N segments for as many machines.")
-@click.option("--every", type=click.FloatRange(1), metavar="SECONDS", help="The same, by the length of a segment.")
+@click.option("--every", type=Finite(1), metavar="SECONDS", help="The same, by the length of a segment.")
 @click.option("--plan", "path", type=FILE, help="Where that plan goes.  [default: OUTPUT.plan.json beside the output]")
 def plan(
     source: Path | None,

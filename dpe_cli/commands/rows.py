@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 NOT_FOR_ROWS = (
     "json", "quiet", "verbose", "config", "progress", "segment", "from", "sidecar", "no-sidecar", "help", *LIMITS,
 )  # fmt: skip
-DRIVES = ("driving", "exp-driving", "pose-driving", "edit", "set", "neutralize", "mouth-driving", "eyes-driving",
-          "emotion-driving")  # fmt: skip
+DRIVES = ("driving", "exp-driving", "pose-driving", "edit", "set", "neutralize", "mouth", "eyes", "gaze", "brows",
+          "emotion", "curve", "mouth-driving", "eyes-driving", "emotion-driving")  # fmt: skip
 WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -97,7 +97,7 @@ class Planner:
     def clip(self, row: "Row", problems: list[str]) -> tuple[Clip, click.Context | None]:
         """An edit and its parsed options; problems with them are added to the list."""
         before = len(problems)
-        command = command_of({*row.options, *(argument.lstrip("-").partition("=")[0] for argument in self.common)})
+        command = command_of({*row.options, *named_in(self.common)})
         defaults = self.defaults[command.name]
         arguments = [*self.common, *row_arguments(row, command, problems)]
         clip, context = Clip(row, command, arguments, defaults, cost=row.cost or 0.0), None
@@ -156,6 +156,17 @@ class Planner:
 def command_of(named: set[str]) -> click.Command:
     """What these options ask for: dub where there is sound and nothing that drives, else edit."""
     return dub if "audio" in named and not named.intersection(DRIVES) else edit
+
+
+def named_in(arguments: Iterable[str]) -> Iterator[str]:
+    """The long names of the options among arguments of an edit or a dub: `driving` of -d FILE and --driving=FILE."""
+    options = [option for command in (edit, dub) for option in command.params]
+    long = {name: layers.long_name(option) for option in options for name in option.opts if not name.startswith("--")}
+    for argument in arguments:
+        if argument.startswith("--"):
+            yield argument[2:].partition("=")[0]
+        elif argument[:2] in long:
+            yield long[argument[:2]]
 
 
 def row_arguments(row: "Row", command: click.Command, problems: list[str]) -> list[str]:

@@ -39,6 +39,7 @@ PROGRESS_META = "dpe.progress"  # the choice, in the `meta` that all contexts of
 FETCHED = "dpe.fetched"  # files that came from the network, in the `meta` that all contexts of a run share
 WRITTEN = ("output", "report", "preview", "results", "path")  # parameters that are no inputs
 FOLDER = click.Path(path_type=Path, file_okay=False)
+FPS = {"metavar": "RATE", "help": "Rate of image sequences like in_%06d.png.  [default: 25]"}
 # those of encoding.py, which --help must not load
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 PRESETS += ("p1", "p2", "p3", "p4", "p5", "p6", "p7")
@@ -71,17 +72,17 @@ class File(click.Path):
 FILE = File()
 
 
-class Seconds(click.FloatRange):
-    """A number of seconds, which inf and nan are not."""
+class Finite(click.FloatRange):
+    """A number in a range, which inf and nan are not."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = super().convert(value, param, ctx)
-        if not math.isfinite(seconds):
-            self.fail(f"{value} is no number of seconds.", param, ctx)
-        return seconds
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
-SECONDS = {"type": Seconds(min=0), "metavar": "SECONDS"}
+SECONDS = {"type": Finite(min=0), "metavar": "SECONDS"}
 
 
 def check_named(ctx: click.Context, source: Path) -> None:
@@ -236,7 +237,7 @@ def limit_options(function: Callable) -> Callable:
             callback=keep("pixels"), metavar="N", help="Refuse pictures of more pixels.",
         ),
         click.option(
-            "--max-seconds", type=click.FloatRange(0, min_open=True), expose_value=False, callback=keep("seconds"),
+            "--max-seconds", type=Finite(0, min_open=True), expose_value=False, callback=keep("seconds"),
             metavar="S", help="Refuse longer video and sound.",
         ),
         click.option(
@@ -304,7 +305,7 @@ def encoding_options(function: Callable) -> Callable:
         click.option(
             "--nvenc/--no-nvenc", default=None, help="Encode on the graphics card.  [default: where it can]"
         ),
-        click.option("--fps", metavar="RATE", help="Rate of image sequences like in_%06d.png.  [default: 25]"),
+        click.option("--fps", **FPS),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)

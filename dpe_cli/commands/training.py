@@ -16,6 +16,7 @@ from dpe_cli.commands.shared import (
     STOPPED,
     WEIGHTS,
     Command,
+    Finite,
     detector_options,
     machine_options,
     print_table,
@@ -39,7 +40,7 @@ CONTROL, DUB = "control", "dub"  # two more, by name only
 @detector_options
 @click.option(
     "--fps",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     default=12.5,
     show_default=True,
     help="Frames kept a second, about: every k-th is.",
@@ -60,7 +61,7 @@ CONTROL, DUB = "control", "dub"  # two more, by name only
 )
 @click.option(
     "--min-sharpness",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=15.0,
     show_default=True,
     help="Least variance of the Laplacian on the face.",
@@ -102,9 +103,7 @@ def prepare(
 @click.option(
     "--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting; PHASE.NAME=VALUE in one."
 )
-@click.option(
-    "--budget", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Of all phases together."
-)
+@click.option("--budget", type=Finite(min=0, min_open=True), metavar="MINUTES", help="Of all phases together.")
 @click.option("--data", type=FOLDER, required=True, help="Folder of prepared clips.")
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run.")
 @click.option("--init", type=FILE, help="Weights to start from; those of half the size are grown by one level.")
