@@ -271,7 +271,7 @@ def train(
             if going_on:
                 model = DPE(DPEConfig.from_json(state["config"]))
             else:
-                model = begin_phase(model, phase, inputs.init, clips, say)
+                model = begin_phase(model, phase, inputs.init, clips, say, inputs.device)
             people = len({clip.identity for clip in clips.training})
             held_out = f"{len(clips.held_out)} clips held out"
             say(f"{phase.name} ({phase.stage}): {len(clips.training)} clips of {people} people; {held_out}")
@@ -283,14 +283,17 @@ def train(
                 torch.set_rng_state(state["random"])
             if not run.go(stop, show):
                 return Result(run.weights, False)
-            model = trainer.averaged()
+            model = trainer.averaged().cpu()
         journal.draw_curves()
     return Result(run.weights, True)
 
 
-def begin_phase(model: DPE | None, phase: Phase, init: Path | None, clips: Clips, say: Callable) -> DPE:
-    """The networks that a phase starts with, grown by a level where its pictures are twice as large.
+def begin_phase(
+    model: DPE | None, phase: Phase, init: Path | None, clips: Clips, say: Callable[[str], None], device: str
+) -> DPE:
+    """The networks that a phase starts with, on the CPU as `model` is, grown where its pictures are twice as large.
 
+    device: where the new level is warmed up; what else is done to networks is little, and mixes them with constants.
     Raises InputError where the sizes do not follow each other.
     """
     if model is None and init is not None:
@@ -303,7 +306,10 @@ def begin_phase(model: DPE | None, phase: Phase, init: Path | None, clips: Clips
     elif model.config.size * 2 == phase.size:
         small, model = model.eval(), grow(model)
         loader = batches(clips.training, clips.mesh, phase, codes_only=True)
-        say(f"warm-up of the new level: mean square error {warm_up(model, small, loader, phase.warm_up):.4f}")
+        pictures = ({"source": batch["source"].to(device)} for batch in loader)
+        error = warm_up(model.to(device), small.to(device), pictures, phase.warm_up)
+        say(f"warm-up of the new level: mean square error {error:.4f}")
+        model.cpu()
     elif model.config.size != phase.size:
         raise InputError(
             f"phase {phase.name} has size {phase.size}, the networks have {model.config.size}",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from simulated_gpu import simulated_gpu
 
 from dpe_cli.dataset import is_held_out
 from dpe_cli.errors import DPEError, InputError, OutputError
@@ -31,7 +32,7 @@ from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.recipe import Phase, read_recipe
-from dpe_cli.train import Inputs, train
+from dpe_cli.train import Inputs, _PhaseRun, train
 from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1
 from dpe_cli.weights import load
 
@@ -431,6 +432,47 @@ def test_a_phase_of_twice_the_size_grows_the_networks(prepared, tmp_path, tiny):
     assert [json.loads(line)["phase"] for line in curves.read_text().splitlines()] == ["train", "b"]
     with pytest.raises(InputError, match="size 256"):
         train(Inputs(prepared, tmp_path / "bad"), [Phase(**small), Phase(**large | {"size": 256})])
+
+
+def no_warm_up(model, small, batches, steps):
+    """What `warm_up` computes, on the device, but for the gradients: the simulated GPU has none."""
+    with torch.no_grad():
+        image = to_image(next(batches)["source"])
+        small.encode(torch.nn.functional.avg_pool2d(image, 2))
+        return float(model.encode(image).latent.mean().cpu())
+
+
+@pytest.mark.parametrize(
+    "begins",
+    [
+        {"copy_start": True},
+        {"show_inside": True},
+        {"show_inside": True, "show_teeth": True, "dim_teeth": "0.5,0.25,0.2"},
+        {"subtract_own": True, "subtract_own_pose": True},
+        {"gains": "mouth=1.4,turn=1.3"},
+        {"size": 64, "warm_up": 1},
+    ],
+    ids=lambda begins: next(iter(begins)),
+)
+def test_a_phase_begins_on_a_gpu_as_on_a_cpu(prepared, tmp_path, tiny, monkeypatch, begins):
+    """With what the phase before left there."""
+    monkeypatch.setattr("dpe_cli.train.warm_up", no_warm_up)
+    size, begun = begins.get("size", 32), []
+    pictures = torch.randint(255, (2, 3, size, size), dtype=torch.uint8)
+    monkeypatch.setattr("dpe_cli.train.batches", lambda *_, **__: iter([{"source": pictures}]))
+
+    def go(run, stop, show):
+        begun.append(run.trainer.averaged().cpu().state_dict())
+        return True
+
+    monkeypatch.setattr(_PhaseRun, "go", go)
+    phases = [Phase(**SMALL, stage="codes"), Phase(**SMALL | begins, name="b")]
+    train(Inputs(prepared, tmp_path / "cpu"), phases)
+    with simulated_gpu() as device:
+        train(Inputs(prepared, tmp_path / "gpu", device=str(device)), phases)
+    for one, two in zip(begun[:2], begun[2:], strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert begun[0].keys() != begun[1].keys() or any(not torch.equal(begun[0][k], begun[1][k]) for k in begun[0])
 
 
 def test_stage_two_leaves_the_encoder_and_the_pose_generator_as_they_are(model, batch):
