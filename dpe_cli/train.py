@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +125,27 @@ def _leave_signals(number: int) -> None:
         signal.signal(name, signal.SIG_IGN)
 
 
-def join_processes() -> int:
-    """Joins the other processes that torchrun (or RANK and WORLD_SIZE) speaks of; this one's number."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return dist.get_rank() if dist.is_initialized() else 0
+def join_processes(device: str) -> str:
+    """Joins the other processes that torchrun (or RANK and WORLD_SIZE) speaks of; the device of this one.
+
+    That is the one named, but each process of a machine has a GPU of its own, by LOCAL_RANK.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            # Gradients go from GPU to GPU; what processes tell each other of clocks and signals lies on the CPU.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    return device
+
+
+def share_networks(model: DPE) -> None:
+    """Gives every process the first one's weights, in place on the CPU: each has begun from its own samples alone."""
+    if dist.is_initialized():
+        for value in model.state_dict().values():
+            dist.broadcast(value, 0)
 
 
 def shared_clock(minutes: float) -> float:
@@ -241,8 +258,9 @@ def train(
     import cv2
 
     cv2.setNumThreads(1)  # its threads do not survive the fork of the workers: these would wait for ever
-    rank = join_processes()
-    alone, world = rank == 0, dist.get_world_size() if dist.is_initialized() else 1
+    device = join_processes(inputs.device)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    alone = rank == 0
     for phase in phases:
         if phase.batch % world:
             raise InputError(f"{world} processes cannot share a batch of {phase.batch}", "choose a multiple")
@@ -271,11 +289,12 @@ def train(
             if going_on:
                 model = DPE(DPEConfig.from_json(state["config"]))
             else:
-                model = begin_phase(model, phase, inputs.init, clips, say, inputs.device)
+                model = begin_phase(model, phase, inputs.init, clips, say, device)
+                share_networks(model)
             people = len({clip.identity for clip in clips.training})
             held_out = f"{len(clips.held_out)} clips held out"
             say(f"{phase.name} ({phase.stage}): {len(clips.training)} clips of {people} people; {held_out}")
-            trainer = Trainer(model, phase, perceptual_network(phase, inputs), inputs.expression, inputs.device)
+            trainer = Trainer(model, phase, perceptual_network(phase, inputs), inputs.expression, device)
             run = _PhaseRun(number, phases, trainer, clips, inputs.output, journal, alone)
             if going_on:
                 trainer.load_state_dict(state["trainer"])
@@ -517,7 +536,7 @@ class _PhaseRun:
 def matrix_rate(device: torch.device, seconds: float = 0.2) -> float:
     """Operations a second of this process in products of large matrices of 16-bit numbers, measured."""
     one = torch.randn(1024 if device.type == "cpu" else 8192, 1024, device=device, dtype=torch.bfloat16)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     one @ one.T
     wait()
     began, count = time.monotonic(), 0

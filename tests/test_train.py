@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.recipe import Phase, read_recipe
-from dpe_cli.train import Inputs, _PhaseRun, train
+from dpe_cli.train import Inputs, _PhaseRun, join_processes, matrix_rate, train
 from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1
 from dpe_cli.weights import load
 
@@ -525,26 +526,74 @@ def test_a_run_that_diverges_stops(model, batch):
 SHARED = Phase(**SMALL, stage="cycle", steps=4, lr=1e-4)
 
 
-def process(rank: int, world: int, port: int, data, output) -> None:
-    """One of the processes of a run; started anew, so without the fixtures."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def process(rank: int, port: int, data, output, phases: list[Phase], ends: bool = True) -> None:
+    """One of the two processes of a run; started anew, so without the fixtures.
+
+    ends: phases are gone through; else each writes what it begins with into the folder of the data, and that is all.
+    """
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     DPEConfig.compact = lambda size: DPEConfig(size, TINY, latent_dim=32)
-    train(Inputs(data, output), [SHARED])
+
+    def begun(run, stop, show):
+        torch.save(run.trainer.model.state_dict(), data / f"{run.number}-{rank}.pt")
+        return True
+
+    if not ends:
+        _PhaseRun.go = begun
+    train(Inputs(data, output), phases)
+
+
+def two_processes(*arguments) -> None:
+    """Runs `process` twice, side by side."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(process, (port, *arguments), nprocs=2)
 
 
 def test_two_processes_learn_what_one_learns(prepared, tmp_path, tiny):
     """Same global batch: equal but for the order of sums in 16 bits, which can turn a gradient near zero."""
     train(Inputs(prepared, tmp_path / "one"), [SHARED])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(process, (2, port, prepared, tmp_path / "two"), nprocs=2)
+    two_processes(prepared, tmp_path / "two", [SHARED])
     one, two = (
         torch.load(tmp_path / name / "state-0-4.pt", weights_only=True)["trainer"]["model"] for name in ("one", "two")
     )
     differences = torch.cat([(one[name] - two[name]).flatten().abs() for name in one])
     assert differences.max() <= 2 * SHARED.steps * SHARED.lr  # a step of Adam moves a weight by lr
     assert differences.mean() < 0.05 * SHARED.steps * SHARED.lr
+
+
+def test_two_processes_begin_each_phase_alike(prepared, tmp_path):
+    """Each warms a new level up, and finds where teeth go, on samples of its own."""
+    phases = [Phase(**SMALL, stage="codes"), Phase(**SMALL | {"size": 64}, warm_up=2), Phase(**SMALL | {"size": 64})]
+    phases[2] = replace(phases[2], show_inside=True, show_teeth=True)
+    two_processes(prepared, tmp_path / "run", phases, False)
+    for number in range(len(phases)):
+        one, two = (torch.load(prepared / f"{number}-{rank}.pt", weights_only=True) for rank in range(2))
+        assert all(torch.equal(one[name], two[name]) for name in one), number
+
+
+@pytest.mark.parametrize(
+    ("device", "own", "backend"),
+    [("cpu", "cpu", "gloo"), ("cuda", "cuda:1", "cpu:gloo,cuda:nccl"), ("cuda:0", "cuda:1", "cpu:gloo,cuda:nccl")],
+)
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, device, own, backend):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", chosen.append)
+    assert join_processes(device) == own
+    assert chosen == ([own] if own != "cpu" else []) + [backend]
+
+
+def test_the_rate_of_a_gpu_is_that_of_the_one_in_use(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *devices: waited.append(devices))
+    with simulated_gpu() as device:
+        assert matrix_rate(device, seconds=0.01) > 0
+    assert set(waited) == {(device,)}
 
 
 def test_the_paper_s_recipe_is_a_recipe():
