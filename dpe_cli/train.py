@@ -13,6 +13,7 @@ workers nor interruptions change what is learnt.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -51,6 +52,8 @@ from dpe_cli.trainer import Trainer, weighted_l1
 from dpe_cli.weights import load, save
 
 LOG_STEPS = 20
+PREFETCH = 2  # batches that each maker of samples has ready
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps them until they are taken
 
 
 @dataclass
@@ -93,30 +96,45 @@ class _Numbers:
 
     def __init__(self, batch: int, start: int):
         self.batch, self.start = batch, start
+        self.rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.share = batch // world
 
     def __iter__(self) -> Iterator[list[int]]:
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        share, step = self.batch // world, self.start
+        step = self.start
         while True:
-            first = step * self.batch + rank * share
-            yield list(range(first, first + share))
+            first = step * self.batch + self.rank * self.share
+            yield list(range(first, first + self.share))
             step += 1
 
 
 def batches(
     clips: list[Clip], mesh: Mesh, phase: Phase, start: int = 0, codes_only: bool = False
 ) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of a phase, this process's share of each, from step `start` on."""
+    """Endless batches of a phase, this process's share of each, from step `start` on.
+
+    Raises InputError where the memory that processes share has no room for what is made ahead.
+    """
+    samples, numbers = _Samples(clips, mesh, phase, codes_only or phase.stage == "codes"), _Numbers(phase.batch, start)
+    if phase.workers and SHARED_MEMORY.exists():
+        check_shared_memory(phase.workers * PREFETCH * numbers.share * sum(v.nbytes for v in samples[0].values()))
     return iter(
         DataLoader(
-            _Samples(clips, mesh, phase, codes_only or phase.stage == "codes"),
-            batch_sampler=_Numbers(phase.batch, start),
+            samples,
+            batch_sampler=numbers,
             num_workers=phase.workers,
             pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if phase.workers else None,
+            prefetch_factor=PREFETCH if phase.workers else None,
             worker_init_fn=_leave_signals,
         )
     )
+
+
+def check_shared_memory(needed: int) -> None:
+    """Raises InputError unless so many bytes are free: what is written beyond ends a process without a word."""
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        problem = f"samples need {needed >> 20} MiB of {SHARED_MEMORY}, {free >> 20} MiB are free"
+        raise InputError(problem, "start docker with --ipc=host, or set fewer workers")
 
 
 def _leave_signals(number: int) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -410,6 +411,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(prepared, tmp_path, tiny, sta
     parts.resume = True
     assert train(parts, phases).finished
     assert same_weights(whole.weights, cut.weights)
+
+
+def test_samples_that_the_shared_memory_cannot_hold_are_refused(prepared, tmp_path, tiny, monkeypatch):
+    free = 2**18  # less than two batches of four pictures of 32 x 32
+    monkeypatch.setattr("dpe_cli.train.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    phase = Phase(**SMALL, steps=1)
+    with pytest.raises(InputError, match=r"samples need \d+ MiB .* 0 MiB are free; .*--ipc=host, or set fewer"):
+        train(Inputs(prepared, tmp_path / "run"), [replace(phase, workers=1)])
+    train(Inputs(prepared, tmp_path / "alone"), [phase])
+    free = 2**30
+    train(Inputs(prepared, tmp_path / "room"), [replace(phase, workers=1)])
 
 
 def test_a_run_is_not_overwritten_and_not_resumed_with_another_recipe(prepared, tmp_path, tiny):
