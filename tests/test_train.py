@@ -609,6 +609,15 @@ def test_the_rate_of_a_gpu_is_that_of_the_one_in_use(monkeypatch):
     assert set(waited) == {(device,)}
 
 
+@pytest.mark.parametrize("stage", ["reader", "retouch", "audio", "pose"])
+def test_a_stage_that_knows_no_gpu_says_so(tmp_path, stage):
+    arguments = ["train", "--data", str(tmp_path), "-o", str(tmp_path / "run"), "--set", f"stage={stage}"]
+    for device, said in (("cuda", True), ("cpu", False)):
+        result = CliRunner().invoke(cli, [*arguments, "--device", device])
+        remark = f"stage {stage} learns on the CPU: --device {device} is left aside"
+        assert result.exit_code == InputError.exit_code and (remark in result.stderr) == said
+
+
 def test_the_paper_s_recipe_is_a_recipe():
     one, two = read_recipe(Path(__file__).parent.parent / "examples" / "paper.toml")
     assert (one.stage, one.steps, two.stage, two.steps) == ("cycle", 100_000, "refine", 50_000)

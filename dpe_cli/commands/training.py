@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("same", "cross", "video")  # of eval
 CONTROL, DUB = "control", "dub"  # two more, by name only
+ON_CPU = ("reader", "retouch", "audio", "pose")  # stages of the training that know no other device
 
 
 @click.command(cls=Command)
@@ -140,6 +141,8 @@ def train(
     say = speaker(quiet)
 
     phases = read_recipe(recipe, changes, budget)
+    if device != "cpu" and phases[0].stage in ON_CPU:
+        say(f"stage {phases[0].stage} learns on the CPU: --device {device} is left aside")
     if any(phase.stage == "landmarks" for phase in phases):
         click.echo(train_landmark_network(phases, data, output, init, space, device, say))
         return
