@@ -492,14 +492,15 @@ class _PhaseRun:
                 terms.append(trainer.step(batch, share))
             operations = counter.get_total_flops() if counter else operations
             self.minutes = shared_clock(before + (time.monotonic() - began) / 60)
-            if self.alone and trainer.step_number % LOG_STEPS == 0:
-                seconds, lap = time.monotonic() - lap, time.monotonic()
-                mean = {k: float(np.mean([float(t[k]) for t in terms if k in t])) for k in terms[-1]}
-                rate = len(terms) / seconds
-                pace = {"rate": rate, "waiting": waited / seconds, "use": operations * rate / limit}
-                show(Progress(phase.name, trainer.step_number, share, self.minutes, **pace, terms=mean))
-                line = {"phase": phase.name, "step": trainer.step_number, "minutes": self.minutes, **mean, **pace}
-                self.journal.note("curve.jsonl", {k: significant(v) for k, v in line.items()}, trainer.step_number)
+            if trainer.step_number % LOG_STEPS == 0:
+                if self.alone:
+                    seconds, lap = time.monotonic() - lap, time.monotonic()
+                    mean = {k: float(np.mean([float(t[k]) for t in terms if k in t])) for k in terms[-1]}
+                    rate = len(terms) / seconds
+                    pace = {"rate": rate, "waiting": waited / seconds, "use": operations * rate / limit}
+                    show(Progress(phase.name, trainer.step_number, share, self.minutes, **pace, terms=mean))
+                    line = {"phase": phase.name, "step": trainer.step_number, "minutes": self.minutes, **mean, **pace}
+                    self.journal.note("curve.jsonl", {k: significant(v) for k, v in line.items()}, trainer.step_number)
                 waited = 0.0
                 terms.clear()
             stopped = shared_stop(stop)

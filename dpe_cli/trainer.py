@@ -371,6 +371,7 @@ class Trainer:
             losses.add("pose_flow", self.flow_error("pose", end_source.flows, batch), guide)
         fakes, reals = torch.cat([end_source.image, end_driving.image]), torch.cat([driving, source])
         if self.discriminator is not None:
+            self.discriminator.requires_grad_(False)  # its own turn comes in `update_discriminator`
             losses.add("gan", F.softplus(-self.discriminator(fakes).float()).mean(), phase.gan_weight)
         return losses, fakes, reals
 
@@ -388,6 +389,7 @@ class Trainer:
 
     def update_discriminator(self, fakes: Tensor, reals: Tensor) -> Tensor:
         """Non-saturating loss of the discriminator on the final images."""
+        self.discriminator.requires_grad_(True)
         with torch.autocast(self.device.type, torch.bfloat16):
             fake, real = self.discriminator(fakes).float(), self.discriminator(reals).float()
             loss = (F.softplus(fake) + F.softplus(-real)).mean()

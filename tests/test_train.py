@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.recipe import Phase, read_recipe
-from dpe_cli.train import Inputs, _PhaseRun, join_processes, matrix_rate, train
+from dpe_cli.train import LOG_STEPS, Inputs, _PhaseRun, join_processes, matrix_rate, train
 from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1
 from dpe_cli.weights import load
 
@@ -83,6 +84,17 @@ def test_a_cycle_step_updates_networks_and_discriminator(model, batch):
     changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
     assert any(k.startswith("pose_generator") for k in changed)
     assert any(k.startswith("encoder") for k in changed)
+
+
+def test_the_discriminator_learns_in_its_own_turn(model, batch):
+    trainer = Trainer(model, Phase(stage="cycle", gan_weight=0.1))
+    trainer.cycle(batch)[0].total.backward()
+    assert all(p.grad is None for p in trainer.discriminator.parameters())
+    assert any(p.grad is not None for p in model.pose_generator.parameters())
+    before = [p.detach().clone() for p in trainer.discriminator.parameters()]
+    for _ in range(2):
+        trainer.step(batch, 0)
+    assert not any(torch.equal(p, old) for p, old in zip(trainer.discriminator.parameters(), before, strict=True))
 
 
 def test_the_middle_pair_does_not_update_the_pose_generator(model, batch):
@@ -562,6 +574,25 @@ def two_processes(*arguments) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(process, (port, *arguments), nprocs=2)
+
+
+def test_a_process_that_reports_nothing_keeps_nothing(prepared, tmp_path, tiny, monkeypatch):
+    go, step, kept, most = _PhaseRun.go, Trainer.step, [], []
+
+    def silent(run, *arguments):
+        run.alone = False
+        return go(run, *arguments)
+
+    def remembered(*arguments):
+        terms = step(*arguments)
+        kept.append(weakref.ref(terms["code"]))
+        most.append(sum(term() is not None for term in kept))
+        return terms
+
+    monkeypatch.setattr(_PhaseRun, "go", silent)
+    monkeypatch.setattr(Trainer, "step", remembered)
+    train(Inputs(prepared, tmp_path / "run"), [Phase(**SMALL, stage="codes", steps=2 * LOG_STEPS + 1)])
+    assert max(most) == LOG_STEPS
 
 
 def test_two_processes_learn_what_one_learns(prepared, tmp_path, tiny):
