@@ -119,7 +119,7 @@ def prepare(
 )
 @click.option("--speech", type=FOLDER, help="Clips prepared with sound, for stage banks.  [default: those of --data]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder, exactly.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder; exactly on a CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
 def train(
     recipe: Path | None, changes: tuple[str, ...], budget: float | None, data: Path, output: Path, init: Path | None,
