@@ -70,12 +70,13 @@ class Engine:
         batch_size: int | None = None, backend: str = "auto", measure: bool = True, retouch: bool = True,
     ):  # fmt: skip
         self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
+        self.shared = Shared(choose_precision(precision, self.device))
         self.backend = choose_backend(backend, self.device, self.precision)
         if self.device.type == "cpu" and find(weights).stat().st_size > WIDE_BYTES:
             keep_memory()
         self.loaded = load(weights)
         with device_errors(self.device):
+            torch.ones(1, device=self.device).add(1).cpu()  # a GPU that this torch has no kernels for says so here
             self.networks = build(self.loaded, self.device, self.precision, self.backend)
             known = measure and follows_space(self.loaded.path)
             self.measured = MeasuredCodes(self.loaded.path, str(self.device)) if known else None
@@ -88,6 +89,11 @@ class Engine:
         self.threads = torch.get_num_threads()
         self.loaded.state.clear()  # the networks have their own form of the weights
         self.forget()
+
+    @property
+    def precision(self) -> str:
+        """In which the networks compute now, in all lanes."""
+        return self.shared.precision
 
     @property
     def size(self) -> int:
@@ -194,12 +200,16 @@ class Engine:
 
     def forget(self) -> None:
         """Lets go of what the last batch left for the next."""
-        self.sources, self.betweens = Remembered(), Remembered()
-        self.expressed: dict[Key, np.ndarray] = {}  # of `betweens`, the pictures
+        self.begin_anew()
         self.told: dict[Key, Told] = {}  # what was read of the last crops
         self.drawn: dict[Key, np.ndarray] = {}  # by crop and codes
-        self.bent: dict[Key, np.ndarray | None] = {}  # by crop and expression: what `MeshWarp.expressed` tells
         self.maps: dict[Key, np.ndarray | None] = {}  # by crop and codes: see `carried`
+
+    def begin_anew(self) -> None:
+        """Lets go of what the networks left half way, on the device; what was read and drawn is done, and stays."""
+        self.sources, self.betweens = Remembered(), Remembered()
+        self.expressed: dict[Key, np.ndarray] = {}  # of `betweens`, the pictures
+        self.bent: dict[Key, np.ndarray | None] = {}  # by crop and expression: what `MeshWarp.expressed` tells
 
     # A batch
 
@@ -273,12 +283,13 @@ class Engine:
         pictures = to_pictures(self.compute(render))
         if self.mesh is None:
             return pictures
-        self.bent = {key: where for key, where in self.bent.items() if key in keys or key in self.betweens.keys}
+        needed = {*keys, *self.betweens.keys}
+        self.bent = {key: where for key, where in self.bent.items() if key in needed}
         maps = [self.bent[key] for key in keys] or [None] * len(crops)
         if pose is not None:
             before = crops
             if expression is not None:
-                self.expressed = {key: self.expressed[key] for key in keys}
+                self.expressed = {key: picture for key, picture in self.expressed.items() if key in needed}
                 before = np.stack([self.expressed[key] for key in keys])
                 still = centres(FLOW_SIZE, self.size).astype(np.float32)
                 maps = [over(where, still) for where in maps]
@@ -323,8 +334,9 @@ class Engine:
             return result
         if not half:
             raise WeightsError(f"{self.loaded.path} computes values that are not numbers", "use other weights")
-        self.precision = "fp32"
-        self.forget()
+        self.shared.precision = "fp32"
+        refuse_tf32(self.device)
+        self.begin_anew()
         return self.compute(function)
 
     def encode(self, crops: np.ndarray) -> Encoded:
@@ -362,7 +374,7 @@ class Engine:
 
     def shrink(self, size: int) -> None:
         """Half the batch from now on. Raises DeviceError when a batch of one was too large."""
-        self.forget()
+        self.begin_anew()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if size == 1:
@@ -370,6 +382,13 @@ class Engine:
             problem = f"the memory of {where} is too small for a single {crop}"
             raise DeviceError(problem, "close other programs that use it, or use --device cpu")
         self.batch_size = size // 2
+
+
+@dataclass
+class Shared:
+    """What an engine and its lanes have in common and may change: what overflows in one would in the next."""
+
+    precision: str
 
 
 class Lane(Engine):
@@ -550,6 +569,12 @@ def device_errors(device: torch.device) -> Iterator[None]:
         raise DeviceError(f"{describe_device(device)} cannot be used: {first_line}", "use --device cpu") from error
 
 
+def refuse_tf32(device: torch.device) -> None:
+    """Where 32 bits are asked for, convolutions of 10 are not what a GPU is to compute."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+
+
 def build(loaded: Loaded, device: torch.device, precision: str, backend: str) -> InferenceDPE | ExportedDPE:
     """The networks with their weights, in the form and the layout that are fast on the device."""
     if backend in FORMATS:
@@ -558,8 +583,8 @@ def build(loaded: Loaded, device: torch.device, precision: str, backend: str) ->
         trained = DPE(loaded.config)
     trained.load_state_dict(loaded.state)
     networks = InferenceDPE(trained, winograd=device.type == "cpu" and precision == "fp32").to(device)
-    if device.type == "cuda" and precision == "fp32":
-        torch.backends.cudnn.allow_tf32 = False  # convolutions of 10 bits are not what was asked for
+    if precision == "fp32":
+        refuse_tf32(device)
     if backend == "compile":
         for part in (networks.encoder, networks.expression_generator, networks.pose_generator):
             part.compile()

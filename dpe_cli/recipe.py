@@ -55,7 +55,7 @@ class Phase:
     stage: str = "guided"  # see STAGES
     size: int = 256  # side of the crops, pixels
     minutes: float = 60.0
-    steps: int = 0  # instead of minutes: then the run is the same on every machine of its kind
+    steps: int = 0  # instead of minutes: then the run is the same on every CPU of its kind
     batch: int = 16  # pairs a step, over all processes
     lr: float = 2e-3
     lr_hold: float = 0.6  # share of the phase before the rate begins to fall

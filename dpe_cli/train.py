@@ -13,11 +13,13 @@ workers nor interruptions change what is learnt.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,8 @@ from dpe_cli.trainer import Trainer, weighted_l1
 from dpe_cli.weights import load, save
 
 LOG_STEPS = 20
+PREFETCH = 2  # batches that each maker of samples has ready
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps them until they are taken
 
 
 @dataclass
@@ -92,30 +96,45 @@ class _Numbers:
 
     def __init__(self, batch: int, start: int):
         self.batch, self.start = batch, start
+        self.rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.share = batch // world
 
     def __iter__(self) -> Iterator[list[int]]:
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        share, step = self.batch // world, self.start
+        step = self.start
         while True:
-            first = step * self.batch + rank * share
-            yield list(range(first, first + share))
+            first = step * self.batch + self.rank * self.share
+            yield list(range(first, first + self.share))
             step += 1
 
 
 def batches(
     clips: list[Clip], mesh: Mesh, phase: Phase, start: int = 0, codes_only: bool = False
 ) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of a phase, this process's share of each, from step `start` on."""
+    """Endless batches of a phase, this process's share of each, from step `start` on.
+
+    Raises InputError where the memory that processes share has no room for what is made ahead.
+    """
+    samples, numbers = _Samples(clips, mesh, phase, codes_only or phase.stage == "codes"), _Numbers(phase.batch, start)
+    if phase.workers and SHARED_MEMORY.exists():
+        check_shared_memory(phase.workers * PREFETCH * numbers.share * sum(v.nbytes for v in samples[0].values()))
     return iter(
         DataLoader(
-            _Samples(clips, mesh, phase, codes_only or phase.stage == "codes"),
-            batch_sampler=_Numbers(phase.batch, start),
+            samples,
+            batch_sampler=numbers,
             num_workers=phase.workers,
             pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if phase.workers else None,
+            prefetch_factor=PREFETCH if phase.workers else None,
             worker_init_fn=_leave_signals,
         )
     )
+
+
+def check_shared_memory(needed: int) -> None:
+    """Raises InputError unless so many bytes are free: what is written beyond ends a process without a word."""
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        problem = f"samples need {needed >> 20} MiB of {SHARED_MEMORY}, {free >> 20} MiB are free"
+        raise InputError(problem, "start docker with --ipc=host, or set fewer workers")
 
 
 def _leave_signals(number: int) -> None:
@@ -124,11 +143,27 @@ def _leave_signals(number: int) -> None:
         signal.signal(name, signal.SIG_IGN)
 
 
-def join_processes() -> int:
-    """Joins the other processes that torchrun (or RANK and WORLD_SIZE) speaks of; this one's number."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return dist.get_rank() if dist.is_initialized() else 0
+def join_processes(device: str) -> str:
+    """Joins the other processes that torchrun (or RANK and WORLD_SIZE) speaks of; the device of this one.
+
+    That is the one named, but each process of a machine has a GPU of its own, by LOCAL_RANK.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            # Gradients go from GPU to GPU; what processes tell each other of clocks and signals lies on the CPU.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    return device
+
+
+def share_networks(model: DPE) -> None:
+    """Gives every process the first one's weights, in place on the CPU: each has begun from its own samples alone."""
+    if dist.is_initialized():
+        for value in model.state_dict().values():
+            dist.broadcast(value, 0)
 
 
 def shared_clock(minutes: float) -> float:
@@ -241,8 +276,9 @@ def train(
     import cv2
 
     cv2.setNumThreads(1)  # its threads do not survive the fork of the workers: these would wait for ever
-    rank = join_processes()
-    alone, world = rank == 0, dist.get_world_size() if dist.is_initialized() else 1
+    device = join_processes(inputs.device)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    alone = rank == 0
     for phase in phases:
         if phase.batch % world:
             raise InputError(f"{world} processes cannot share a batch of {phase.batch}", "choose a multiple")
@@ -271,11 +307,12 @@ def train(
             if going_on:
                 model = DPE(DPEConfig.from_json(state["config"]))
             else:
-                model = begin_phase(model, phase, inputs.init, clips, say)
+                model = begin_phase(model, phase, inputs.init, clips, say, device)
+                share_networks(model)
             people = len({clip.identity for clip in clips.training})
             held_out = f"{len(clips.held_out)} clips held out"
             say(f"{phase.name} ({phase.stage}): {len(clips.training)} clips of {people} people; {held_out}")
-            trainer = Trainer(model, phase, perceptual_network(phase, inputs), inputs.expression, inputs.device)
+            trainer = Trainer(model, phase, perceptual_network(phase, inputs), inputs.expression, device)
             run = _PhaseRun(number, phases, trainer, clips, inputs.output, journal, alone)
             if going_on:
                 trainer.load_state_dict(state["trainer"])
@@ -283,14 +320,17 @@ def train(
                 torch.set_rng_state(state["random"])
             if not run.go(stop, show):
                 return Result(run.weights, False)
-            model = trainer.averaged()
+            model = trainer.averaged().cpu()
         journal.draw_curves()
     return Result(run.weights, True)
 
 
-def begin_phase(model: DPE | None, phase: Phase, init: Path | None, clips: Clips, say: Callable) -> DPE:
-    """The networks that a phase starts with, grown by a level where its pictures are twice as large.
+def begin_phase(
+    model: DPE | None, phase: Phase, init: Path | None, clips: Clips, say: Callable[[str], None], device: str
+) -> DPE:
+    """The networks that a phase starts with, on the CPU as `model` is, grown where its pictures are twice as large.
 
+    device: where the new level is warmed up; what else is done to networks is little, and mixes them with constants.
     Raises InputError where the sizes do not follow each other.
     """
     if model is None and init is not None:
@@ -303,7 +343,10 @@ def begin_phase(model: DPE | None, phase: Phase, init: Path | None, clips: Clips
     elif model.config.size * 2 == phase.size:
         small, model = model.eval(), grow(model)
         loader = batches(clips.training, clips.mesh, phase, codes_only=True)
-        say(f"warm-up of the new level: mean square error {warm_up(model, small, loader, phase.warm_up):.4f}")
+        pictures = ({"source": batch["source"].to(device)} for batch in loader)
+        error = warm_up(model.to(device), small.to(device), pictures, phase.warm_up)
+        say(f"warm-up of the new level: mean square error {error:.4f}")
+        model.cpu()
     elif model.config.size != phase.size:
         raise InputError(
             f"phase {phase.name} has size {phase.size}, the networks have {model.config.size}",
@@ -449,14 +492,15 @@ class _PhaseRun:
                 terms.append(trainer.step(batch, share))
             operations = counter.get_total_flops() if counter else operations
             self.minutes = shared_clock(before + (time.monotonic() - began) / 60)
-            if self.alone and trainer.step_number % LOG_STEPS == 0:
-                seconds, lap = time.monotonic() - lap, time.monotonic()
-                mean = {k: float(np.mean([float(t[k]) for t in terms if k in t])) for k in terms[-1]}
-                rate = len(terms) / seconds
-                pace = {"rate": rate, "waiting": waited / seconds, "use": operations * rate / limit}
-                show(Progress(phase.name, trainer.step_number, share, self.minutes, **pace, terms=mean))
-                line = {"phase": phase.name, "step": trainer.step_number, "minutes": self.minutes, **mean, **pace}
-                self.journal.note("curve.jsonl", {k: significant(v) for k, v in line.items()}, trainer.step_number)
+            if trainer.step_number % LOG_STEPS == 0:
+                if self.alone:
+                    seconds, lap = time.monotonic() - lap, time.monotonic()
+                    mean = {k: float(np.mean([float(t[k]) for t in terms if k in t])) for k in terms[-1]}
+                    rate = len(terms) / seconds
+                    pace = {"rate": rate, "waiting": waited / seconds, "use": operations * rate / limit}
+                    show(Progress(phase.name, trainer.step_number, share, self.minutes, **pace, terms=mean))
+                    line = {"phase": phase.name, "step": trainer.step_number, "minutes": self.minutes, **mean, **pace}
+                    self.journal.note("curve.jsonl", {k: significant(v) for k, v in line.items()}, trainer.step_number)
                 waited = 0.0
                 terms.clear()
             stopped = shared_stop(stop)
@@ -511,7 +555,7 @@ class _PhaseRun:
 def matrix_rate(device: torch.device, seconds: float = 0.2) -> float:
     """Operations a second of this process in products of large matrices of 16-bit numbers, measured."""
     one = torch.randn(1024 if device.type == "cpu" else 8192, 1024, device=device, dtype=torch.bfloat16)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     one @ one.T
     wait()
     began, count = time.monotonic(), 0

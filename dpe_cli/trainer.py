@@ -12,6 +12,7 @@ Two kinds of step share the networks, the data and the optimiser:
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,6 +57,12 @@ def weighted_l1(image: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return loss / 3
 
 
+@cache
+def grid_on(device: torch.device, size: int) -> Tensor:
+    """`sampling_grid` on a device, copied there once."""
+    return sampling_grid(size).to(device)
+
+
 def flow_loss(flows: list[Tensor], where: Tensor, valid: Tensor, beta: float = 0.03) -> Tensor:
     """Distance (smooth L1) between the tanh of each level's raw flow and the landmark flow.
 
@@ -75,7 +82,7 @@ def flow_loss(flows: list[Tensor], where: Tensor, valid: Tensor, beta: float = 0
         else:
             wanted = F.interpolate(where, size=size, mode="bilinear", align_corners=False)
             mask = F.interpolate(valid[:, None], size=size, mode="bilinear", align_corners=False)
-        grid = sampling_grid(size)[0].permute(2, 0, 1).to(raw.device)
+        grid = grid_on(raw.device, size)[0].permute(2, 0, 1)
         # Quadratic where small: an absolute error asks for the median, and most of a face hardly moves.
         flow = torch.tanh(raw[:, :2].float())
         error = F.smooth_l1_loss(flow, (wanted - grid).expand_as(flow), reduction="none", beta=beta)
@@ -91,7 +98,7 @@ def beyond(flows: list[Tensor]) -> Tensor:
     """
     total = 0.0
     for raw in flows:
-        where = places(raw.float(), sampling_grid(raw.shape[-1]).to(raw.device), math.inf)
+        where = places(raw.float(), grid_on(raw.device, raw.shape[-1]), math.inf)
         total = total + (where.abs() - 1).clamp_min(0).mean()
     return total / len(flows)
 
@@ -364,6 +371,7 @@ class Trainer:
             losses.add("pose_flow", self.flow_error("pose", end_source.flows, batch), guide)
         fakes, reals = torch.cat([end_source.image, end_driving.image]), torch.cat([driving, source])
         if self.discriminator is not None:
+            self.discriminator.requires_grad_(False)  # its own turn comes in `update_discriminator`
             losses.add("gan", F.softplus(-self.discriminator(fakes).float()).mean(), phase.gan_weight)
         return losses, fakes, reals
 
@@ -381,6 +389,7 @@ class Trainer:
 
     def update_discriminator(self, fakes: Tensor, reals: Tensor) -> Tensor:
         """Non-saturating loss of the discriminator on the final images."""
+        self.discriminator.requires_grad_(True)
         with torch.autocast(self.device.type, torch.bfloat16):
             fake, real = self.discriminator(fakes).float(), self.discriminator(reals).float()
             loss = (F.softplus(fake) + F.softplus(-real)).mean()
@@ -418,11 +427,11 @@ def windows(weight: Tensor, side: int) -> list[tuple[slice, ...]]:
     """
     line = torch.arange(weight.shape[-1], device=weight.device, dtype=torch.float32)
     heavy = (weight - 2.5).clamp_min(0)
+    total = heavy.sum((1, 2))
+    middles = [(heavy.sum(axis) * line).sum(1) / total for axis in (2, 1)]
     parts = []
-    for i in range(len(weight)):
-        if heavy[i].any():
-            middle = [float((heavy[i].sum(axis) * line).sum() / heavy[i].sum()) for axis in (1, 0)]
-        else:
+    for i, (weighs, *middle) in enumerate(torch.stack([total, *middles], 1).cpu().tolist()):  # the only wait for a GPU
+        if not weighs:
             middle = (torch.rand(2) * weight.shape[-1]).tolist()
         top, left = (int(min(max(m - side / 2, 0), weight.shape[-1] - side)) for m in middle)
         parts.append((slice(i, i + 1), slice(None), slice(top, top + side), slice(left, left + side)))
@@ -432,12 +441,11 @@ def windows(weight: Tensor, side: int) -> list[tuple[slice, ...]]:
 @torch.no_grad()
 def follow(average: dict[str, Tensor], model: nn.Module, ema: float, step: int) -> None:
     """Takes a moving average of weights along, in place: faster in the first steps than `ema` says, counts copied."""
-    decay = min(ema, (1 + step) / (10 + step))
-    for name, value in model.state_dict().items():
-        if value.dtype.is_floating_point:
-            average[name].lerp_(value, 1 - decay)
-        else:
-            average[name].copy_(value)
+    decay, state = min(ema, (1 + step) / (10 + step)), model.state_dict()
+    learnt = [name for name, value in state.items() if value.dtype.is_floating_point]
+    torch._foreach_lerp_([average[name] for name in learnt], [state[name] for name in learnt], 1 - decay)  # all at once
+    for name in state.keys() - learnt:
+        average[name].copy_(state[name])
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

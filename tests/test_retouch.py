@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-from simulated_gpu import simulated_gpu
+from simulated_gpu import computed, simulated_gpu
 
 from dpe_cli import weights
 from dpe_cli.crop import cut
 from dpe_cli.engine import Engine
-from dpe_cli.errors import InputError, WeightsError
+from dpe_cli.errors import DeviceError, InputError, WeightsError
 from dpe_cli.face import crop_box, make_detector
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.measured import read_codes
@@ -579,6 +579,22 @@ def test_a_lane_does_not_read_again_what_it_is_told(portrait: np.ndarray, monkey
         assert lanes[0].edit(portrait, own, None, told).shape == portrait.shape
 
 
+def once(monkeypatch: pytest.MonkeyPatch, owner: object, method: str, fault: object, at: int) -> list[int]:
+    """Gives a method a fault in its call of that number, an error or a change of the result; the count of its calls."""
+    calls, original = [0], getattr(owner, method)
+
+    def faulty(*arguments: object) -> object:
+        calls[0] += 1
+        if calls[0] != at:
+            return original(*arguments)
+        if isinstance(fault, Exception):
+            raise fault
+        return fault(original(*arguments))
+
+    monkeypatch.setattr(owner, method, faulty)
+    return calls
+
+
 @pytest.mark.parametrize(("precision", "mean"), [("fp32", 0.01), ("auto", 1), ("fp16", 1)])
 def test_the_shipped_weights_edit_alike_on_a_gpu_that_is_simulated(portrait: np.ndarray, precision: str, mean: float):
     nearer = cv2.resize(portrait[0, 20:236, 20:236], (SIZE, SIZE))
@@ -599,6 +615,30 @@ def test_the_shipped_weights_edit_alike_on_a_gpu_that_is_simulated(portrait: np.
         assert gpu.precision == {"auto": "bf16"}.get(precision, precision)  # nothing overflowed
 
 
+def test_what_overflows_in_one_lane_is_done_in_thirty_two_bits_in_all(
+    portrait: np.ndarray, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with simulated_gpu() as device:
+        gpu = Engine(device=str(device), precision="fp16")
+        once(monkeypatch, gpu.networks, "motion_code", lambda code: code * torch.inf, 1)
+        with gpu.lanes() as lanes:
+            lanes[1].encoded_codes(portrait)
+            assert {one.precision for one in (gpu, *lanes)} == {gpu.description["precision"]} == {"fp32"}
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_gpu_without_kernels_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch):
+    def refuse(function: object, *arguments: object) -> object:
+        if function._schema.name in ("aten::add", "aten::convolution"):
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+        return computed(function, *arguments)
+
+    monkeypatch.setattr("simulated_gpu.computed", refuse)
+    with simulated_gpu() as device, pytest.raises(DeviceError, match=r"simulated.* cannot be used: .*no kernel image"):
+        Engine(device=str(device))
+
+
 def test_a_simulated_gpu_notices_what_a_real_one_would():
     with simulated_gpu() as device:
         here, there = torch.ones(2), torch.ones(2, device=device)
@@ -609,3 +649,79 @@ def test_a_simulated_gpu_notices_what_a_real_one_would():
                 mistake()
         with torch.autocast("cuda", torch.bfloat16):
             assert (there[None] @ there[:, None]).dtype == torch.bfloat16
+
+
+@pytest.fixture(scope="module")
+def six(portrait: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Crops of which two are equal, with the codes that are asked of them."""
+    crops = np.stack(
+        [cv2.resize(portrait[0, n : SIZE - n, n : SIZE - n], (SIZE, SIZE)) for n in (0, 6, 12, 12, 18, 24)]
+    )
+    return crops, Engine(device="cpu").motion_codes(crops) + np.float32(0.7) * np.where(np.arange(20) % 2, -1, 1)
+
+
+@pytest.mark.parametrize("place", ["encode", "transfer_expression", "bend_pose", "looked_at"])
+def test_what_was_done_stays_where_the_memory_ends(six, monkeypatch: pytest.MonkeyPatch, place: str):
+    """In the second part of a batch, some of whose crops were edited in the batch before."""
+    crops, asked = six
+    engine, whole = Engine(device="cpu", batch_size=2), Engine(device="cpu", batch_size=1)
+    wanted, maps = whole.edit(crops, asked, asked), whole.carried(crops, asked, asked)
+    engine.edit(crops[:1], asked[:1], asked[:1])
+    told = engine.read(crops)
+    known = once(monkeypatch, engine.measured, "measure", lambda result: result, 0)
+    owner = engine.mesh if place == "looked_at" else engine.networks
+    calls = once(monkeypatch, owner, place, torch.OutOfMemoryError("CUDA out of memory"), 2)
+    found = engine.edit(crops, asked, asked, told)
+    assert engine.batch_size == 1 and calls[0] > 3
+    assert np.abs(found.astype(int) - wanted).mean() < 0.01
+    for one, two in zip(engine.carried(crops, asked, asked), maps, strict=True):
+        assert np.abs(one - two).mean() < 0.001
+    assert known[0] < 12  # looks at what is drawn; what was told is not read again
+
+
+@pytest.mark.parametrize("place", ["transfer_expression", "bend_pose"])
+def test_what_was_done_stays_where_sixteen_bits_overflow(six, monkeypatch: pytest.MonkeyPatch, place: str):
+    crops, asked = six
+    wanted = []
+    for precision in ("bf16", "fp32"):
+        engine = Engine(device="cpu", batch_size=2, precision=precision)
+        engine.edit(crops[:1], asked[:1], asked[:1])
+        wanted.append([engine.edit(crops, asked, asked), *engine.carried(crops, asked, asked)])
+    engine = Engine(device="cpu", batch_size=2, precision="bf16")
+    engine.edit(crops[:1], asked[:1], asked[:1])
+
+    def overflown(drawn: object) -> object:
+        picture = drawn[0] if isinstance(drawn, tuple) else drawn
+        picture[-1, 0, 0, 0] = torch.inf
+        return drawn
+
+    once(monkeypatch, engine.networks, place, overflown, 2)
+    found = engine.edit(crops, asked, asked)
+    maps = engine.carried(crops, asked, asked)
+    assert engine.description["precision"] == "fp32"
+    done = slice(4)  # the first was edited before, two come in the first part, one is the equal of one of these
+    np.testing.assert_array_equal(found[done], wanted[0][0][done])
+    assert np.abs(found[4:].astype(int) - wanted[1][0][4:]).mean() < 0.4  # its own codes were read in 16 bits
+    for row, where in enumerate(maps):
+        assert np.abs(where - wanted[row > 3][1 + row]).mean() < (0.3 if row > 3 else 1e-9)
+
+
+def test_what_was_read_stays_where_the_encoder_overflows(six, monkeypatch: pytest.MonkeyPatch):
+    crops, _ = six
+    engine = Engine(device="cpu", precision="bf16")
+    monkeypatch.setattr(engine.measured, "measure", lambda crops, encoder: (encoder(range(len(crops))), crops[:, 0]))
+    before = engine.read(crops[:2])
+    once(monkeypatch, engine.networks, "motion_code", lambda code: code * torch.inf, 1)
+    told = engine.read(crops)
+    assert engine.precision == "fp32" and told[:2] == before and len({id(one) for one in told}) == 5
+
+
+def test_a_pair_of_expressions_is_remembered_under_the_poses_of_one(six, monkeypatch: pytest.MonkeyPatch):
+    crops, asked = six[0][:2], six[1][:2]
+    engine = Engine(device="cpu")
+    monkeypatch.setattr(engine, "encoded_codes", lambda crops: np.zeros((len(crops), 20), np.float32))  # to the bit
+    engine.edit(crops, asked, asked)
+    engine.edit(crops[:1], asked[:1], asked[:1] + 1)
+    drawn = once(monkeypatch, engine.networks, "transfer_expression", lambda drawn: drawn, 0)
+    found = engine.edit(crops, asked, asked - 1)
+    assert drawn == [0] and found.shape == crops.shape

@@ -5,12 +5,16 @@ import multiprocessing
 import os
 import signal
 import socket
+import weakref
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from simulated_gpu import simulated_gpu
 
 from dpe_cli.dataset import is_held_out
 from dpe_cli.errors import DPEError, InputError, OutputError
@@ -31,7 +35,7 @@ from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.recipe import Phase, read_recipe
-from dpe_cli.train import Inputs, train
+from dpe_cli.train import LOG_STEPS, Inputs, _PhaseRun, join_processes, matrix_rate, train
 from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1
 from dpe_cli.weights import load
 
@@ -80,6 +84,17 @@ def test_a_cycle_step_updates_networks_and_discriminator(model, batch):
     changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
     assert any(k.startswith("pose_generator") for k in changed)
     assert any(k.startswith("encoder") for k in changed)
+
+
+def test_the_discriminator_learns_in_its_own_turn(model, batch):
+    trainer = Trainer(model, Phase(stage="cycle", gan_weight=0.1))
+    trainer.cycle(batch)[0].total.backward()
+    assert all(p.grad is None for p in trainer.discriminator.parameters())
+    assert any(p.grad is not None for p in model.pose_generator.parameters())
+    before = [p.detach().clone() for p in trainer.discriminator.parameters()]
+    for _ in range(2):
+        trainer.step(batch, 0)
+    assert not any(torch.equal(p, old) for p, old in zip(trainer.discriminator.parameters(), before, strict=True))
 
 
 def test_the_middle_pair_does_not_update_the_pose_generator(model, batch):
@@ -410,6 +425,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(prepared, tmp_path, tiny, sta
     assert same_weights(whole.weights, cut.weights)
 
 
+def test_samples_that_the_shared_memory_cannot_hold_are_refused(prepared, tmp_path, tiny, monkeypatch):
+    free = 2**18  # less than two batches of four pictures of 32 x 32
+    monkeypatch.setattr("dpe_cli.train.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    phase = Phase(**SMALL, steps=1)
+    with pytest.raises(InputError, match=r"samples need \d+ MiB .* 0 MiB are free; .*--ipc=host, or set fewer"):
+        train(Inputs(prepared, tmp_path / "run"), [replace(phase, workers=1)])
+    train(Inputs(prepared, tmp_path / "alone"), [phase])
+    free = 2**30
+    train(Inputs(prepared, tmp_path / "room"), [replace(phase, workers=1)])
+
+
 def test_a_run_is_not_overwritten_and_not_resumed_with_another_recipe(prepared, tmp_path, tiny):
     phases = [Phase(**SMALL, stage="codes", steps=1)]
     train(Inputs(prepared, tmp_path / "run"), phases)
@@ -431,6 +458,47 @@ def test_a_phase_of_twice_the_size_grows_the_networks(prepared, tmp_path, tiny):
     assert [json.loads(line)["phase"] for line in curves.read_text().splitlines()] == ["train", "b"]
     with pytest.raises(InputError, match="size 256"):
         train(Inputs(prepared, tmp_path / "bad"), [Phase(**small), Phase(**large | {"size": 256})])
+
+
+def no_warm_up(model, small, batches, steps):
+    """What `warm_up` computes, on the device, but for the gradients: the simulated GPU has none."""
+    with torch.no_grad():
+        image = to_image(next(batches)["source"])
+        small.encode(torch.nn.functional.avg_pool2d(image, 2))
+        return float(model.encode(image).latent.mean().cpu())
+
+
+@pytest.mark.parametrize(
+    "begins",
+    [
+        {"copy_start": True},
+        {"show_inside": True},
+        {"show_inside": True, "show_teeth": True, "dim_teeth": "0.5,0.25,0.2"},
+        {"subtract_own": True, "subtract_own_pose": True},
+        {"gains": "mouth=1.4,turn=1.3"},
+        {"size": 64, "warm_up": 1},
+    ],
+    ids=lambda begins: next(iter(begins)),
+)
+def test_a_phase_begins_on_a_gpu_as_on_a_cpu(prepared, tmp_path, tiny, monkeypatch, begins):
+    """With what the phase before left there."""
+    monkeypatch.setattr("dpe_cli.train.warm_up", no_warm_up)
+    size, begun = begins.get("size", 32), []
+    pictures = torch.randint(255, (2, 3, size, size), dtype=torch.uint8)
+    monkeypatch.setattr("dpe_cli.train.batches", lambda *_, **__: iter([{"source": pictures}]))
+
+    def go(run, stop, show):
+        begun.append(run.trainer.averaged().cpu().state_dict())
+        return True
+
+    monkeypatch.setattr(_PhaseRun, "go", go)
+    phases = [Phase(**SMALL, stage="codes"), Phase(**SMALL | begins, name="b")]
+    train(Inputs(prepared, tmp_path / "cpu"), phases)
+    with simulated_gpu() as device:
+        train(Inputs(prepared, tmp_path / "gpu", device=str(device)), phases)
+    for one, two in zip(begun[:2], begun[2:], strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert begun[0].keys() != begun[1].keys() or any(not torch.equal(begun[0][k], begun[1][k]) for k in begun[0])
 
 
 def test_stage_two_leaves_the_encoder_and_the_pose_generator_as_they_are(model, batch):
@@ -483,26 +551,102 @@ def test_a_run_that_diverges_stops(model, batch):
 SHARED = Phase(**SMALL, stage="cycle", steps=4, lr=1e-4)
 
 
-def process(rank: int, world: int, port: int, data, output) -> None:
-    """One of the processes of a run; started anew, so without the fixtures."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def process(rank: int, port: int, data, output, phases: list[Phase], ends: bool = True) -> None:
+    """One of the two processes of a run; started anew, so without the fixtures.
+
+    ends: phases are gone through; else each writes what it begins with into the folder of the data, and that is all.
+    """
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     DPEConfig.compact = lambda size: DPEConfig(size, TINY, latent_dim=32)
-    train(Inputs(data, output), [SHARED])
+
+    def begun(run, stop, show):
+        torch.save(run.trainer.model.state_dict(), data / f"{run.number}-{rank}.pt")
+        return True
+
+    if not ends:
+        _PhaseRun.go = begun
+    train(Inputs(data, output), phases)
+
+
+def two_processes(*arguments) -> None:
+    """Runs `process` twice, side by side."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(process, (port, *arguments), nprocs=2)
+
+
+def test_a_process_that_reports_nothing_keeps_nothing(prepared, tmp_path, tiny, monkeypatch):
+    go, step, kept, most = _PhaseRun.go, Trainer.step, [], []
+
+    def silent(run, *arguments):
+        run.alone = False
+        return go(run, *arguments)
+
+    def remembered(*arguments):
+        terms = step(*arguments)
+        kept.append(weakref.ref(terms["code"]))
+        most.append(sum(term() is not None for term in kept))
+        return terms
+
+    monkeypatch.setattr(_PhaseRun, "go", silent)
+    monkeypatch.setattr(Trainer, "step", remembered)
+    train(Inputs(prepared, tmp_path / "run"), [Phase(**SMALL, stage="codes", steps=2 * LOG_STEPS + 1)])
+    assert max(most) == LOG_STEPS
 
 
 def test_two_processes_learn_what_one_learns(prepared, tmp_path, tiny):
     """Same global batch: equal but for the order of sums in 16 bits, which can turn a gradient near zero."""
     train(Inputs(prepared, tmp_path / "one"), [SHARED])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(process, (2, port, prepared, tmp_path / "two"), nprocs=2)
+    two_processes(prepared, tmp_path / "two", [SHARED])
     one, two = (
         torch.load(tmp_path / name / "state-0-4.pt", weights_only=True)["trainer"]["model"] for name in ("one", "two")
     )
     differences = torch.cat([(one[name] - two[name]).flatten().abs() for name in one])
     assert differences.max() <= 2 * SHARED.steps * SHARED.lr  # a step of Adam moves a weight by lr
     assert differences.mean() < 0.05 * SHARED.steps * SHARED.lr
+
+
+def test_two_processes_begin_each_phase_alike(prepared, tmp_path):
+    """Each warms a new level up, and finds where teeth go, on samples of its own."""
+    phases = [Phase(**SMALL, stage="codes"), Phase(**SMALL | {"size": 64}, warm_up=2), Phase(**SMALL | {"size": 64})]
+    phases[2] = replace(phases[2], show_inside=True, show_teeth=True)
+    two_processes(prepared, tmp_path / "run", phases, False)
+    for number in range(len(phases)):
+        one, two = (torch.load(prepared / f"{number}-{rank}.pt", weights_only=True) for rank in range(2))
+        assert all(torch.equal(one[name], two[name]) for name in one), number
+
+
+@pytest.mark.parametrize(
+    ("device", "own", "backend"),
+    [("cpu", "cpu", "gloo"), ("cuda", "cuda:1", "cpu:gloo,cuda:nccl"), ("cuda:0", "cuda:1", "cpu:gloo,cuda:nccl")],
+)
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, device, own, backend):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", chosen.append)
+    assert join_processes(device) == own
+    assert chosen == ([own] if own != "cpu" else []) + [backend]
+
+
+def test_the_rate_of_a_gpu_is_that_of_the_one_in_use(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *devices: waited.append(devices))
+    with simulated_gpu() as device:
+        assert matrix_rate(device, seconds=0.01) > 0
+    assert set(waited) == {(device,)}
+
+
+@pytest.mark.parametrize("stage", ["reader", "retouch", "audio", "pose"])
+def test_a_stage_that_knows_no_gpu_says_so(tmp_path, stage):
+    arguments = ["train", "--data", str(tmp_path), "-o", str(tmp_path / "run"), "--set", f"stage={stage}"]
+    for device, said in (("cuda", True), ("cpu", False)):
+        result = CliRunner().invoke(cli, [*arguments, "--device", device])
+        remark = f"stage {stage} learns on the CPU: --device {device} is left aside"
+        assert result.exit_code == InputError.exit_code and (remark in result.stderr) == said
 
 
 def test_the_paper_s_recipe_is_a_recipe():

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import synthetic_face, turned
+from simulated_gpu import simulated_gpu
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpe_cli.dataset import Sampler, _seen, around, is_held_out, kept_near, load_clips, turns
 from dpe_cli.errors import InputError
@@ -249,6 +251,36 @@ def test_windows_are_anywhere_where_nothing_is_heavy():
     places = [{(part[2].start, part[3].start) for part in windows(weight, 16)} for weight in (light, heavy)]
     assert len(places[0]) > 4 and len(places[1]) == 1
     assert all(0 <= place <= 48 for pair in places[0] for place in pair)
+
+
+def test_windows_lie_about_the_middle_of_what_is_heavy_on_a_gpu_too():
+    """Which is asked once: other work of a GPU waits for each answer."""
+    waits = []
+
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            waits.extend(["one"] * (function._schema.name in ("aten::_to_copy", "aten::_local_scalar_dense")))
+            return function(*args, **kwargs or {})
+
+    weight = torch.nn.functional.avg_pool2d(torch.rand(6, 1, 64, 64) * 6, 5, 1, 2)[:, 0]
+    weight[3] = 1
+    torch.manual_seed(0)
+    found = windows(weight, 16)
+    torch.manual_seed(0)
+    for number, (one, heavy) in enumerate(zip(found, (weight - 2.5).clamp_min(0), strict=True)):
+        middle = (
+            torch.rand(2) * 64 if number == 3 else (heavy.nonzero() * heavy[heavy > 0][:, None]).sum(0) / heavy.sum()
+        )
+        corner = (middle - 8).clamp(0, 48)
+        assert one[0] == slice(number, number + 1)
+        assert [part.start for part in one[2:]] == pytest.approx((corner - 0.5).tolist(), abs=0.51)
+        assert [part.stop - part.start for part in one[2:]] == [16, 16]
+    with simulated_gpu() as device:
+        there = weight.to(device)
+        torch.manual_seed(0)
+        with Waits():
+            assert windows(there, 16) == found
+    assert len(waits) == 1
 
 
 def test_a_head_is_the_same_in_any_crop():

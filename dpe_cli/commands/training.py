@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("same", "cross", "video")  # of eval
 CONTROL, DUB = "control", "dub"  # two more, by name only
+ON_CPU = ("reader", "retouch", "audio", "pose")  # stages of the training that know no other device
 
 
 @click.command(cls=Command)
@@ -117,7 +118,7 @@ def prepare(
 )
 @click.option("--speech", type=FOLDER, help="Clips prepared with sound, for stage banks.  [default: those of --data]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder, exactly.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder; exactly on a CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
 def train(
     recipe: Path | None, changes: tuple[str, ...], budget: float | None, data: Path, output: Path, init: Path | None,
@@ -139,6 +140,8 @@ def train(
     say = speaker(quiet)
 
     phases = read_recipe(recipe, changes, budget)
+    if device != "cpu" and phases[0].stage in ON_CPU:
+        say(f"stage {phases[0].stage} learns on the CPU: --device {device} is left aside")
     if any(phase.stage == "landmarks" for phase in phases):
         click.echo(train_landmark_network(phases, data, output, init, space, device, say))
         return
