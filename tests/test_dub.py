@@ -309,6 +309,24 @@ def test_requests_that_make_no_sense_are_refused(tmp_path, clip, speech):
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize("options, words", [(("--pose", "off"), "keep, generate"), (("--blink", "keep"), "auto, off")])
+def test_a_word_of_the_other_option_is_no_word_of_this_one(tmp_path, speech, options, words):
+    write_image(tmp_path / "portrait.png", picture())
+    done = command("dub", "-s", tmp_path / "portrait.png", "-a", speech, "-o", tmp_path / "o.mkv", *options)
+    assert done.exit_code == 3 and f"{options[1]} does not exist" in done.stderr and words in done.stderr
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path, clip, speech):
+    portrait = tmp_path / "portrait.png"
+    write_image(portrait, picture())
+    for span in ({"start": 1.0}, {"end": 2.0}):
+        with pytest.raises(InputError, match=r"portrait.png is a picture.*leave --start and --end out"):
+            run(portrait, speech, tmp_path / "no.mkv", edit=span)
+    for source, settings in ((clip, {}), (portrait, {"still": True}), (portrait, {"pose": "keep"})):
+        with pytest.raises(InputError, match="leave --no-paste out"):
+            run(source, speech, tmp_path / "no.mkv", edit={"paste": False}, **settings)
+
+
 # Segments
 
 
