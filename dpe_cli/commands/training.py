@@ -17,6 +17,7 @@ from dpe_cli.commands.shared import (
     WEIGHTS,
     Command,
     detector_options,
+    given,
     machine_options,
     print_table,
     progress_for,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("same", "cross", "video")  # of eval
 CONTROL, DUB = "control", "dub"  # two more, by name only
+UNREAD = {CONTROL: ("modes", "lpips", "lpips_network"), DUB: ("modes", "lpips", "lpips_network", "identity", "seed")}
 
 
 @click.command(cls=Command)
@@ -217,6 +219,7 @@ def evaluate_command(
     if CONTROL in protocols or DUB in protocols:
         if len(protocols) > 1 or len(weights) > 1:
             raise click.UsageError(f"{protocols[0]} is measured in a run of its own, on one checkpoint")
+        refuse_unread(UNREAD[protocols[0]], f"--protocol {protocols[0]}")
         chosen = pairs, frames, landmarker, space, output, overwrite, quiet
         measure = evaluate_speech if DUB in protocols else functools.partial(evaluate_factors, seed, identity)
         measure(data, weights[0] if weights else None, machine, *chosen)
@@ -254,6 +257,14 @@ def evaluate_command(
         for table in terminal_tables(summary):
             console.print(table)
     click.echo(write(output, summary, strips))
+
+
+def refuse_unread(names: tuple[str, ...], where: str) -> None:
+    """Raises click.UsageError where the command line names options that mean nothing there."""
+    ctx = click.get_current_context()
+    named = [param.opts[-1] for param in ctx.command.params if param.name in names and given(ctx, param.name)]
+    if named:
+        raise click.UsageError(f"{', '.join(named)} cannot go with {where}: leave it out")
 
 
 def evaluate_factors(
