@@ -21,6 +21,7 @@ from dpe_cli.dub import DubSettings, Extras, LowerFace, Plan, dub_video, mouth_f
 from dpe_cli.edit import EditSettings
 from dpe_cli.errors import InputError, WeightsError
 from dpe_cli.factors import FORMAT, NAMES, SPACE, Factors, coordinate_projectors, fit_of, write_fit
+from dpe_cli.jobs import NO_MASK
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
 from dpe_cli.main import cli
 from dpe_cli.models import SpeechConfig, SpeechNets
@@ -314,6 +315,18 @@ def test_a_word_of_the_other_option_is_no_word_of_this_one(tmp_path, speech, opt
     write_image(tmp_path / "portrait.png", picture())
     done = command("dub", "-s", tmp_path / "portrait.png", "-a", speech, "-o", tmp_path / "o.mkv", *options)
     assert done.exit_code == 3 and f"{options[1]} does not exist" in done.stderr and words in done.stderr
+
+
+def test_a_frame_whose_face_has_no_landmarks_is_passed_and_not_edited(tmp_path, monkeypatch, clip, speech):
+    class Blind:
+        def detect(self, crop: np.ndarray) -> None:
+            return None
+
+    monkeypatch.setattr(dub, "NetworkLandmarker", Blind)
+    report = run(clip, speech, tmp_path / "o.mkv")
+    assert report.counts()["edited"] == 0 and "no frame was edited" in report.notes
+    assert report.counts()["reasons"] == {NO_MASK: 36}
+    assert pixels(tmp_path / "o.mkv") == pixels(clip)
 
 
 def test_options_that_would_do_nothing_are_refused(tmp_path, clip, speech):
