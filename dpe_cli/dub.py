@@ -330,10 +330,12 @@ class Dub:
         )
 
     def sound(self, source: Path, folder: Path) -> Path:
-        """The sound of the output: the speech's own packets where nothing is cut off its head, repeated or mixed in,
-        else a file that is made in `folder`."""
+        """The sound of the output: the speech's own packets where nothing is cut off its head, repeated, mixed in or
+        wanted after it, else a file that is made in `folder`."""
         lengths, mix = self.lengths, self.settings.mix
-        if lengths.begin == lengths.first and not lengths.loop_speech and mix is None:
+        spoken = lengths.first + self.loudness.seconds
+        silence = self.settings.audio_end == "pad" and lengths.end > spoken + 1 / GRID
+        if lengths.begin == lengths.first and not (lengths.loop_speech or silence) and mix is None:
             return self.audio
         own = None if mix is None else (source, lengths.begin, mix)
         path = folder / "speech.wav"
@@ -356,6 +358,8 @@ def decide(
         )
     loudness = read_loudness(audio)
     lengths = plan_length(info, loudness, settings)
+    if (tracks := len(audio_codecs(audio))) > 1:
+        remark(f"{audio.name} has {tracks} sound tracks: the face says what is in the first")
     report.settings, report.detector = {"mode": "dub", **asdict(settings)}, detector.name
     speech = {"path": str(audio), **asdict(loudness)}
     report.inputs = {"source": describe(info), "driving": [], "speech": speech}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import run_ffmpeg
 from test_cli import run as command
 from test_edit import SKIN, ColourDetector, picture
 from test_segments import described, pixels, started, wait_for
@@ -265,6 +266,28 @@ def test_the_old_sound_is_mixed_in(tmp_path, make_clip, speech):
         spectrum = np.abs(np.fft.rfft(heard))
         loud.append(spectrum[2950:3050].max())
     assert loud[1] > 20 * loud[0]
+
+
+def test_silence_follows_a_shorter_speech(tmp_path, make_clip):
+    source = make_clip("long.mkv", seconds=2, size=(160, 120), colour=SKIN)
+    audio = write_wave(tmp_path / "short.wav", babble(0.8))
+    run(source, audio, tmp_path / "out.mkv", audio_end="pad")
+    heard = np.concatenate(list(read_sound(tmp_path / "out.mkv", RATE)))
+    assert len(heard) == pytest.approx(2 * RATE, abs=0.05 * RATE)
+    assert np.abs(heard[: int(0.7 * RATE)]).max() > 0.01 > np.abs(heard[int(0.9 * RATE) :]).max()
+
+
+def test_of_several_sound_tracks_it_is_said_which_is_spoken(tmp_path, clip, speech):
+    run_ffmpeg("-i", speech, "-i", speech, "-map", "0", "-map", "1", tmp_path / "two.mka")
+    said = "two.mka has 2 sound tracks: the face says what is in the first"
+    assert said in run(clip, tmp_path / "two.mka", tmp_path / "out.mkv").notes
+    assert not any("tracks" in note for note in run(clip, speech, tmp_path / "one.mkv").notes)
+
+
+def test_an_empty_sound_file_is_told_as_sound(tmp_path, clip):
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(InputError, match=r"empty.wav cannot be opened as sound; .* can play it"):
+        run(clip, tmp_path / "empty.wav", tmp_path / "out.mkv")
 
 
 @pytest.mark.parametrize("still, size", [(True, (160, 120)), (False, (64, 64))])
