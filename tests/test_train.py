@@ -367,12 +367,35 @@ def test_smoke_a_short_run_learns_what_it_is_shown(prepared, tmp_path, tiny):
         ("", ["stage=best"], "best is no stage"),
         ("", ["c.lr=1"], "no phase c"),
         ("[[phase]", [], "no TOML file"),
+        ("[phase]\nsize = 64", [], r"recipe.toml: phase is no list of phases; write \[\[phase\]\]"),
+        ("phase = [3]", [], "phase is no list of phases"),
+        ("batch = inf", [], "batch = inf"),
+        ("", ["batch=0"], "phase train: batch = 0 is out of range; give 1 or more"),
+        ("", ["steps=-1"], "steps = -1"),
+        ("", ["minutes=nan"], "minutes = nan"),
+        ("", ["minutes=0"], "neither minutes nor steps"),
+        ("", ["size=100"], "size = 100 fits no networks; use one of 8, 16"),
+        ("", ["threads=0"], "threads = 0"),
+        ("", ["workers=-1"], "workers = -1"),
+        ("", ["samples=0"], "samples = 0"),
+        ("", ["eye_share=2"], "eye_share = 2.0 is out of range; give 0 to 1"),
     ],
 )
 def test_a_wrong_recipe_is_one_clear_line(tmp_path, text, changes, problem):
     (tmp_path / "recipe.toml").write_text(text)
     with pytest.raises(InputError, match=problem):
         read_recipe(tmp_path / "recipe.toml", changes)
+
+
+def test_a_budget_of_phases_without_minutes_is_one_clear_line(tmp_path):
+    (tmp_path / "recipe.toml").write_text("minutes = 0\n[[phase]]\n[[phase]]\n")
+    with pytest.raises(InputError, match="neither minutes nor steps"):
+        read_recipe(tmp_path / "recipe.toml", budget=5)
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "gpu.toml", "retouch.toml"])
+def test_our_own_recipes_are_within_the_ranges(name):
+    assert read_recipe(Path(__file__).parent.parent / "weights" / name)
 
 
 SMALL = {"size": 32, "batch": 4, "workers": 0, "minutes": 1e9}
