@@ -433,6 +433,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(prepared, tmp_path, tiny, sta
     assert same_weights(whole.weights, cut.weights)
 
 
+def test_an_error_while_training_leaves_no_process_behind(prepared, tmp_path, tiny, monkeypatch):
+    """The makers of samples heed no signal: whoever waits for them at the exit would wait for ever."""
+
+    def broken(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        train(Inputs(prepared, tmp_path / "run"), [Phase(**SMALL | {"workers": 1}, stage="codes", steps=2)])
+    left = multiprocessing.active_children()  # while the traceback in `caught` holds the loop
+    for child in left:
+        child.kill()
+    assert caught.traceback and not left
+
+
 def test_a_run_is_not_overwritten_and_not_resumed_with_another_recipe(prepared, tmp_path, tiny):
     phases = [Phase(**SMALL, stage="codes", steps=1)]
     train(Inputs(prepared, tmp_path / "run"), phases)
