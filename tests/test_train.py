@@ -398,6 +398,20 @@ def test_our_own_recipes_are_within_the_ranges(name):
     assert read_recipe(Path(__file__).parent.parent / "weights" / name)
 
 
+@pytest.mark.parametrize("stage", ["audio", "pose", "landmarks", "reader", "retouch", "factors", "banks"])
+def test_a_stage_that_keeps_no_state_cannot_be_resumed_and_says_so(tmp_path, monkeypatch, stage):
+    def terminated(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+
+    for name in ("train_speech_networks", "train_landmark_network", "train_reading", "train_retouching", "fit_factors"):
+        monkeypatch.setattr(f"dpe_cli.commands.training.{name}", terminated)
+    command = ["train", "--data", str(tmp_path), "-o", str(tmp_path / "run"), "--set", f"stage={stage}"]
+    refused = CliRunner().invoke(cli, [*command, "--resume"])
+    assert refused.exit_code == 2 and f"--resume cannot go with stage {stage}" in refused.stderr
+    stopped = CliRunner().invoke(cli, command)
+    assert stopped.exit_code == 75 and "begins anew" in stopped.stderr and "--resume" not in stopped.stderr
+
+
 SMALL = {"size": 32, "batch": 4, "workers": 0, "minutes": 1e9}
 
 

@@ -13,6 +13,7 @@ from dpe_cli.commands.shared import (
     FILE,
     FOLDER,
     MODES,
+    STOP_META,
     STOPPED,
     WEIGHTS,
     Command,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("same", "cross", "video")  # of eval
 CONTROL, DUB = "control", "dub"  # two more, by name only
+WHOLE = ("landmarks", "reader", "retouch", "factors", "banks", "audio", "pose")  # stages that keep no state
+STOPPED_WHOLE = "Stopped: this stage keeps no state to go on from, the next run begins anew"
 UNREAD = {CONTROL: ("modes", "lpips", "lpips_network"), DUB: ("modes", "lpips", "lpips_network", "identity", "seed")}
 
 
@@ -142,6 +145,10 @@ def train(
     say = speaker(quiet)
 
     phases = read_recipe(recipe, changes, budget)
+    if whole := {phase.stage for phase in phases} & set(WHOLE):
+        if resume:
+            raise click.UsageError(f"--resume cannot go with stage {min(whole)}, which keeps no state: leave it out")
+        click.get_current_context().meta[STOP_META] = STOPPED_WHOLE
     if any(phase.stage == "landmarks" for phase in phases):
         click.echo(train_landmark_network(phases, data, output, init, space, device, say))
         return
