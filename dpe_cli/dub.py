@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dpe_cli.container import files_of
 from dpe_cli.crop import cut, gaussian_mask
 from dpe_cli.edit import (
     NO_FACE,
@@ -73,7 +74,8 @@ from dpe_cli.video import Frame, VideoInfo, check_writable, probe, seconds_of, w
 from dpe_cli.weights import LANDMARKS, SPEECH, digest, find
 
 AUDIO_ENDS = ("trim", "pad", "loop", "error")
-KEEP, AUTO, OFF = "keep", "auto", "off"  # of --pose and --blink, beside GENERATE and files
+KEEP, AUTO, OFF = "keep", "auto", "off"
+POSES, BLINKS = (KEEP, GENERATE), (AUTO, OFF)  # words of --pose and --blink; anything else is a file
 REFERENCE = 100  # frames with a face, from the source's start, that tell the person's closed mouth
 LIDS = COORDINATES["lids"]
 LOWER_LIDS = ([144, 145, 153], [380, 374, 373])  # of MediaPipe's points; the picture's left eye first
@@ -98,7 +100,8 @@ class DubSettings:
     @property
     def files(self) -> list[Path]:
         """What the head and the lids of a still follow."""
-        return [Path(one) for one in (self.pose, self.blink) if one not in ("", KEEP, GENERATE, AUTO, OFF)]
+        asked = (self.pose, POSES), (self.blink, BLINKS)
+        return [Path(one) for one, words in asked if one and one not in words]
 
     @property
     def head_moves(self) -> bool:
@@ -164,13 +167,23 @@ def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings) ->
     info = probe(source, settings.edit.rate)
     if not audio_codecs(audio):
         raise InputError(f"{audio} holds no sound", "name a file with speech in it")
-    for path in settings.files:
-        probe_driving(path)
+    for option, given, words in (("--pose", settings.pose, POSES), ("--blink", settings.blink, BLINKS)):
+        if given and given not in words:
+            if not files_of(Path(given)):
+                remedy = f"give {option} {', '.join(words)}, or a video or motion file"
+                raise InputError(f"{given} does not exist", remedy)
+            probe_driving(Path(given))
     if settings.mix is not None and not info.has_audio:
         raise InputError(f"{source} has no sound to mix in", "leave --mix out")
     if not info.is_image and (settings.still or settings.pose not in ("", KEEP) or settings.blink not in ("", OFF)):
         raise InputError(
             f"{source} is a video, whose own head and eyes stay", "leave --pose, --blink and --still to pictures"
+        )
+    if info.is_image and (settings.edit.start, settings.edit.end) != (None, None):
+        raise InputError(f"{source} is a picture, which has no time of its own", "leave --start and --end out")
+    if settings.edit.paste is False and not settled(settings, info).head_moves:
+        raise InputError(
+            f"the head of {source} does not move, so that the whole picture is written", "leave --no-paste out"
         )
     if settings.edit.crop_size is not None and not settled(settings, info).crop_only:
         raise InputError("a face that is pasted back has no size of its own", "leave --crop-size out")
@@ -318,10 +331,12 @@ class Dub:
         )
 
     def sound(self, source: Path, folder: Path) -> Path:
-        """The sound of the output: the speech's own packets where nothing is cut off its head, repeated or mixed in,
-        else a file that is made in `folder`."""
+        """The sound of the output: the speech's own packets where nothing is cut off its head, repeated, mixed in or
+        wanted after it, else a file that is made in `folder`."""
         lengths, mix = self.lengths, self.settings.mix
-        if lengths.begin == lengths.first and not lengths.loop_speech and mix is None:
+        spoken = lengths.first + self.loudness.seconds
+        silence = self.settings.audio_end == "pad" and lengths.end > spoken + 1 / GRID
+        if lengths.begin == lengths.first and not (lengths.loop_speech or silence) and mix is None:
             return self.audio
         own = None if mix is None else (source, lengths.begin, mix)
         path = folder / "speech.wav"
@@ -344,6 +359,8 @@ def decide(
         )
     loudness = read_loudness(audio)
     lengths = plan_length(info, loudness, settings)
+    if (tracks := len(audio_codecs(audio))) > 1:
+        remark(f"{audio.name} has {tracks} sound tracks: the face says what is in the first")
     report.settings, report.detector = {"mode": "dub", **asdict(settings)}, detector.name
     speech = {"path": str(audio), **asdict(loudness)}
     report.inputs = {"source": describe(info), "driving": [], "speech": speech}

@@ -210,7 +210,7 @@ def edit_video(
     settings, started = settings or EditSettings(), time.monotonic()
     edits = edits_of(driving, settings)
     source_info, driver_infos = check_request(source, edits, output, settings, preview)
-    settings = without_span(settings) if source_info.is_image else settings
+    settings = without_span(settings, source_info, say)
     report = start_report(source_info, driver_infos, edits, detector, settings)
     remark = report.remarking(say)
     settings = bind_control(edits, settings, engine, remark)
@@ -316,8 +316,11 @@ def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
         raise OutputError(f"{path} exists", "choose another output or add --overwrite")
 
 
-def without_span(settings: EditSettings) -> EditSettings:
-    """A still source has no time of its own: --start and --end mean nothing."""
+def without_span(settings: EditSettings, source: VideoInfo, say: Callable[[str], None]) -> EditSettings:
+    """A still source has no time of its own: --start and --end mean nothing, which is said; else the same settings."""
+    if not source.is_image or (settings.start, settings.end) == (None, None):
+        return settings
+    say(f"{source.path} is a picture, which has no time of its own: --start and --end mean nothing")
     return replace(settings, start=None, end=None)
 
 

@@ -26,6 +26,7 @@ from dpe_cli.report import PSNR_CEILING, FrameFate, Report
 from dpe_cli.video import Frame
 
 UNIT = 32  # frames: batches begin anew at each multiple, so that a part of a video gives the frames of the whole
+NO_MASK = "nothing of the face found to paste back"
 FINISHERS = max(1, min(4, (os.cpu_count() or 1) // 4))  # threads that paste: where cores are few, all are busy already
 
 T = TypeVar("T")
@@ -151,7 +152,10 @@ def parts(
                 made = partial(alone, rgb, job.box, own, faces.get(number, own), maps.get(number), crop_size)
             elif number in faces:
                 seen = float(job.frame.time), job.track, maps[number]
-                made = paster.place(rgb, job.box, work.crops[number][0], faces[number], *seen).pasted
+                placed = paster.place(rgb, job.box, work.crops[number][0], faces[number], *seen)
+                made = placed.pasted
+                if not placed.mask.any():  # the frame stays the source's, and the report says so
+                    job, turns[number] = replace(job, expression=None, pose=None, mixing=None, reason=NO_MASK), None
             else:
                 made = partial(Pasted, rgb, None)
             yield Part(job, turns.get(number), made)

@@ -117,8 +117,12 @@ def seam_step(result: np.ndarray, source: np.ndarray, alpha: np.ndarray) -> floa
 
 
 def best_lag(found: np.ndarray, wanted: np.ndarray, reach: int = 10) -> int:
-    """Frames by which `found` (N,) comes later than `wanted` (N,) where the two correlate best; negative: earlier."""
-    lags = range(-reach, reach + 1)
+    """Frames by which `found` (N,) comes later than `wanted` (N,) where the two correlate best; negative: earlier.
+
+    `reach` where they never correlate. Short series are moved only so far that a correlation has its 3 values.
+    """
+    furthest = max(0, min(reach, len(found) - 3))
+    lags = range(-furthest, furthest + 1)
     scores = [correlation(found[max(0, lag) :][: len(found) - abs(lag)], wanted[max(0, -lag) :]
               [: len(wanted) - abs(lag)]) for lag in lags]  # fmt: skip
     return int(lags[int(np.nanargmax(scores))]) if np.isfinite(scores).any() else reach

@@ -74,7 +74,7 @@ def forecast(
     """
     edits = edits_of(driving, settings)
     source_info, driver_infos = check_request(source, edits, output, settings)
-    settings = without_span(settings) if source_info.is_image else settings
+    settings = without_span(settings, source_info, say)
     bind_control(edits, settings, engine, say)  # what the weights cannot do is known here
     paste = decide_paste(edits, settings, say)
     paster = paster_for(settings, engine, detector) if paste else None

@@ -17,6 +17,7 @@ As in VoxCeleb's preprocessing, one square per clip stays where it is and the fa
 holds the `face.crop_box` of every frame, from which training cuts its pictures.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -32,7 +33,7 @@ from fractions import Fraction
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TextIO, TypeVar
 
 import cv2
 import numpy as np
@@ -305,22 +306,41 @@ def flat_name(path: Path) -> str:
     return path.with_suffix("").as_posix().replace("/", "_")
 
 
+@contextlib.contextmanager
+def opened_listing(path: Path) -> Iterator[TextIO]:
+    """A CSV file to read, with or without the mark that spreadsheets begin theirs with. Raises InputError."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield file
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}", "save it as CSV in UTF-8") from error
+
+
 def columns(path: Path) -> list[str]:
-    """The first line of a CSV file."""
-    with path.open(newline="", encoding="utf-8") as file:
+    """The first line of a CSV file. Raises InputError."""
+    with opened_listing(path) as file:
         return next(csv.reader(file), [])
 
 
 def read_listing(path: Path) -> Iterator[Source]:
-    """Clips that a CSV file lists. Raises InputError if it has no column `clip`."""
+    """Clips that a CSV file lists. Raises InputError if it has no column `clip`, or a row says no clip or no number."""
     if "clip" not in columns(path):
         raise InputError(f"{path} has no column clip", "name the column with the videos' paths so")
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            name = flat_name(Path(row["clip"].lstrip("/")))
-            late = float(row.get("av_offset_frames") or 0) / OFFSET_RATE
-            identity = row.get("identity_cluster") or None
-            yield Source(path.parent / row["clip"], name, identity, cropped=True, sound_late=late)
+    with opened_listing(path) as file:
+        reader = csv.DictReader(file)
+        rows = [(reader.line_num, row) for row in reader]
+    for line, row in rows:
+        if not row["clip"]:
+            raise InputError(f"{path}, line {line}: no clip is named", "name one, or remove the line")
+        late = row.get("av_offset_frames") or "0"
+        try:
+            seconds = float(late) / OFFSET_RATE
+        except ValueError:
+            seconds = math.nan
+        if not math.isfinite(seconds):
+            raise InputError(f"{path}, line {line}: av_offset_frames {late} is no number", "write for instance -2")
+        name, identity = flat_name(Path(row["clip"].lstrip("/"))), row.get("identity_cluster") or None
+        yield Source(path.parent / row["clip"], name, identity, cropped=True, sound_late=seconds)
 
 
 def lmdb_sources(path: Path, root: Path) -> Iterator[Source]:

@@ -15,6 +15,7 @@ size = 128              # twice the size of the phase before: the networks grow 
 steps = 100000
 """
 
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -44,6 +45,36 @@ STAGES = {
     "factors": "no network: mouth, eyes, brows and sliders found in the motion codes of --init, a run of its own",
     "banks": "the same by PD-FGC's signals: parts that change hands, sound, what lasts; a run of its own",
     "refine": "the paper's stage 2: the same losses, only the expression generator and the MLPs learn",
+}
+SIZES = (8, 16, 32, 64, 128, 256, 512)  # of crops, for which the networks have channels
+SHARE = (0, 1)
+RANGES = {  # the least and the most of a setting, both allowed
+    "minutes": (0, math.inf),
+    "steps": (0, math.inf),
+    "batch": (1, math.inf),
+    "lr": (0, math.inf),
+    "lr_hold": SHARE,
+    "lr_end": SHARE,
+    "beta1": (0, 0.999999),
+    "beta2": (0, 0.999999),
+    "clip": (0, math.inf),
+    "ema": SHARE,
+    "pose_share": SHARE,
+    "eye_share": SHARE,
+    "open_share": SHARE,
+    "turn_share": SHARE,
+    "virtual_share": SHARE,
+    "begun_share": SHARE,
+    "perceptual_blocks": (1, 5),
+    "perceptual_size": (0, math.inf),
+    "warm_up": (0, math.inf),
+    "seed": (0, 2**63 - 1),
+    "threads": (1, 1024),
+    "workers": (0, 1024),
+    "save_every": (0, math.inf),
+    "save_steps": (0, math.inf),
+    "keep": (0, math.inf),
+    "samples": (1, math.inf),
 }
 
 
@@ -116,8 +147,22 @@ class Phase:
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise InputError(f"{self.stage} is no stage of the training", f"use one of {', '.join(STAGES)}")
+        self.check_ranges()
         self.gain_values()
         self.teeth_shares()
+
+    def check_ranges(self) -> None:
+        """Raises InputError for a number that nothing can be trained with."""
+        what = f"phase {self.name}: "
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                remedy = f"give {least} to {most}" if most < math.inf else f"give {least} or more"
+                raise InputError(f"{what}{name} = {value} is out of range", remedy)
+        if self.size not in SIZES:
+            raise InputError(f"{what}size = {self.size} fits no networks", f"use one of {', '.join(map(str, SIZES))}")
+        if not (self.minutes or self.steps):
+            raise InputError(f"{what}neither minutes nor steps are left to train", "give one of them a number above 0")
 
     def teeth_shares(self) -> list[float]:
         """`dim_teeth` as numbers, none where it is not set. Raises InputError."""
@@ -161,6 +206,8 @@ def read_recipe(file: Path | None, changes: Iterable[str] = (), budget: float | 
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"{file} is no TOML file: {error}", "see README.md, Training") from error
     parts = table.pop("phase", None) or [{}]
+    if not (isinstance(parts, list) and all(isinstance(part, dict) for part in parts)):
+        raise InputError(f"{file}: phase is no list of phases", "write [[phase]] above the settings of each")
     given = [table | part for part in parts]
     names = [str(one.get("name", Phase.name)) for one in given]
     for change in changes:
@@ -188,7 +235,7 @@ def fitting(name: str, value: Any) -> Any:
         if kind is int and int(value) != float(value):
             raise ValueError
         return kind(value)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{name} = {value} is no setting of the training", f"use one of {', '.join(kinds)}") from error
 
 

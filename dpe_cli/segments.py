@@ -234,7 +234,7 @@ def make_plan(
     check_container(output)
     if is_still(source_info, driver_infos):
         raise InputError("a still edited by a still is one picture, which has no segments", "leave that out")
-    settings = without_span(settings) if source_info.is_image else settings
+    settings = without_span(settings, source_info, say)
     report = start_report(source_info, driver_infos, edits, detector, settings)
     remark = report.remarking(say)
     started = time.monotonic()

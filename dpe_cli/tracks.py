@@ -75,7 +75,7 @@ class Carried:
 
 def audio_codecs(path: Path) -> tuple[str, ...]:
     """The codecs of the sound tracks of a file, () if it has none. Raises InputError if it cannot be read."""
-    with opened(path) as container:
+    with opened(path, sound=True) as container:
         return tuple(stream.codec_context.name for stream in sound_streams(container))
 
 
@@ -87,7 +87,7 @@ def unknown_sound(container: av.container.InputContainer, path: Path) -> tuple[s
 
 def sound_seconds(path: Path) -> float:
     """How long a file with sound says that it is, 0 where it does not say. Raises InputError if it cannot be read."""
-    with opened(path) as container:
+    with opened(path, sound=True) as container:
         return (container.duration or 0) / av.time_base
 
 
@@ -97,7 +97,7 @@ def read_sound(path: Path, rate: int) -> Iterator[np.ndarray]:
     Sample 0 is at time 0 as `video.Frame.time` counts it: a track that begins later begins with silence. Raises
     InputError for a file that holds no sound or is damaged.
     """
-    with opened(path) as container:
+    with opened(path, sound=True) as container:
         streams = sound_streams(container)
         if not streams:
             raise InputError(f"{path} holds no sound", "name a file with speech in it")

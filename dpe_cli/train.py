@@ -478,8 +478,18 @@ class _PhaseRun:
 
     def go(self, stop: threading.Event, show: Callable[[Progress], None]) -> bool:
         """Trains to the end of the phase; False where a SIGTERM ended it before."""
+        loader = batches(self.clips.training, self.clips.mesh, self.phase, self.trainer.step_number)
+        try:
+            return self.steps(loader, stop, show)
+        finally:  # after an error its traceback keeps the loader, whose workers heed no signal, so that we never ended
+            if self.phase.workers:
+                loader._shutdown_workers()
+
+    def steps(
+        self, loader: Iterator[dict[str, Tensor]], stop: threading.Event, show: Callable[[Progress], None]
+    ) -> bool:
+        """The loop of `go`."""
         phase, trainer = self.phase, self.trainer
-        loader = batches(self.clips.training, self.clips.mesh, phase, trainer.step_number)
         began, before, saved = time.monotonic(), self.minutes, self.minutes
         waited, terms, operations, limit = 0.0, [], 0, matrix_rate(trainer.device)
         lap = time.monotonic()

@@ -9,13 +9,17 @@ from dpe_cli.doctor import Check
 from dpe_cli.errors import WeightsError
 from dpe_cli.models import DPE, DPEConfig
 
-NAMES = ["Python", "PyTorch", "ffmpeg", "PyAV", "face detector", "default weights", "insightface", "mediapipe"]
+OWN = ["landmarks", "reader", "retouch", "speech"]
+NAMES = ["Python", "PyTorch", "ffmpeg", "PyAV", "face detector", "default weights"]
+NAMES += [f"{name} weights" for name in OWN] + ["insightface", "mediapipe"]
 
 
 @pytest.fixture
 def default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Random weights in the place of the default ones."""
+    """Random weights in the place of the default ones, beside the other networks of ours."""
     config = DPEConfig.compact(16)
+    for name in OWN:
+        (tmp_path / f"{name}.safetensors").symlink_to(weights.find(name))
     monkeypatch.setattr(weights, "folder", lambda: tmp_path)
     monkeypatch.setattr(weights, "PACKS", tmp_path / "packs")
     path = tmp_path / "compact.safetensors"
@@ -42,6 +46,14 @@ def test_missing_weights_come_with_a_remedy(default: Path):
     check = doctor.attempt("default weights", doctor.default_weights, "?")
     assert not check.ok and str(default) in check.detail and check.remedy.startswith("install dpe-cli anew")
     assert not doctor.healthy([check])
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_network_of_ours_that_is_missing_is_noticed(default: Path, name: str):
+    default.with_name(f"{name}.safetensors").unlink()
+    (ill,) = [check for check in doctor.examine() if not check.ok]
+    assert ill.name == f"{name} weights" and f"{name}.safetensors" in ill.detail
+    assert ill.remedy == "install dpe-cli anew"
 
 
 def test_damaged_weights_are_noticed(default: Path):

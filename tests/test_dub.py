@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import run_ffmpeg
 from test_cli import run as command
 from test_edit import SKIN, ColourDetector, picture
 from test_segments import described, pixels, started, wait_for
@@ -22,6 +23,7 @@ from dpe_cli.dub import DubSettings, Extras, LowerFace, Plan, dub_video, mouth_f
 from dpe_cli.edit import EditSettings
 from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.factors import FORMAT, NAMES, SPACE, Factors, coordinate_projectors, fit_of, write_fit
+from dpe_cli.jobs import NO_MASK
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
 from dpe_cli.main import cli
 from dpe_cli.models import SpeechConfig, SpeechNets
@@ -272,6 +274,28 @@ def test_the_old_sound_is_mixed_in(tmp_path, make_clip, speech):
     assert loud[1] > 20 * loud[0]
 
 
+def test_silence_follows_a_shorter_speech(tmp_path, make_clip):
+    source = make_clip("long.mkv", seconds=2, size=(160, 120), colour=SKIN)
+    audio = write_wave(tmp_path / "short.wav", babble(0.8))
+    run(source, audio, tmp_path / "out.mkv", audio_end="pad")
+    heard = np.concatenate(list(read_sound(tmp_path / "out.mkv", RATE)))
+    assert len(heard) == pytest.approx(2 * RATE, abs=0.05 * RATE)
+    assert np.abs(heard[: int(0.7 * RATE)]).max() > 0.01 > np.abs(heard[int(0.9 * RATE) :]).max()
+
+
+def test_of_several_sound_tracks_it_is_said_which_is_spoken(tmp_path, clip, speech):
+    run_ffmpeg("-i", speech, "-i", speech, "-map", "0", "-map", "1", tmp_path / "two.mka")
+    said = "two.mka has 2 sound tracks: the face says what is in the first"
+    assert said in run(clip, tmp_path / "two.mka", tmp_path / "out.mkv").notes
+    assert not any("tracks" in note for note in run(clip, speech, tmp_path / "one.mkv").notes)
+
+
+def test_an_empty_sound_file_is_told_as_sound(tmp_path, clip):
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(InputError, match=r"empty.wav cannot be opened as sound; .* can play it"):
+        run(clip, tmp_path / "empty.wav", tmp_path / "out.mkv")
+
+
 @pytest.mark.parametrize("still, size", [(True, (160, 120)), (False, (64, 64))])
 def test_a_picture_talks(tmp_path, speech, still, size):
     write_image(tmp_path / "portrait.png", picture())
@@ -313,6 +337,36 @@ def test_requests_that_make_no_sense_are_refused(tmp_path, clip, speech):
     done = CliRunner().invoke(cli, ["dub", "-s", str(clip), "-a", str(tmp_path / "none.wav"), "-o", "x.mp4"])
     assert done.exit_code == 3
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("options, words", [(("--pose", "off"), "keep, generate"), (("--blink", "keep"), "auto, off")])
+def test_a_word_of_the_other_option_is_no_word_of_this_one(tmp_path, speech, options, words):
+    write_image(tmp_path / "portrait.png", picture())
+    done = command("dub", "-s", tmp_path / "portrait.png", "-a", speech, "-o", tmp_path / "o.mkv", *options)
+    assert done.exit_code == 3 and f"{options[1]} does not exist" in done.stderr and words in done.stderr
+
+
+def test_a_frame_whose_face_has_no_landmarks_is_passed_and_not_edited(tmp_path, monkeypatch, clip, speech):
+    class Blind:
+        def detect(self, crop: np.ndarray) -> None:
+            return None
+
+    monkeypatch.setattr(dub, "NetworkLandmarker", Blind)
+    report = run(clip, speech, tmp_path / "o.mkv")
+    assert report.counts()["edited"] == 0 and "no frame was edited" in report.notes
+    assert report.counts()["reasons"] == {NO_MASK: 36}
+    assert pixels(tmp_path / "o.mkv") == pixels(clip)
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path, clip, speech):
+    portrait = tmp_path / "portrait.png"
+    write_image(portrait, picture())
+    for span in ({"start": 1.0}, {"end": 2.0}):
+        with pytest.raises(InputError, match=r"portrait.png is a picture.*leave --start and --end out"):
+            run(portrait, speech, tmp_path / "no.mkv", edit=span)
+    for source, settings in ((clip, {}), (portrait, {"still": True}), (portrait, {"pose": "keep"})):
+        with pytest.raises(InputError, match="leave --no-paste out"):
+            run(source, speech, tmp_path / "no.mkv", edit={"paste": False}, **settings)
 
 
 # Segments

@@ -326,6 +326,15 @@ def test_a_still_with_a_driving_video_becomes_a_talking_portrait(tmp_path: Path)
     assert frames[0].rgb.shape == (120, 160, 3) and report.counts()["edited"] == 4
 
 
+def test_a_span_of_a_still_is_said_to_mean_nothing(tmp_path: Path):
+    write_image(tmp_path / "portrait.png", picture())
+    driving, said = clip(tmp_path / "d.mp4", [True] * 3), []
+    for number, settings in enumerate((EditSettings(start=1.0), EditSettings(end=2.0), EditSettings())):
+        output = tmp_path / f"{number}.mp4"
+        edit_video(tmp_path / "portrait.png", Driving(driving), output, ENGINE, DETECTOR, settings, say=said.append)
+    assert [("portrait.png is a picture" in line, "mean nothing" in line) for line in said] == [(True, True)] * 2
+
+
 def test_a_still_driving_is_a_fixed_expression_whatever_its_end(tmp_path: Path):
     source = clip(tmp_path / "s.mp4", [True] * 5)
     write_image(tmp_path / "smile.png", picture(colour=(80, 200, 0)))

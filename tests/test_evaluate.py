@@ -249,6 +249,15 @@ def test_scores_are_kept_unless_told(data: Path, stand_ins: None):
     assert run(data, *chosen, "--overwrite").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    "protocol, option",
+    [("dub", "--mode=exp"), ("dub", "--identity=x.onnx"), ("dub", "--seed=1"), ("control", "--lpips=x")],
+)
+def test_an_option_that_a_protocol_does_not_read_is_refused(data: Path, protocol: str, option: str):
+    done = run(data, "--protocol", protocol, option)
+    assert done.exit_code == 2 and f"{option.partition('=')[0]} cannot go with --protocol {protocol}" in done.stderr
+
+
 def test_a_pose_in_a_video_is_refused_in_words(data: Path, stand_ins: None):
     done = run(data, "--protocol", "video", "--mode", "pose")
     assert done.exit_code == 3 and "expressions only" in done.stderr

@@ -87,6 +87,7 @@ MAY_IMPORT = {
     "speech": {"tracks"},
     "speech_motion": {"models", "motion_space", "speech", "tracks", "weights", "errors"},
     "dub": {
+        "container",
         "jobs",
         "crop",
         "edit",

@@ -390,6 +390,27 @@ def test_a_table_without_clips_is_named(tmp_path):
         find_sources([tmp_path / "list.csv"])
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (b"clip,av_offset_frames\na.mp4,1\nb.mp4,abc\n", r"list.csv, line 3: av_offset_frames abc is no number"),
+        (b"clip,av_offset_frames\na.mp4,nan\n", r"list.csv, line 2: av_offset_frames nan is no number"),
+        (b"identity_cluster,clip\nanna\n", r"list.csv, line 2: no clip is named"),
+        ("clip\nrésumé.mp4\n".encode("latin-1"), r"list.csv cannot be read as CSV.*in UTF-8"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_told_with_its_line(tmp_path, text, said):
+    (tmp_path / "list.csv").write_bytes(text)
+    with pytest.raises(InputError, match=said):
+        find_sources([tmp_path / "list.csv"])
+
+
+def test_a_table_of_a_spreadsheet_is_read(tmp_path):
+    (tmp_path / "list.csv").write_text("clip,av_offset_frames\na.mp4,-2\n", encoding="utf-8-sig")
+    (source,) = find_sources([tmp_path / "list.csv"])
+    assert (source.path.name, source.sound_late) == ("a.mp4", -0.08)
+
+
 def test_the_command_prepares_a_real_video(shared, tmp_path):
     """One with a face of 100 pixels; its landmarks, pose and person are stored for every frame."""
     pytest.importorskip("mediapipe")

@@ -319,6 +319,8 @@ def test_lag_and_offset_find_a_shift():
     late = np.roll(series, 3)
     assert metrics.best_lag(late, series) == 3
     assert metrics.best_lag(series, late) == -3
+    for count in range(10):  # shorter than the reach
+        assert abs(metrics.best_lag(late[:count], series[:count])) <= max(10 * (count < 3), count - 3)
     vectors = np.random.default_rng(2).normal(size=(60, 16))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     offset, confidence = metrics.sync_offset(vectors, np.roll(vectors, 2, 0))

@@ -382,12 +382,49 @@ def test_smoke_a_short_run_learns_what_it_is_shown(prepared, tmp_path, tiny):
         ("", ["stage=best"], "best is no stage"),
         ("", ["c.lr=1"], "no phase c"),
         ("[[phase]", [], "no TOML file"),
+        ("[phase]\nsize = 64", [], r"recipe.toml: phase is no list of phases; write \[\[phase\]\]"),
+        ("phase = [3]", [], "phase is no list of phases"),
+        ("batch = inf", [], "batch = inf"),
+        ("", ["batch=0"], "phase train: batch = 0 is out of range; give 1 or more"),
+        ("", ["steps=-1"], "steps = -1"),
+        ("", ["minutes=nan"], "minutes = nan"),
+        ("", ["minutes=0"], "neither minutes nor steps"),
+        ("", ["size=100"], "size = 100 fits no networks; use one of 8, 16"),
+        ("", ["threads=0"], "threads = 0"),
+        ("", ["workers=-1"], "workers = -1"),
+        ("", ["samples=0"], "samples = 0"),
+        ("", ["eye_share=2"], "eye_share = 2.0 is out of range; give 0 to 1"),
     ],
 )
 def test_a_wrong_recipe_is_one_clear_line(tmp_path, text, changes, problem):
     (tmp_path / "recipe.toml").write_text(text)
     with pytest.raises(InputError, match=problem):
         read_recipe(tmp_path / "recipe.toml", changes)
+
+
+def test_a_budget_of_phases_without_minutes_is_one_clear_line(tmp_path):
+    (tmp_path / "recipe.toml").write_text("minutes = 0\n[[phase]]\n[[phase]]\n")
+    with pytest.raises(InputError, match="neither minutes nor steps"):
+        read_recipe(tmp_path / "recipe.toml", budget=5)
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "gpu.toml", "retouch.toml"])
+def test_our_own_recipes_are_within_the_ranges(name):
+    assert read_recipe(Path(__file__).parent.parent / "weights" / name)
+
+
+@pytest.mark.parametrize("stage", ["audio", "pose", "landmarks", "reader", "retouch", "factors", "banks"])
+def test_a_stage_that_keeps_no_state_cannot_be_resumed_and_says_so(tmp_path, monkeypatch, stage):
+    def terminated(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+
+    for name in ("train_speech_networks", "train_landmark_network", "train_reading", "train_retouching", "fit_factors"):
+        monkeypatch.setattr(f"dpe_cli.commands.training.{name}", terminated)
+    command = ["train", "--data", str(tmp_path), "-o", str(tmp_path / "run"), "--set", f"stage={stage}"]
+    refused = CliRunner().invoke(cli, [*command, "--resume"])
+    assert refused.exit_code == 2 and f"--resume cannot go with stage {stage}" in refused.stderr
+    stopped = CliRunner().invoke(cli, command)
+    assert stopped.exit_code == 75 and "begins anew" in stopped.stderr and "--resume" not in stopped.stderr
 
 
 SMALL = {"size": 32, "batch": 4, "workers": 0, "minutes": 1e9}
@@ -435,6 +472,21 @@ def test_samples_that_the_shared_memory_cannot_hold_are_refused(prepared, tmp_pa
     train(Inputs(prepared, tmp_path / "alone"), [phase])
     free = 2**30
     train(Inputs(prepared, tmp_path / "room"), [replace(phase, workers=1)])
+
+
+def test_an_error_while_training_leaves_no_process_behind(prepared, tmp_path, tiny, monkeypatch):
+    """The makers of samples heed no signal: whoever waits for them at the exit would wait for ever."""
+
+    def broken(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        train(Inputs(prepared, tmp_path / "run"), [Phase(**SMALL | {"workers": 1}, stage="codes", steps=2)])
+    left = multiprocessing.active_children()  # while the traceback in `caught` holds the loop
+    for child in left:
+        child.kill()
+    assert caught.traceback and not left
 
 
 def test_a_run_is_not_overwritten_and_not_resumed_with_another_recipe(prepared, tmp_path, tiny):

@@ -28,6 +28,7 @@ INTERRUPTED = 130
 STOPPED = 75  # by SIGTERM; can be resumed
 STOP_SECONDS = 8.0
 STOP_WORDS = "Stopped: nothing was left under the output's name; a run with --resume goes on where it was"
+STOP_META = "dpe_cli.stopped"  # what is said in place of that where a run cannot go on
 OUT_OF_MEMORY = 6
 MEMORY_WORDS = "the memory is used up; use a smaller --batch-size"
 NO_MEMORY = ("Insufficient memory", "not enough memory", "Cannot allocate memory")  # of OpenCV, torch, the system
@@ -119,7 +120,7 @@ class Command(click.Command):
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
-        with stopping() as stopped:
+        with stopping(ctx) as stopped:
             try:
                 return self.invoke_or_fail(ctx)
             except Stopped:
@@ -129,7 +130,7 @@ class Command(click.Command):
             except BaseException:  # such as of an ffmpeg that was stopped with us
                 if not stopped.is_set():
                     raise
-            click.echo(STOP_WORDS, err=True)
+            click.echo(ctx.meta.get(STOP_META, STOP_WORDS), err=True)
             gc.freeze()  # else Python looks through all it holds before it ends: seconds on a busy machine
             raise click.exceptions.Exit(STOPPED)
 
@@ -169,9 +170,9 @@ class Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[threading.Event]:
+def stopping(ctx: click.Context) -> Iterator[threading.Event]:
     """SIGTERM raises Stopped, once; the event says that it came. What is half-written is then cleared away."""
-    came, late = threading.Event(), threading.Timer(STOP_SECONDS, end_now)
+    came, late = threading.Event(), threading.Timer(STOP_SECONDS, end_now, [ctx])
     late.daemon = True
     if threading.current_thread() is not threading.main_thread():
         yield came  # signals are not for others
@@ -191,9 +192,9 @@ def stopping() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def end_now() -> None:
+def end_now(ctx: click.Context) -> None:
     """Ends the process where clearing away takes too long: after ten seconds a scheduler would kill it."""
-    click.echo(STOP_WORDS, err=True)
+    click.echo(ctx.meta.get(STOP_META, STOP_WORDS), err=True)
     os._exit(STOPPED)
 
 

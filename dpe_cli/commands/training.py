@@ -13,11 +13,13 @@ from dpe_cli.commands.shared import (
     FILE,
     FOLDER,
     MODES,
+    STOP_META,
     STOPPED,
     WEIGHTS,
     Command,
     Finite,
     detector_options,
+    given,
     machine_options,
     print_table,
     progress_for,
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 PROTOCOLS = ("same", "cross", "video")  # of eval
 CONTROL, DUB = "control", "dub"  # two more, by name only
 ON_CPU = ("reader", "retouch", "audio", "pose")  # stages of the training that know no other device
+WHOLE = ("landmarks", "reader", "retouch", "factors", "banks", "audio", "pose")  # stages that keep no state
+STOPPED_WHOLE = "Stopped: this stage keeps no state to go on from, the next run begins anew"
+UNREAD = {CONTROL: ("modes", "lpips", "lpips_network"), DUB: ("modes", "lpips", "lpips_network", "identity", "seed")}
 
 
 @click.command(cls=Command)
@@ -142,6 +147,10 @@ def train(
     phases = read_recipe(recipe, changes, budget)
     if device != "cpu" and phases[0].stage in ON_CPU:
         say(f"stage {phases[0].stage} learns on the CPU: --device {device} is left aside")
+    if whole := {phase.stage for phase in phases} & set(WHOLE):
+        if resume:
+            raise click.UsageError(f"--resume cannot go with stage {min(whole)}, which keeps no state: leave it out")
+        click.get_current_context().meta[STOP_META] = STOPPED_WHOLE
     if any(phase.stage == "landmarks" for phase in phases):
         click.echo(train_landmark_network(phases, data, output, init, space, device, say))
         return
@@ -219,6 +228,7 @@ def evaluate_command(
     if CONTROL in protocols or DUB in protocols:
         if len(protocols) > 1 or len(weights) > 1:
             raise click.UsageError(f"{protocols[0]} is measured in a run of its own, on one checkpoint")
+        refuse_unread(UNREAD[protocols[0]], f"--protocol {protocols[0]}")
         chosen = pairs, frames, landmarker, space, output, overwrite, quiet
         measure = evaluate_speech if DUB in protocols else functools.partial(evaluate_factors, seed, identity)
         measure(data, weights[0] if weights else None, machine, *chosen)
@@ -256,6 +266,14 @@ def evaluate_command(
         for table in terminal_tables(summary):
             console.print(table)
     click.echo(write(output, summary, strips))
+
+
+def refuse_unread(names: tuple[str, ...], where: str) -> None:
+    """Raises click.UsageError where the command line names options that mean nothing there."""
+    ctx = click.get_current_context()
+    named = [param.opts[-1] for param in ctx.command.params if param.name in names and given(ctx, param.name)]
+    if named:
+        raise click.UsageError(f"{', '.join(named)} cannot go with {where}: leave it out")
 
 
 def evaluate_factors(
