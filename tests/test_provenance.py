@@ -189,7 +189,7 @@ def test_a_run_is_repeated_with_the_same_frames(folder: Path, monkeypatch: pytes
 
 def test_several_edits_and_a_curve_are_repeated_from_anywhere(folder: Path, monkeypatch: pytest.MonkeyPatch):
     Path("c.csv").write_text("0,1\n1,0.5\n")
-    several = ["--edit", "face=left,driving=smile.mp4", "--edit", "face=right,driving=talk.mp4,strength=0.5"]
+    several = ["--edit", "face=left,driving=smile.mp4", "--edit", "face=right,driving=talk.mp4,mode=pose"]
     edit("-s", "talk.mp4", *several, "--curve", "c.csv", "-o", "o.mp4")
     monkeypatch.chdir("/")
     done = edit("--from", str(folder / "o.mp4.dpe.json"), "-o", str(folder / "again.mp4"))
