@@ -28,6 +28,8 @@ REACH = 24  # and past the outline, onto temple, ear and hair, of heads of which
 PART = 0.01, 0.05  # as much is hidden, as shares of the face: from the first on a little, from the second wholly
 SEEN = 0.45, 0.7  # and of which the near side shows that as large, over its size in the result: where a head turns away
 # from the front neither side shows it
+LIGHT = 0.04  # sigma, in crop sides, of what tells how both sides of a face are lit, and how far that is followed
+GAIN = 0.5, 2.0
 NODDING = slice(0, 2)  # yaw and pitch
 MOVING = slice(COORDINATES["size"].start, POSE_DIM)  # size and place
 HEEDED, MOST = 0.75, 1.0  # share of what they miss that is asked for on top, and the most of that, 15 and 12 degrees:
@@ -161,8 +163,24 @@ class MeshWarp:
                 further = inner((shown == 1) | from_near) * np.where(on_face, 1, around).astype(np.float32)
                 share += worth * (further - share)
             mirror = cv2.resize(cv2.GaussianBlur(from_near.astype(np.float32), (0, 0), SEAM), sides)
-            face = mixed(face, warp(picture, back, size), mirror, 1.0)
+            near = warp(picture, back, size)
+            near = lit_as(face, near, (shown == 1) & lent & ~borrowed) if turns else near
+            face = mixed(face, near, mirror, 1.0)
         return face, cv2.resize(share, sides), where
+
+
+def lit_as(face: np.ndarray, mirrored: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """A mirrored face in the light of the side that it is to stand for, by places that both show.
+
+    face, mirrored: (S, S, 3) uint8; both: (R, R) bool. -> (S, S, 3) uint8
+    """
+    if not both.any():
+        return mirrored
+    sigma, share = LIGHT * len(face), cv2.resize(both.astype(np.float32), face.shape[1::-1])[..., None]
+    sums = [cv2.GaussianBlur(share * picture, (0, 0), sigma) for picture in (face, mirrored)]
+    still = 1e-3 + cv2.GaussianBlur(share, (0, 0), sigma)[..., None]  # far from all that both show, and in black
+    gain = np.clip((sums[0] + still) / (sums[1] + still), *GAIN)
+    return np.clip(np.rint(mirrored * gain), 0, 255).astype(np.uint8)
 
 
 def beyond(where: np.ndarray, borrowed: np.ndarray, face: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:

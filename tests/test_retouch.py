@@ -239,6 +239,20 @@ def test_a_hidden_cheek_is_the_near_one_mirrored(yaw: float, near: int, far: int
     np.testing.assert_allclose(whole[height], picture[height], atol=12)
 
 
+@pytest.mark.parametrize("shades", [(200, 130), (130, 200)])
+def test_a_mirrored_cheek_is_in_the_light_of_the_side_it_stands_for(shades: tuple[int, int]):
+    points, front = turned(40), turned(0)
+    far = 50 if points[50, 2] > points[280, 2] else 280
+    left = np.arange(SIZE) < points[4, 0]
+    picture = np.tile(np.where(left, *shades).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
+    found, _, _ = MESH.carried(picture, points, front, turns=True)
+    side, height = np.sign(front[far, 0] - 128), int(front[far, 1])
+    across = found[height, :, 0] if side > 0 else found[height, ::-1, 0]
+    edge = int(abs(front[234 if side < 0 else 454, 0] - 128))
+    wanted = shades[0] if points[far, 0] < points[4, 0] else shades[1]
+    assert int(across[128 + edge - 6]) == pytest.approx(wanted, abs=25)
+
+
 @pytest.mark.parametrize("yaw", [40, -40])
 def test_background_beside_the_outline_does_not_come_into_a_turned_face(yaw: float):
     points, front = turned(yaw), turned(0)
