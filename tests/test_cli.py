@@ -457,3 +457,14 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(monkeypatch: pytest.Monkey
     done = run("doctor")
     assert done.exit_code == (0 if well else 1) and "ok     ffmpeg: 7.1" in done.stdout
     assert ("FAILS  weights: not there" in done.stdout) is not well and "-> install dpe-cli anew" in done.stdout
+
+
+def test_75_where_the_signal_comes_before_the_work(monkeypatch: pytest.MonkeyPatch):
+    def early(number: int, handler: object) -> object:
+        if callable(handler):
+            handler(number, None)  # as soon as it is heeded
+        return signal.SIG_DFL
+
+    monkeypatch.setattr(shared.signal, "signal", early)
+    done = run("weights", "list")
+    assert (done.exit_code, done.stdout) == (75, "") and "Stopped" in done.stderr

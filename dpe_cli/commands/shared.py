@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -120,19 +120,20 @@ class Command(click.Command):
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
-        with stopping(ctx) as stopped:
-            try:
-                return self.invoke_or_fail(ctx)
-            except Stopped:
-                pass
-            except click.exceptions.Exit:
-                raise
-            except BaseException:  # such as of an ffmpeg that was stopped with us
-                if not stopped.is_set():
+        try:
+            with stopping(ctx) as stopped:
+                try:
+                    return self.invoke_or_fail(ctx)
+                except Stopped:
+                    pass
+                except click.exceptions.Exit:
                     raise
-            click.echo(ctx.meta.get(STOP_META, STOP_WORDS), err=True)
-            gc.freeze()  # else Python looks through all it holds before it ends: seconds on a busy machine
-            raise click.exceptions.Exit(STOPPED)
+                except BaseException:  # such as of an ffmpeg that was stopped with us
+                    if not stopped.is_set():
+                        raise
+                tell_stopped(ctx)
+        except Stopped:  # it came while we made ready for it
+            tell_stopped(ctx)
 
     def invoke_or_fail(self, ctx: click.Context) -> Any:
         """With failures as click knows them."""
@@ -190,6 +191,13 @@ def stopping(ctx: click.Context) -> Iterator[threading.Event]:
     finally:
         late.cancel()
         signal.signal(signal.SIGTERM, before)
+
+
+def tell_stopped(ctx: click.Context) -> NoReturn:
+    """Says what goes on where a SIGTERM came. Raises Exit."""
+    click.echo(ctx.meta.get(STOP_META, STOP_WORDS), err=True)
+    gc.freeze()  # else Python looks through all it holds before it ends: seconds on a busy machine
+    raise click.exceptions.Exit(STOPPED)
 
 
 def end_now(ctx: click.Context) -> None:
