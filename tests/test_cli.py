@@ -4,7 +4,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -460,11 +462,12 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(monkeypatch: pytest.Monkey
 
 
 def test_75_where_the_signal_comes_before_the_work(monkeypatch: pytest.MonkeyPatch):
-    def early(number: int, handler: object) -> object:
-        if callable(handler):
-            handler(number, None)  # as soon as it is heeded
-        return signal.SIG_DFL
+    def early(number: int, handler: Callable) -> None:
+        monkeypatch.undo()
+        handler(number, None)  # as soon as it is heeded
 
     monkeypatch.setattr(shared.signal, "signal", early)
     done = run("weights", "list")
     assert (done.exit_code, done.stdout) == (75, "") and "Stopped" in done.stderr
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers)  # else one would end us later

@@ -185,8 +185,9 @@ def stopping(ctx: click.Context) -> Iterator[threading.Event]:
             late.start()
             raise Stopped
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
+    before = signal.getsignal(signal.SIGTERM)
+    try:  # a signal may come as soon as it is heeded
+        signal.signal(signal.SIGTERM, stop)
         yield came
     finally:
         late.cancel()
