@@ -69,6 +69,11 @@ def files_of(path: Path) -> list[Path]:
     return [path] if path.exists() else []
 
 
+def bytes_of(path: Path) -> int:
+    """How large the files are that a path stands for, together; 0 where there are none."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
 def frame_rate(text: str) -> Fraction:
     """Frames a second from 25, 30000/1001 or 29.97, which means 30000/1001. Raises InputError."""
     try:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from dpe_cli.container import PIPE, files_of, frame_rate, is_sequence
+from dpe_cli.container import PIPE, bytes_of, files_of, frame_rate, is_sequence
 from dpe_cli.control import DRIVING, Control
 from dpe_cli.crop import cut
 from dpe_cli.encoding import Wish
@@ -405,7 +405,7 @@ def describe(info: VideoInfo) -> dict[str, Any]:
     """What the report says of an input."""
     return {
         "path": str(info.path),
-        "bytes": sum(file.stat().st_size for file in files_of(info.path)),
+        "bytes": bytes_of(info.path),
         "width": info.width,
         "height": info.height,
         "fps": None if info.is_image else str(info.fps),

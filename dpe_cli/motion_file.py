@@ -27,7 +27,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dpe_cli.container import files_of
+from dpe_cli.container import bytes_of
 from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.limits import check_file
 from dpe_cli.motion import MotionTrack
@@ -86,7 +86,7 @@ def write_motion(
     info = driver.info
     source = {
         "name": info.path.name,
-        "bytes": sum(file.stat().st_size for file in files_of(info.path)),
+        "bytes": bytes_of(info.path),
         "width": info.width,
         "height": info.height,
         "fps": str(info.fps),

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dpe_cli.container import PIPE, files_of
+from dpe_cli.container import PIPE, bytes_of
 from dpe_cli.crop import cut
 from dpe_cli.dub import DubSettings, check_dub, decide, edits_for, shown_frames
 from dpe_cli.edit import (
@@ -217,7 +217,7 @@ def try_frames(
         trial = folder / (output.name if output.suffix.lower() in VIDEO_SUFFIXES else "trial_%06d.png")
         frames = (frame for _, frame in edited)
         editing, _ = timed(lambda: write_video(frames, info, trial, start=0.0, **asdict(settings.wish)))
-        size = sum(file.stat().st_size for file in files_of(trial))
+        size = bytes_of(trial)
     waiting = 2 * smoothing_radius(info, settings.smooth) * first[0][0].rgb.nbytes  # for the smoothing of boxes
     return {
         "seconds": editing / len(codes),

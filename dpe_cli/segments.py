@@ -39,7 +39,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
 import dpe_cli
-from dpe_cli.container import PIPE, files_of
+from dpe_cli.container import PIPE, bytes_of, files_of
 from dpe_cli.control import Control
 from dpe_cli.dub import (
     Dub,
@@ -169,7 +169,7 @@ class Plan:
     def written_as(self) -> Target:
         """What the frames are written with. Raises InputError for a source that is not the planned one."""
         info, target = probe(self.source, self.settings.rate), dict(self.target)
-        if sum(file.stat().st_size for file in files_of(self.source)) != self.source_bytes:
+        if bytes_of(self.source) != self.source_bytes:
             raise InputError(f"{self.source} is not the file that was planned for", "plan anew")
         if self.dub and [file.stat().st_size for file in files_of(self.dub.audio)] != [self.dub.audio_bytes]:
             raise InputError(f"{self.dub.audio} is not the file that was planned for", "plan anew")
@@ -344,7 +344,7 @@ def unwritten(
         settings=settings,
         asked={**(asked or {}), "sha256": engine.description.get("sha256")},
         target={"audio": audio, "start": target.start, "end": target.end, "still": target.still, **timing},
-        source_bytes=sum(file.stat().st_size for file in files_of(source)),
+        source_bytes=bytes_of(source),
         borders=(),
         report=report,
         key=key or os.urandom(16).hex(),
