@@ -26,7 +26,7 @@ STILL_SOURCE = 1.0  # of 255: what noise and compression change in pixels that s
 STILL_CODE = 0.02  # of a code's length: what they change in the code of a still face, 0.011 at noise of 5 of 255
 REST_SECONDS = 3.0  # sigma of the mean place of a head that sways: who walks, or is followed by the camera, does not
 JUMP = 0.5, 0.3  # the same of a crop from one frame to the next that shows another shot
-GAP = 1.5  # times the usual step between frames: a longer one is a hole in the track
+GAP = 1.5  # times the usual step between frames: a longer one may be a hole in the track
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +113,18 @@ def smoothed(track: MotionTrack, seconds: float) -> MotionTrack:
     """
     if seconds <= 0 or len(track.times) < 2:
         return track
-    steps = np.diff(track.times)
-    holes = np.flatnonzero(steps > max(GAP * np.median(steps), SMOOTH_SECONDS))
-    codes = track.codes.astype(np.float64)
-    runs = zip(np.split(track.times, holes + 1), np.split(codes, holes + 1), strict=True)
+    codes, starts = track.codes.astype(np.float64), np.flatnonzero(after_holes(track.times)) + 1
+    runs = zip(np.split(track.times, starts), np.split(codes, starts), strict=True)
     return replace(track, codes=np.concatenate([savitzky_golay(times, values, seconds) for times, values in runs]))
+
+
+def after_holes(times: np.ndarray) -> np.ndarray:
+    """Of each time but the first, whether the track has a hole before it. (N,) -> (N - 1,) bool
+
+    Frames of a variable rate may be far apart for their clip, and yet no farther than what is smoothed over.
+    """
+    steps = np.diff(times)
+    return steps > max(GAP * np.median(steps), SMOOTH_SECONDS)
 
 
 def savitzky_golay(times: np.ndarray, values: np.ndarray, seconds: float) -> np.ndarray:
@@ -156,8 +163,7 @@ def resting(times: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     side = boxes[:, 2] - boxes[:, 0]
     middles = np.c_[(boxes[:, :2] + boxes[:, 2:]) / 2, np.log2(side)]
     step = np.abs(np.diff(middles, axis=0))
-    gap = np.diff(times)
-    new = (step[:, :2].max(1) > JUMP[0] * side[1:]) | (step[:, 2] > JUMP[1]) | (gap > GAP * np.median(gap))
+    new = (step[:, :2].max(1) > JUMP[0] * side[1:]) | (step[:, 2] > JUMP[1]) | after_holes(times)
     starts = np.flatnonzero(np.r_[True, new])
     mean = np.empty_like(middles)
     for start, stop in zip(starts, np.r_[starts[1:], len(times)], strict=True):

@@ -167,10 +167,13 @@ def test_nothing_is_smoothed_across_a_hole_and_nothing_at_0():
 # Heads that move in their frame
 
 
-def sway_of(x: np.ndarray, sides: np.ndarray | float = 100.0, fps: int = 25) -> tuple[np.ndarray, np.ndarray]:
+def sway_of(
+    x: np.ndarray, sides: np.ndarray | float = 100.0, times: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Place along x, in sides, and octaves of size that a head gets whose crops, 100 pixels or so, lie at these x."""
     half = np.broadcast_to(sides, x.shape) / 2
-    track = MotionTrack(np.arange(len(x)) / fps, np.zeros((len(x), MOTION_DIM), np.float32))
+    times = np.arange(len(x)) / 25 if times is None else times
+    track = MotionTrack(times, np.zeros((len(x), MOTION_DIM), np.float32))
     after = swayed(track, np.stack([x - half, 50 - half, x + half, 50 + half], 1))
     raw = (after.codes - track.codes) * np.pad(POSE_SCALE, (0, MOTION_DIM - len(POSE_SCALE)))
     rest = np.delete(raw, [3, 4], axis=1)
@@ -185,6 +188,16 @@ def test_a_head_that_sways_in_its_frame_does_so_in_its_codes():
     np.testing.assert_allclose(size, 0, atol=1e-6)
     _, size = sway_of(np.full(250, 200.0), 100 * 2 ** (0.1 * wave))
     np.testing.assert_allclose(size[50:200], 0.1 * wave[50:200], atol=0.01)
+
+
+def test_a_variable_rate_is_no_row_of_holes_for_a_head_that_sways():
+    """Steps of 20 and 70 ms: the longer ones are 3.5 times the usual, and yet no longer than what is smoothed over."""
+    times = np.concatenate([[0], np.tile([0.02, 0.02, 0.07], 80)]).cumsum()
+    place, _ = sway_of(200 + 4 * np.sin(np.pi * times), times=times)
+    inside = slice(50, 200)
+    np.testing.assert_allclose(place[inside], 0.04 * np.sin(np.pi * times[inside]), atol=4e-3)
+    torn, _ = sway_of(200 + 4 * np.sin(np.pi * times), times=2 * times)  # 140 ms: these are holes
+    assert np.abs(torn).max() < 0.01
 
 
 def test_a_head_sways_within_limits():
