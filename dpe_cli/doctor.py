@@ -11,7 +11,13 @@ from importlib.util import find_spec
 from dpe_cli.errors import DPEError
 
 SECONDS = 20  # that a program may take to tell its version
-OWN = ("landmarks", "reader", "retouch", "speech")  # networks that come with the tool, beside the default weights
+OWN = (
+    "landmarks",
+    "reader",
+    "retouch",
+    "matte",
+    "speech",
+)  # networks that come with the tool, beside the default weights
 
 
 @dataclass(frozen=True)

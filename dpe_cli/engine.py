@@ -28,6 +28,7 @@ from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.factors import follows_space
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.lending import drawable
+from dpe_cli.matte import Matte, flow_with_still, standing, with_still
 from dpe_cli.measured import MeasuredCodes
 from dpe_cli.mesh import FLOW_SIZE, centres
 from dpe_cli.mesh_warp import MeshWarp, over, through
@@ -83,6 +84,7 @@ class Engine:
             wanted = known and retouch
             self.retoucher = Retoucher(self.measured.space, device=str(self.device)) if wanted else None
             self.mesh = MeshWarp(self.measured.space, self.retoucher.basis) if wanted else None
+            self.matte = Matte(device=str(self.device)) if wanted else None
             # Where the encoder reads codes its features are needed twice, and compiling is for one thread.
             self.lane_count = LANES[self.device.type] if self.measured and self.backend == "torch" else 1
             self.batch_size = batch_size or choose_batch_size(self.device, self.loaded.config, self.lane_count)
@@ -110,6 +112,7 @@ class Engine:
             "codes": "landmarks" if self.measured else "encoder",
             "reader": self.measured and self.measured.reader.sha256,
             "retouch": self.retoucher and self.retoucher.sha256,
+            "matte": self.matte and self.matte.sha256,
             "device": describe_device(self.device),
             "precision": self.precision,
             "backend": self.backend,
@@ -202,6 +205,7 @@ class Engine:
         """Lets go of what the last batch left for the next."""
         self.begin_anew()
         self.told: dict[Key, Told] = {}  # what was read of the last crops
+        self.mattes: dict[Key, np.ndarray] = {}  # by crop: see `Matte.persons`
         self.drawn: dict[Key, np.ndarray] = {}  # by crop and codes
         self.maps: dict[Key, np.ndarray | None] = {}  # by crop and codes: see `carried`
 
@@ -277,9 +281,12 @@ class Engine:
             drawn, places = networks.bend_pose(source, self.to_device(pose))
             if self.mesh:
                 flows[:] = flow_maps(places, self.size)
+                stands[:] = fetched(standing(self.to_device(mattes), places))
             return drawn
 
+        mattes = np.stack(self.persons(crops)) if self.mesh and pose is not None else None
         flows: list[np.ndarray] = []
+        stands: list[np.ndarray] = []
         pictures = to_pictures(self.compute(render))
         if self.mesh is None:
             return pictures
@@ -294,12 +301,23 @@ class Engine:
                 still = centres(FLOW_SIZE, self.size).astype(np.float32)
                 maps = [over(where, still) for where in maps]
             pictures = np.stack([with_what_flows(*three) for three in zip(pictures, before, flows, strict=True)])
+            pictures = np.stack([with_still(*three) for three in zip(pictures, before, stands, strict=True)])
             faces = [told.face for told in known]
             pictures, then = self.mesh.looked_at(before, pictures, faces, measured, turned, asked, self.shown)
+            flows = [flow_with_still(*two, self.size) for two in zip(flows, stands, strict=True)]
             then = map(over, then, flows)
             maps = [through(*pair, self.size) for pair in zip(maps, then, strict=True)]
         self.maps |= zip(keys_of(crops, asked, turned), maps, strict=True)
         return pictures
+
+    def persons(self, crops: np.ndarray) -> list[np.ndarray]:
+        """Mattes of the persons in crops, those of the last batch from memory: see `Matte.persons`."""
+        keys = keys_of(crops)
+        fresh = list({key: row for row, key in enumerate(keys) if key not in self.mattes}.values())
+        if fresh:
+            new = zip((keys[row] for row in fresh), self.matte.persons(crops[fresh]), strict=True)
+            self.mattes = {key: self.mattes[key] for key in keys if key in self.mattes} | dict(new)
+        return [self.mattes[key] for key in keys]
 
     def retouched(
         self, drawn: Tensor, keys: list[Key], crops: np.ndarray, known: list["Told"], asked: np.ndarray

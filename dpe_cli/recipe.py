@@ -42,6 +42,7 @@ STAGES = {
     "landmarks": "the landmark network of ours, a run of its own",
     "reader": "the networks of ours that look closer at eyes and mouth to tell their codes, a run of its own",
     "retouch": "the networks of ours that paint over mouth and eyes once they are drawn, a run of its own",
+    "matte": "the network of ours that tells persons from their background, a run of its own",
     "factors": "no network: mouth, eyes, brows and sliders found in the motion codes of --init, a run of its own",
     "banks": "the same by PD-FGC's signals: parts that change hands, sound, what lasts; a run of its own",
     "refine": "the paper's stage 2: the same losses, only the expression generator and the MLPs learn",
@@ -106,6 +107,7 @@ class Phase:
     virtual_share: float = 0.0  # share of the pairs in which the driving is the source, turned by its landmarks' depth
     face_weight: float = 1.0  # in pose pictures, where `mesh_warp.py` shows the source's own; below 1: see Sampler
     still_camera: bool = False  # pairs are framed alike, as an edit draws heads that move: see Sampler
+    still_background: bool = False  # of pose pictures only what an edit shows of them counts: see matte.standing
     inside_weight: float = 0.0  # of pose flows that leave the source's crop, where there is nothing to show
     unseen_weight: float = 0.0  # of the expression masks, and of pixels, inside of a mouth that was shut
     unseen_gain: float = 20.0  # how much more the few pixels there count: so much, and masks shut beyond the lips

@@ -44,6 +44,7 @@ from dpe_cli.initialise import (
     to_image,
     warm_up,
 )
+from dpe_cli.matte import load_net
 from dpe_cli.mesh import Mesh
 from dpe_cli.models import DPE, DPEConfig, PerceptualLoss
 from dpe_cli.motion_space import MotionSpace
@@ -312,7 +313,8 @@ def train(
             people = len({clip.identity for clip in clips.training})
             held_out = f"{len(clips.held_out)} clips held out"
             say(f"{phase.name} ({phase.stage}): {len(clips.training)} clips of {people} people; {held_out}")
-            trainer = Trainer(model, phase, perceptual_network(phase, inputs), inputs.expression, device)
+            networks = perceptual_network(phase, inputs), inputs.expression, device, matte_network(phase)
+            trainer = Trainer(model, phase, *networks)
             run = _PhaseRun(number, phases, trainer, clips, inputs.output, journal, alone)
             if going_on:
                 trainer.load_state_dict(state["trainer"])
@@ -382,6 +384,11 @@ def perceptual_network(phase: Phase, inputs: Inputs) -> nn.Module | None:
     from safetensors.torch import load_file
 
     return PerceptualLoss(load_file(str(inputs.perceptual)), phase.perceptual_blocks)
+
+
+def matte_network(phase: Phase) -> nn.Module | None:
+    """What tells persons from their background, where a phase asks for it: the tool's own."""
+    return load_net().eval().requires_grad_(False) if phase.still_background else None
 
 
 def newest_state(folder: Path) -> Path | None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dpe_cli.errors import DPEError
 from dpe_cli.initialise import colours_kept, separate, to_image
+from dpe_cli.matte import standing
 from dpe_cli.mesh import FLOW_SIZE
 from dpe_cli.models import DPE, Discriminator, Encoded, Rendered
 from dpe_cli.models.decoder import places, sampling_grid
@@ -107,18 +108,20 @@ class Trainer:
     """One phase of training: networks, optimisers, moving average and the kinds of step.
 
     perceptual: two pictures to a scalar. expression: pictures (B, 3, S, S) in [-1, 1] to expression features (B, K),
-    for the paper's L_E; None leaves the term out.
+    for the paper's L_E; None leaves the term out. matte: pictures to logits of persons (B, 1, S/2, S/2), for what
+    stands still behind heads; None: all of a pose picture counts.
     """
 
     def __init__(
         self, model: DPE, phase: Phase, perceptual: nn.Module | None = None, expression: nn.Module | None = None,
-        device: str = "cpu",
+        device: str = "cpu", matte: nn.Module | None = None,
     ):  # fmt: skip
         self.phase, self.device = phase, torch.device(device)
         self.model = model.to(self.device)
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.perceptual = perceptual.to(self.device) if perceptual else None
         self.expression = expression.to(self.device) if expression else None
+        self.matte = matte.to(self.device) if matte else None
         self.landmarks = nn.Linear(model.config.latent_dim, LANDMARKS).to(self.device)
         frozen = (model.encoder, model.pose_generator) if phase.stage == "refine" else ()
         model.requires_grad_(True)
@@ -322,12 +325,21 @@ class Trainer:
         """Terms of T -> D: the pose generator on the measured code of the driving frame, for the first targets."""
         count = len(target.latent)
         posed, driving = self.turn_to_driving(target, batch), to_image(batch["driving"][:count])
-        losses.add("pose", weighted_l1(posed.image, driving, batch["pose_weight"][:count]), share)
+        image = posed.image if self.matte is None else self.before_still(posed, to_image(batch["target"][:count]))
+        losses.add("pose", weighted_l1(image, driving, batch["pose_weight"][:count]), share)
         losses.add("pose_flow", self.flow_error("pose", posed.flows, batch), self.phase.flow_weight * share)
         if self.phase.inside_weight:
             losses.add("inside", beyond(posed.flows), self.phase.inside_weight * share)
         if self.phase.stage == "posing":
-            self.add_perceptual(losses, posed.image, driving, batch["pose_weight"])
+            self.add_perceptual(losses, image, driving, batch["pose_weight"])
+
+    def before_still(self, posed: Rendered, picture: Tensor) -> Tensor:
+        """Pose pictures as an edit shows them: what stands still behind a head is as it was, and not learnt."""
+        with torch.no_grad():
+            matte = self.matte(picture)[:, 0].float().sigmoid()
+            where = places(posed.flows[-1].float(), grid_on(picture.device, picture.shape[-1]), 1.0)
+            still = F.interpolate(standing(matte, where)[:, None], scale_factor=2, mode="bilinear", align_corners=False)
+        return posed.image + still * (picture - posed.image)
 
     def cycle(self, batch: dict[str, Tensor]) -> tuple[Losses, Tensor, Tensor]:
         """The paper's stage 1 step: the losses, and the final images and the real ones for the discriminator."""

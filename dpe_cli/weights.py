@@ -23,19 +23,21 @@ from dpe_cli.errors import OutputError, WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dpe_cli.models import DPEConfig, LandmarkConfig, ReaderConfig, RetouchConfig, SpeechConfig
+    from dpe_cli.models import DPEConfig, LandmarkConfig, MatteConfig, ReaderConfig, RetouchConfig, SpeechConfig
 
-    Config = DPEConfig | LandmarkConfig | ReaderConfig | RetouchConfig | SpeechConfig
+    Config = DPEConfig | LandmarkConfig | MatteConfig | ReaderConfig | RetouchConfig | SpeechConfig
 
 # in the metadata of our files
 FORMAT, LANDMARK_FORMAT, SPEECH_FORMAT = "dpe-weights/1", "dpe-landmarks/1", "dpe-speech/1"
-READER_FORMAT, RETOUCH_FORMAT = "dpe-reader/2", "dpe-retouch/1"
-DEFAULT, LANDMARKS, READER, RETOUCH, SPEECH = "compact", "landmarks", "reader", "retouch", "speech"
-FAMILIES = ("dpe-weights/", "dpe-landmarks/", "dpe-reader/", "dpe-retouch/", "dpe-speech/")  # formats of any version
+READER_FORMAT, RETOUCH_FORMAT, MATTE_FORMAT = "dpe-reader/2", "dpe-retouch/1", "dpe-matte/1"
+DEFAULT, LANDMARKS, READER, RETOUCH, MATTE, SPEECH = "compact", "landmarks", "reader", "retouch", "matte", "speech"
+# formats of any version
+FAMILIES = ("dpe-weights/", "dpe-landmarks/", "dpe-reader/", "dpe-retouch/", "dpe-matte/", "dpe-speech/")
 OTHERS = {  # formats of networks of ours that are not DPE's, and what is said of such a file
     LANDMARK_FORMAT: "is a landmark network, which measures faces and cannot edit them",
     READER_FORMAT: "measures eyes and mouths and cannot edit faces",
     RETOUCH_FORMAT: "retouches what other networks draw and cannot edit",
+    MATTE_FORMAT: "tells persons from what is behind them and cannot edit",
     SPEECH_FORMAT: "hears speech and cannot edit faces",
 }
 PACKS = Path("~/.insightface/models")  # where insightface looks for its packs, and its downloader puts them
@@ -60,6 +62,7 @@ COMPACT_SHA256: str | None = "f2b8ebac2975f6473cd556df19d3d05072c64c85d9bd28b195
 LANDMARKS_SHA256: str | None = "8e65d1aeb1a8ad8a75f31791f7d0e3835b83c0778bcd0778a111bb256e0b0453"
 READER_SHA256: str | None = "26ea5b2b5430b82694677092d98a84370c40a5c38bafa1347e4126cebfc1d82d"
 RETOUCH_SHA256: str | None = "8d113852950d07d3a8449256c22e30d08543fe344985a8d8979900619467019d"
+MATTE_SHA256: str | None = "c2cbc696948915c907601296d54d349cda935cfb6bcde9696a1d712865edd0b3"
 SPEECH_SHA256: str | None = "4895e6c1d302678635fec810ab67b99e5a0a5df4315421f0dc5aec6a5635542d"
 
 
@@ -91,6 +94,10 @@ CHECKPOINTS = known(
     Checkpoint(
         RETOUCH, "retouch.safetensors", RETOUCH_SHA256, None, "weights/README.md", "see weights/README.md",
         "small networks of our own that paint over mouth and eyes, installed with the tool",
+    ),
+    Checkpoint(
+        MATTE, "matte.safetensors", MATTE_SHA256, None, "weights/README.md", "see weights/README.md",
+        "persons before their background: a small network of our own, installed with the tool; it measures",
     ),
     Checkpoint(
         SPEECH, "speech.safetensors", SPEECH_SHA256, None, "weights/README.md", "see weights/README.md",
@@ -165,7 +172,7 @@ def how_to_get(checkpoint: Checkpoint | None) -> str:
         return "get the file anew, or leave --weights away to use the default"
     if checkpoint.name == DEFAULT:
         return "install dpe-cli anew, or name other weights with --weights"
-    if checkpoint.name in (LANDMARKS, READER, RETOUCH, SPEECH):
+    if checkpoint.name in (LANDMARKS, READER, RETOUCH, MATTE, SPEECH):
         return "install dpe-cli anew"
     if is_pack(checkpoint):
         return f"get it with: dpe weights fetch {checkpoint.name}"
@@ -180,7 +187,7 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
     checkpoint = CHECKPOINTS.get(name)
     if checkpoint is None or not is_pack(checkpoint):
         packs = ", ".join(c.name for c in CHECKPOINTS.values() if is_pack(c))
-        ours = checkpoint is None or checkpoint.name in (DEFAULT, LANDMARKS, READER, RETOUCH, SPEECH)
+        ours = checkpoint is None or checkpoint.name in (DEFAULT, LANDMARKS, READER, RETOUCH, MATTE, SPEECH)
         remedy = f"fetch one of {packs}" if ours else how_to_get(checkpoint)
         raise WeightsError(f"{name} cannot be fetched", remedy)
     path = place(checkpoint)
@@ -252,6 +259,11 @@ def load_retouch(name_or_path: str | Path = RETOUCH) -> Loaded:
     return load_own(name_or_path, RETOUCH_FORMAT, RETOUCH, "retouching network")
 
 
+def load_matte(name_or_path: str | Path = MATTE) -> Loaded:
+    """Weights of the matte network, by default the tool's own. Raises WeightsError as `load` does."""
+    return load_own(name_or_path, MATTE_FORMAT, MATTE, "matte network")
+
+
 def load_speech(name_or_path: str | Path = SPEECH) -> Loaded:
     """Weights of the speech networks, by default the tool's own. Raises WeightsError as `load` does."""
     return load_own(name_or_path, SPEECH_FORMAT, SPEECH, "speech network")
@@ -284,11 +296,11 @@ def load_any(name_or_path: str | Path | None = None) -> Loaded:
 
 def config_kinds() -> dict[str, type]:
     """The format of each kind of file of ours -> the class of its configuration."""
-    from dpe_cli.models import DPEConfig, LandmarkConfig, ReaderConfig, RetouchConfig, SpeechConfig
+    from dpe_cli.models import DPEConfig, LandmarkConfig, MatteConfig, ReaderConfig, RetouchConfig, SpeechConfig
 
     return {
         FORMAT: DPEConfig, LANDMARK_FORMAT: LandmarkConfig, READER_FORMAT: ReaderConfig, RETOUCH_FORMAT: RetouchConfig,
-        SPEECH_FORMAT: SpeechConfig,
+        MATTE_FORMAT: MatteConfig, SPEECH_FORMAT: SpeechConfig,
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from .generator import DPE, MotionBasis
 from .inference import InferenceDPE
 from .landmarks import LandmarkConfig, LandmarkNet, Landmarks
 from .lpips import LPIPS
+from .matte import MatteConfig, MatteNet
 from .perceptual import PerceptualLoss
 from .reader import ReaderConfig, ReaderNets
 from .retouch import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
@@ -25,6 +26,8 @@ __all__ = [
     "LandmarkConfig",
     "LandmarkNet",
     "Landmarks",
+    "MatteConfig",
+    "MatteNet",
     "MotionBasis",
     "PatchDiscriminator",
     "PerceptualLoss",

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from .config import COMPACT_CHANNELS, FULL_CHANNELS, DPEConfig
 from .landmarks import LandmarkConfig, LandmarkNet
 from .layers import blur_kernel
+from .matte import MatteConfig, MatteNet
 from .reader import ReaderConfig, ReaderNets
 from .retouch import Retouch, RetouchConfig
 from .speech import SpeechConfig, SpeechNets
@@ -195,13 +196,15 @@ class Unfilled(TorchFunctionMode):
 
 
 def check(
-    state: Mapping[str, Tensor], config: DPEConfig | LandmarkConfig | ReaderConfig | RetouchConfig | SpeechConfig
+    state: Mapping[str, Tensor],
+    config: DPEConfig | LandmarkConfig | MatteConfig | ReaderConfig | RetouchConfig | SpeechConfig,
 ) -> None:
     """Raises ValueError unless the state, in our names, is exactly that of the networks that `config` describes."""
     from .generator import DPE
 
     others = {
         LandmarkConfig: LandmarkNet,
+        MatteConfig: MatteNet,
         ReaderConfig: ReaderNets,
         RetouchConfig: Retouch,
         SpeechConfig: SpeechNets,

@@ -1,5 +1,6 @@
 """The training steps on a tiny network and synthetic samples."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -280,6 +281,32 @@ def test_with_measured_codes_the_generators_see_the_true_difference(model, batch
         terms = trainer.step(batch, 0)
         assert torch.isfinite(terms["exp_flow"])
     assert seen[1] < 1e-5 < seen[0]
+
+
+class AllAlike(torch.nn.Module):
+    """A matte to which a picture is a person everywhere, or nowhere."""
+
+    def __init__(self, logit: float):
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(picture), 1, *(side // 2 for side in picture.shape[-2:])), self.logit)
+
+
+def test_what_stands_still_behind_a_head_is_not_learnt(model, batch):
+    batch = batch | {"driving": 255 - batch["target"]}
+    phase = Phase(stage="posing", flow_weight=0, still_background=True)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = Trainer(copy.deepcopy(model), phase, matte=AllAlike(30.0)).step(batch, 0)
+    wanted = Trainer(copy.deepcopy(model), phase).step(batch, 0)
+    torch.testing.assert_close(found, wanted)
+    assert found["grad"] > 0  # nothing but person: all of it is drawn
+    terms = Trainer(model, phase, matte=AllAlike(-30.0)).step(batch, 0)
+    assert terms["grad"] == 0
+    torch.testing.assert_close(dict(model.state_dict()), before)
+    stays = weighted_l1(to_image(batch["target"]), to_image(batch["driving"]), batch["pose_weight"])
+    torch.testing.assert_close(terms["pose"], stays)  # nothing but background
 
 
 @pytest.mark.parametrize(("stage", "learning"), [("expression", "expression"), ("posing", "pose")])

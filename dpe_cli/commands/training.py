@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("same", "cross", "video")  # of eval
 CONTROL, DUB = "control", "dub"  # two more, by name only
-ON_CPU = ("reader", "retouch", "audio", "pose")  # stages of the training that know no other device
-WHOLE = ("landmarks", "reader", "retouch", "factors", "banks", "audio", "pose")  # stages that keep no state
+ON_CPU = ("reader", "retouch", "matte", "audio", "pose")  # stages of the training that know no other device
+WHOLE = ("landmarks", "reader", "retouch", "matte", "factors", "banks", "audio", "pose")  # stages that keep no state
 STOPPED_WHOLE = "Stopped: this stage keeps no state to go on from, the next run begins anew"
 UNREAD = {CONTROL: ("modes", "lpips", "lpips_network"), DUB: ("modes", "lpips", "lpips_network", "identity", "seed")}
 
@@ -121,14 +121,15 @@ def prepare(
     type=FILE,
     help="MediaPipe's face_landmarker.task: judges sliders' pictures in stages factors, banks.",
 )
+@click.option("--segmenter", type=FILE, help="MediaPipe's selfie_segmentation.tflite: teaches stage matte.")
 @click.option("--speech", type=FOLDER, help="Clips prepared with sound, for stage banks.  [default: those of --data]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder; exactly on a CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
 def train(
     recipe: Path | None, changes: tuple[str, ...], budget: float | None, data: Path, output: Path, init: Path | None,
-    space: Path | None, perceptual: Path | None, expression: Path | None, landmarker: Path | None, speech: Path | None,
-    device: str, resume: bool, quiet: bool,
+    space: Path | None, perceptual: Path | None, expression: Path | None, landmarker: Path | None,
+    segmenter: Path | None, speech: Path | None, device: str, resume: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train the networks on clips that `dpe prepare` made. Several processes or machines: start it with torchrun.
 
@@ -159,6 +160,9 @@ def train(
         return
     if any(phase.stage == "retouch" for phase in phases):
         click.echo(train_retouching(phases, data, output, init, space, say))
+        return
+    if any(phase.stage == "matte" for phase in phases):
+        click.echo(train_matting(phases, data, output, init, space, segmenter, say))
         return
     if any(phase.stage in ("factors", "banks") for phase in phases):
         click.echo(fit_factors(phases, data, output, init, space, landmarker, speech, device, quiet))
@@ -375,6 +379,34 @@ def train_retouching(
     names = ("minutes", "batch", "lr", "ema", "gan_weight", "eye_share", "open_share", "part", "begun_share")
     settings = {name: getattr(phase, name) for name in (*names, "threads", "seed")}
     return train_retouch(data, output, RetouchTraining(**settings), space or folder() / SPACE, start=init, talk=say)
+
+
+def train_matting(
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, segmenter: Path | None,
+    say: Callable[[str], None],
+) -> Path:  # fmt: skip
+    """`dpe train --set stage=matte`: one phase, taught by --segmenter; --init goes on from a file."""
+    if len(phases) > 1:
+        raise click.UsageError("the matte network is trained in a run of its own, of one phase")
+    if segmenter is None:
+        raise click.UsageError(
+            "stage matte learns from MediaPipe: name its selfie_segmentation.tflite with --segmenter"
+        )
+
+    from dpe_cli.factors import SPACE
+    from dpe_cli.matte import load_net
+    from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.train_matte import MatteTraining, Segmenter, train_matte
+    from dpe_cli.weights import folder
+
+    (phase,) = phases
+    names = ("minutes", "steps", "batch", "lr", "ema", "threads", "seed")
+    settings = MatteTraining(**{name: getattr(phase, name) for name in names})
+    coordinates, segment = MotionSpace.load(space or folder() / SPACE), Segmenter(segmenter)
+    try:
+        return train_matte(data, output, settings, coordinates, segment, load_net(init) if init else None, say)
+    finally:
+        segment.close()
 
 
 def fit_factors(
