@@ -234,6 +234,12 @@ def test_5_for_paste_back_models_that_are_not_there(clips: Path):
     assert code == 3 and "--parsing" in line
 
 
+@pytest.mark.parametrize("option", ["--face", "--weights"])
+def test_3_for_a_name_that_no_file_can_have(clips: Path, option: str):
+    code, line = code_and_line(edit(clips, option, "a" * 300))
+    assert code == 3 and line.endswith("a is longer than the name of a file may be; name a file that is there")
+
+
 def test_1_for_a_bug_in_one_line_and_its_traceback_with_v(clips: Path, monkeypatch: pytest.MonkeyPatch):
     fails(monkeypatch, RuntimeError("two\nlines"))
     code, line = code_and_line(edit(clips))

@@ -1,6 +1,7 @@
 """What commands have in common: failures as one line and an exit code, options, progress, tables."""
 
 import contextlib
+import errno
 import functools
 import gc
 import json
@@ -19,7 +20,7 @@ from typing import Any, NoReturn
 import click
 
 from dpe_cli.commands import layers
-from dpe_cli.errors import DPEError
+from dpe_cli.errors import DPEError, InputError
 from dpe_cli.limits import MAX_PIXELS, limits, set_limits
 
 MODES = ("exp", "pose", "both")
@@ -158,6 +159,9 @@ class Command(click.Command):
         except MemoryError as error:
             raise Failure(MEMORY_WORDS, OUT_OF_MEMORY) from error
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                problem = f"{error.filename} is longer than the name of a file may be; name a file that is there"
+                raise Failure(problem, InputError.exit_code) from error
             if any(words in str(error) for words in NO_MEMORY):
                 raise Failure(MEMORY_WORDS, OUT_OF_MEMORY) from error
             if ctx.params.get("verbose"):
