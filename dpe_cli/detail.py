@@ -18,6 +18,13 @@ STAYED, MOVED = 3.0, 10.0  # levels of smoothed difference: up to the first all 
 # second none of it
 FITS, MISSES = 12.0, 40.0  # the same of detail that goes along with a bent face, against the bent source,
 MOVES = 0.5  # and by how many pixels of the crop that has to go to count wholly
+AT_EDGE = 8 / 256  # share of the side: a flow's places that near to the crop's edge
+PILED = (
+    0.08,
+    0.14,
+)  # and how far into the crop they may do so: from the first they pile up a little, from the second wholly
+ALIKE = 8  # places along the border within which they are dealt with alike
+ONWARDS = 4  # places of the flow from there to where it is followed again
 EASED = 0.2  # share of the side, at a crop's border, within which what moves comes to rest
 
 
@@ -76,6 +83,47 @@ def with_what_flows(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> np
     face = drawn.astype(np.float32)
     difference, smooth, share = compared(face, warp(crop, flow, len(crop)), FITS, MISSES)
     return to_levels(face + times(smooth - difference, share))
+
+
+def stretched(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A drawn picture that shows what its crop has beside a head that leaves the border, and not the mere border.
+
+    Such a head asks for what lies outside. Flows that find nothing there pile up at the edge, to and fro, which looks
+    like the grain of wood: what lies between edge and head is stretched over that place instead.
+    drawn, crop: (S, S, 3) uint8; flow: (R, R, 2), from where in the crop each place comes, pixels. -> picture and flow
+    """
+    size, share = len(crop), np.zeros(flow.shape[:2], np.float32)
+    result = flow
+    for _ in range(4):  # each border in turn comes to lie on the left
+        result, of_this = from_the_left(np.ascontiguousarray(result), size)
+        result = np.rot90(np.dstack([result, np.maximum(share, of_this)]))
+        share, result = result[..., 2], np.dstack([result[..., 1], size - result[..., 0]])
+    if not share.any():
+        return drawn, flow
+    shown = cv2.resize(np.ascontiguousarray(share), (size, size))
+    face = times(drawn.astype(np.float32), 1 - shown)
+    return to_levels(face + times(warp(crop, result, size).astype(np.float32), shown)), result
+
+
+def from_the_left(flow: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A flow (R, R, 2) that does not pile up at the left edge, and where (R, R) it has changed, in [0, 1]."""
+    count = len(flow)
+    near = flow[..., 0] < AT_EDGE * size
+    piled = np.where(near.all(1), count, near.argmin(1)).astype(np.float32)[:, None]  # places, row by row
+    piled = cv2.GaussianBlur(cv2.dilate(piled, np.ones((2 * ALIKE + 1, 1), np.uint8)), (0, 0), ALIKE)
+    weight = ramp(piled / count, *PILED)
+    if not weight.any():
+        return flow, np.zeros((count, count), np.float32)
+    here = centres(count, size).astype(np.float32)
+    end = np.minimum(piled + ONWARDS, count - 1)
+    column = np.arange(count, dtype=np.float32)
+    rows = np.arange(count, dtype=np.float32)[:, None]
+    there = cv2.remap(flow - here, end, rows, cv2.INTER_LINEAR)  # by how much, where it is followed again
+    moved = cv2.GaussianBlur(there, (0, 0), ALIKE)  # or hair would be waves
+    stretch = here + np.minimum((column + 0.5) / end, 1)[..., None] * moved
+    fades = np.clip(1 - (column - end) / (2 * ONWARDS), 0, 1)[..., None] * (moved - there)
+    change = np.where((column < end)[..., None], stretch - flow, fades)
+    return flow + weight[..., None] * change, weight * np.clip((end - column) / ONWARDS, 0, 1)
 
 
 def eased(face: np.ndarray, crop: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from dpe_cli.doctor import Check
 from dpe_cli.errors import WeightsError
 from dpe_cli.models import DPE, DPEConfig
 
-OWN = ["landmarks", "reader", "retouch", "speech"]
+OWN = ["landmarks", "reader", "retouch", "matte", "speech"]
 NAMES = ["Python", "PyTorch", "ffmpeg", "PyAV", "face detector", "default weights"]
 NAMES += [f"{name} weights" for name in OWN] + ["insightface", "mediapipe"]
 

@@ -220,7 +220,8 @@ def test_read_only_and_strided_arrays_are_taken(networks: Engine):
 def test_the_description_is_ready_for_json(networks: Engine, file: Path):
     assert networks.description == {
         "weights": str(file), "sha256": weights.digest(file), "size": SIZE, "codes": "encoder",
-        "reader": None, "retouch": None, "device": "cpu", "precision": "fp32", "backend": "torch", "batch_size": 3,
+        "reader": None, "retouch": None, "matte": None, "device": "cpu", "precision": "fp32", "backend": "torch",
+        "batch_size": 3,
     }  # fmt: skip
 
 

@@ -10,12 +10,12 @@ import pytest
 from test_plugs import blue_is_in_front, brighten
 
 from dpe_cli.crop import cut, gaussian_mask, paste_back
-from dpe_cli.detail import keep_detail, with_what_flows, with_what_stays
+from dpe_cli.detail import keep_detail, stretched, with_what_flows, with_what_stays
 from dpe_cli.edit import Driving, EditSettings, edit_video
 from dpe_cli.errors import InputError, QualityError, WeightsError
 from dpe_cli.face import Box, Detection
 from dpe_cli.masks import MaskMaker
-from dpe_cli.mesh import warp
+from dpe_cli.mesh import centres, warp
 from dpe_cli.paste import Edge, Paster, colour_difference, enlarged, make_paster
 from dpe_cli.report import Report
 from dpe_cli.video import Frame, VideoInfo, read_frames, write_video
@@ -297,6 +297,34 @@ def test_high_frequencies_come_from_where_the_picture_comes_from():
     assert missed[1] < 0.5 * missed[0]
     green = np.full_like(crop, (0, 255, 0))
     assert np.array_equal(with_what_flows(green, crop, flow), green)  # another picture has none of it
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_beside_a_head_that_leaves_the_border_its_surroundings_are_stretched(turns: int):
+    """To the right, from where 20 of 128 places pile up at the left edge; and so from each border."""
+    crop = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    flow = centres(128, 256).astype(np.float32)
+    flow[..., 0] = np.where(np.arange(128) < 40, np.maximum(flow[..., 0] - 40, 3), flow[..., 0] - 40)
+    drawn = np.zeros_like(crop)
+    for _ in range(turns):
+        crop, drawn, flow = np.rot90(crop), np.rot90(drawn), np.rot90(flow)
+        flow = np.stack([flow[..., 1], 256 - flow[..., 0]], -1)
+    picture, places = stretched(*map(np.ascontiguousarray, (drawn, crop, flow)))
+    for _ in range(4 - turns):
+        picture, drawn, flow, places = (np.rot90(one) for one in (picture, drawn, flow, places))
+        flow, places = (np.stack([one[..., 1], 256 - one[..., 0]], -1) for one in (flow, places))
+    across = places[20:108, :, 0]
+    assert across[:, 0].max() < 2 and (np.diff(across[:, :30]) > 0.1).all()  # from the border on, nothing twice
+    np.testing.assert_allclose(places[..., 1], flow[..., 1], atol=0.01)
+    np.testing.assert_array_equal(places[20:108, 34:], flow[20:108, 34:])
+    assert picture[40:216, :40].std() > 20 and not picture[40:216, 68:].any()  # drawn by the crop's own, else as it was
+
+
+def test_what_hardly_piles_up_at_a_border_is_left_as_it_was_drawn():
+    drawn = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    flow = np.maximum(centres(128, 256).astype(np.float32) - [6, 0], 1).astype(np.float32)
+    picture, places = stretched(drawn, np.zeros_like(drawn), flow)
+    assert picture is drawn and places is flow
 
 
 def test_high_frequencies_stay_where_nothing_moves():

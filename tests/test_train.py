@@ -440,12 +440,19 @@ def test_our_own_recipes_are_within_the_ranges(name):
     assert read_recipe(Path(__file__).parent.parent / "weights" / name)
 
 
-@pytest.mark.parametrize("stage", ["audio", "pose", "landmarks", "reader", "retouch", "factors", "banks"])
+@pytest.mark.parametrize("stage", ["audio", "pose", "landmarks", "reader", "retouch", "matte", "factors", "banks"])
 def test_a_stage_that_keeps_no_state_cannot_be_resumed_and_says_so(tmp_path, monkeypatch, stage):
     def terminated(*arguments, **options):
         signal.raise_signal(signal.SIGTERM)
 
-    for name in ("train_speech_networks", "train_landmark_network", "train_reading", "train_retouching", "fit_factors"):
+    for name in (
+        "train_speech_networks",
+        "train_landmark_network",
+        "train_reading",
+        "train_retouching",
+        "train_matting",
+        "fit_factors",
+    ):
         monkeypatch.setattr(f"dpe_cli.commands.training.{name}", terminated)
     command = ["train", "--data", str(tmp_path), "-o", str(tmp_path / "run"), "--set", f"stage={stage}"]
     refused = CliRunner().invoke(cli, [*command, "--resume"])
@@ -719,9 +726,10 @@ def test_the_rate_of_a_gpu_is_that_of_the_one_in_use(monkeypatch):
     assert set(waited) == {(device,)}
 
 
-@pytest.mark.parametrize("stage", ["reader", "retouch", "audio", "pose"])
+@pytest.mark.parametrize("stage", ["reader", "retouch", "matte", "audio", "pose"])
 def test_a_stage_that_knows_no_gpu_says_so(tmp_path, stage):
     arguments = ["train", "--data", str(tmp_path), "-o", str(tmp_path / "run"), "--set", f"stage={stage}"]
+    arguments += ["--segmenter", str(tmp_path / "none.tflite")]
     for device, said in (("cuda", True), ("cpu", False)):
         result = CliRunner().invoke(cli, [*arguments, "--device", device])
         remark = f"stage {stage} learns on the CPU: --device {device} is left aside"

@@ -257,7 +257,7 @@ def test_missing_files_and_folders_are_told(tmp_path: Path):
     assert "there are no weights" in refusal(tmp_path / "nowhere.pt")
     assert "is a folder" in refusal(tmp_path)
     with pytest.raises(
-        WeightsError, match="one of compact, landmarks, reader, retouch, speech, dpe, lia, buffalo_l, buffalo_s"
+        WeightsError, match="one of compact, landmarks, reader, retouch, matte, speech, dpe, lia, buffalo_l, buffalo_s"
     ):
         weights.load("campact")
 
@@ -292,6 +292,7 @@ def test_names_that_are_not_here_say_how_to_get_them(tmp_path: Path, monkeypatch
         "landmarks": "install dpe-cli anew",
         "reader": "install dpe-cli anew",
         "retouch": "install dpe-cli anew",
+        "matte": "install dpe-cli anew",
         "speech": "install dpe-cli anew",
         "dpe": "download dpe.pt by hand from https://github.com/OpenTalker/DPE",
         "lia": "download vox.pt by hand",
@@ -302,7 +303,18 @@ def test_names_that_are_not_here_say_how_to_get_them(tmp_path: Path, monkeypatch
             weights.find(name)
     assert [(entry.name, path) for entry, path in weights.list_checkpoints()] == [
         (name, None)
-        for name in ("compact", "landmarks", "reader", "retouch", "speech", "dpe", "lia", "buffalo_l", "buffalo_s")
+        for name in (
+            "compact",
+            "landmarks",
+            "reader",
+            "retouch",
+            "matte",
+            "speech",
+            "dpe",
+            "lia",
+            "buffalo_l",
+            "buffalo_s",
+        )
     ]
 
 
