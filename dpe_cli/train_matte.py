@@ -5,7 +5,6 @@ spoilt by light, cameras and codecs, which the labels are not.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from dpe_cli.motion_space import MotionSpace
 from dpe_cli.pipeline import ahead
 from dpe_cli.reader import to_input
 from dpe_cli.train_landmarks import CropSampler, LabelledClip, LandmarkTraining, load_labelled
-from dpe_cli.trainer import follow
+from dpe_cli.trainer import follow, take_steps
 from dpe_cli.weights import save
 
 Segment = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 -> (H, W) float in [0, 1]
@@ -127,7 +126,7 @@ class MatteTrainer:
         self.optimiser = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.step_number = 0
 
-    def step(self, batch: dict[str, Tensor], progress: float) -> float:
+    def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, float]:
         """One update, and its loss: cross entropy with the teacher's soft matte.
 
         `progress` in [0, 1] is the share of the run that is gone; the rate falls as a cosine.
@@ -144,7 +143,7 @@ class MatteTrainer:
         self.optimiser.step()
         self.step_number += 1
         follow(self.average, self.net, self.config.ema, self.step_number)
-        return float(loss.detach())
+        return {"loss": float(loss.detach())}
 
     def averaged(self) -> MatteNet:
         """A copy of the network with the moving average of the weights."""
@@ -214,20 +213,6 @@ def learn(
     sampler: MatteSampler, net: MatteNet, config: MatteTraining, curve: Path, talk: Callable[[str], None]
 ) -> MatteTrainer:
     """The training itself."""
-    trainer, losses = MatteTrainer(net, config), []
-    started = time.monotonic()
-    for batch in ahead(batches(sampler, config.batch)):
-        gone = (time.monotonic() - started) / 60
-        progress = trainer.step_number / config.steps if config.steps else gone / config.minutes
-        if progress >= 1:
-            break
-        losses.append(trainer.step(batch, progress))
-        if trainer.step_number % 50 == 0:
-            line = json.dumps(
-                {"step": trainer.step_number, "minutes": round(gone, 2), "loss": np.mean(losses).round(5)}
-            )
-            losses.clear()
-            talk(line)
-            with curve.open("a") as file:
-                file.write(line + "\n")
+    trainer = MatteTrainer(net, config)
+    take_steps(trainer, ahead(batches(sampler, config.batch)), curve, talk)
     return trainer

@@ -7,7 +7,6 @@ than they deserve.
 """
 
 import json
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -37,7 +36,7 @@ from dpe_cli.parts import BOTH_EYES, MOUTH, posed
 from dpe_cli.pipeline import ahead
 from dpe_cli.reader import patches_of, to_input
 from dpe_cli.train_landmarks import CropSampler, LabelledClip, LandmarkTraining, correlation, load_labelled
-from dpe_cli.trainer import follow
+from dpe_cli.trainer import follow, take_steps
 from dpe_cli.weights import save
 
 MOVES = 0.2  # a coordinate moves in a clip from this standard deviation on; its usual spread is 1
@@ -377,19 +376,6 @@ def learn(
     looks: Looks, nets: ReaderNets, config: ReaderTraining, curve: Path, talk: Callable[[str], None]
 ) -> ReaderTrainer:
     """The training itself, on looks in memory."""
-    trainer, terms = ReaderTrainer(nets, config), []
-    started = time.monotonic()
-    for batch in ahead(batches(PatchSampler(looks, config))):
-        gone = (time.monotonic() - started) / 60
-        progress = trainer.step_number / config.steps if config.steps else gone / config.minutes
-        if progress >= 1:
-            break
-        terms.append(trainer.step(batch, progress))
-        if trainer.step_number % 50 == 0:
-            means = {key: round(float(np.mean([term[key] for term in terms])), 5) for key in terms[0]}
-            terms.clear()
-            line = json.dumps({"step": trainer.step_number, "minutes": round(gone, 2), **means})
-            talk(line)
-            with curve.open("a") as file:
-                file.write(line + "\n")
+    trainer = ReaderTrainer(nets, config)
+    take_steps(trainer, ahead(batches(PatchSampler(looks, config))), curve, talk)
     return trainer

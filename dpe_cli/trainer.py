@@ -9,10 +9,13 @@ Two kinds of step share the networks, the data and the optimiser:
   and D'', and asymmetric back-propagation: the middle pair (S', D') does not update the pose generator.
 """
 
+import json
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -458,6 +461,28 @@ def follow(average: dict[str, Tensor], model: nn.Module, ema: float, step: int) 
     torch._foreach_lerp_([average[name] for name in learnt], [state[name] for name in learnt], 1 - decay)  # all at once
     for name in state.keys() - learnt:
         average[name].copy_(state[name])
+
+
+def take_steps(trainer: Any, batches: Iterable[Any], curve: Path, talk: Callable[[str], None]) -> None:
+    """The steps of a small run that keeps no state: as many, or for as many minutes, as `trainer.config` says.
+
+    trainer: has `config`, `step_number` and `step(batch, progress)`, which gives terms by name. The mean of each over
+    50 steps is told, and a line of the file `curve`.
+    """
+    config, terms, started = trainer.config, [], time.monotonic()
+    for batch in batches:
+        gone = (time.monotonic() - started) / 60
+        progress = trainer.step_number / config.steps if config.steps else gone / config.minutes
+        if progress >= 1:
+            break
+        terms.append(trainer.step(batch, progress))
+        if trainer.step_number % 50 == 0:
+            means = {key: round(sum(term[key] for term in terms) / len(terms), 5) for key in terms[0]}
+            terms.clear()
+            line = json.dumps({"step": trainer.step_number, "minutes": round(gone, 2), **means})
+            talk(line)
+            with curve.open("a") as file:
+                file.write(line + "\n")
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
