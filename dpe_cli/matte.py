@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dpe_cli.crop import times
 from dpe_cli.mesh import centres
+from dpe_cli.mesh_warp import mixed
 from dpe_cli.models import MatteNet
 from dpe_cli.models.layers import in_float32
 from dpe_cli.reader import to_input
-from dpe_cli.weights import MATTE, Loaded, load_matte
+from dpe_cli.weights import MATTE, load_matte
 
 CROP = 256  # pixels: for crops of that side
 UNSURE = 0.2, 0.8  # of a matte: below is background, above a person
@@ -28,14 +28,7 @@ GROWN, SOFT = (2, 1), (1.0, 0.75)
 
 def load_net(weights: str | Path = MATTE) -> MatteNet:
     """The matte network of a file. Raises WeightsError."""
-    return net_of(load_matte(weights))
-
-
-def net_of(loaded: Loaded) -> MatteNet:
-    """The network of a file that was read."""
-    net = MatteNet(loaded.config)
-    net.load_state_dict(loaded.state)
-    return net
+    return load_matte(weights).networks()
 
 
 class Matte:
@@ -43,7 +36,7 @@ class Matte:
 
     def __init__(self, weights: str | Path = MATTE, device: str = "cpu"):
         loaded = load_matte(weights)
-        net, self.sha256 = net_of(loaded), loaded.sha256
+        net, self.sha256 = loaded.networks(), loaded.sha256
         self.net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.device = device
 
@@ -81,8 +74,7 @@ def grown(matte: torch.Tensor, reach: float, sigma: float) -> torch.Tensor:
 
 def with_still(drawn: np.ndarray, crop: np.ndarray, still: np.ndarray) -> np.ndarray:
     """A drawn picture with its crop where that stands still. (S, S, 3) uint8 twice, (R, R) of `standing` -> uint8"""
-    share = cv2.resize(still, crop.shape[1::-1])
-    return np.rint(drawn + times(crop.astype(np.float32) - drawn, share)).astype(np.uint8)
+    return mixed(drawn, crop, cv2.resize(still, crop.shape[1::-1]), 1.0)
 
 
 def flow_with_still(flow: np.ndarray, still: np.ndarray, size: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from dpe_cli.models import ReaderNets
 from dpe_cli.motion_space import LIMIT
 from dpe_cli.parts import BOTH_EYES, MOUTH, Part, Posed, cut_patch, posed, to_patch
-from dpe_cli.weights import READER, Loaded, load_reader
+from dpe_cli.weights import READER, load_reader
 
 
 def patches_of(crop: np.ndarray, head: Posed, parts: Sequence[Part]) -> np.ndarray:
@@ -24,14 +24,7 @@ def to_input(patches: torch.Tensor) -> torch.Tensor:
 
 def load_nets(weights: str | Path = READER) -> ReaderNets:
     """The reading networks of a file. Raises WeightsError."""
-    return nets_of(load_reader(weights))
-
-
-def nets_of(loaded: Loaded) -> ReaderNets:
-    """The networks of a file that was read."""
-    nets = ReaderNets(loaded.config)
-    nets.load_state_dict(loaded.state)
-    return nets
+    return load_reader(weights).networks()
 
 
 class Reader:
@@ -39,7 +32,7 @@ class Reader:
 
     def __init__(self, weights: str | Path = READER, device: str = "cpu"):
         loaded = load_reader(weights)
-        nets, self.sha256 = nets_of(loaded).to(device, memory_format=torch.channels_last), loaded.sha256
+        nets, self.sha256 = loaded.networks().to(device, memory_format=torch.channels_last), loaded.sha256
         self.nets, self.device = nets.eval().requires_grad_(False), device
 
     @torch.inference_mode()

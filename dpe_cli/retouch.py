@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dpe_cli.landmarks import FaceShape
-from dpe_cli.models import Retouch
 from dpe_cli.motion_space import MotionSpace
 from dpe_cli.parts import BOTH_EYES, EYE, MOUTH, PARTS, Part, Patch, Posed, posed, put_back
 from dpe_cli.weights import RETOUCH, load_retouch
@@ -49,8 +48,7 @@ class Retoucher:
     def __init__(self, space: MotionSpace, weights: str | Path = RETOUCH, device: str = "cpu"):
         loaded = load_retouch(weights)
         self.space, self.device = space, torch.device(device)
-        self.nets = Retouch(loaded.config)
-        self.nets.load_state_dict(loaded.state)
+        self.nets = loaded.networks()
         self.nets.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.basis = loaded.state["basis"].numpy()
         self.sha256 = loaded.sha256

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpe_cli.errors import DeviceError, OutputError, WeightsError
-from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
+from dpe_cli.models import DPEConfig, Encoded, InferenceDPE
 from dpe_cli.weights import Loaded
 
 FORMATS = ("onnx", "openvino")
@@ -131,9 +131,7 @@ class Render(nn.Module):
 @torch.no_grad()
 def write_graphs(loaded: Loaded, folder: Path, precision: str) -> None:
     """All graphs as ONNX."""
-    trained = DPE(loaded.config)
-    trained.load_state_dict(loaded.state)
-    networks = InferenceDPE(trained, phased=precision == "int8").eval()
+    networks = InferenceDPE(loaded.networks(), phased=precision == "int8").eval()
     pictures = drawn_pictures(loaded.config.size)
     encoded = [networks.encode(picture[None]) for picture in pictures]
     codes = [networks.motion_code(one.latent) for one in encoded]

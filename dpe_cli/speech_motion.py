@@ -44,10 +44,7 @@ GENERATE = "generate"
 
 def load_nets(weights: str | Path = SPEECH) -> SpeechNets:
     """The speech networks, fixed. Raises WeightsError."""
-    loaded = load_speech(weights)
-    nets = SpeechNets(loaded.config)
-    nets.load_state_dict(loaded.state)
-    return nets.eval().requires_grad_(False)
+    return load_speech(weights).networks().eval().requires_grad_(False)
 
 
 def read_loudness(path: Path) -> Loudness:

@@ -336,9 +336,7 @@ def begin_phase(
     Raises InputError where the sizes do not follow each other.
     """
     if model is None and init is not None:
-        loaded = load(init)
-        model = DPE(loaded.config)
-        model.load_state_dict(loaded.state)
+        model = load(init).networks()
     if model is None:
         model = DPE(DPEConfig.compact(phase.size))
         initialise(model, copy=phase.copy_start)

@@ -23,14 +23,13 @@ from dpe_cli.errors import OutputError, WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dpe_cli.models import DPEConfig, LandmarkConfig, MatteConfig, ReaderConfig, RetouchConfig, SpeechConfig
-
-    Config = DPEConfig | LandmarkConfig | MatteConfig | ReaderConfig | RetouchConfig | SpeechConfig
+    from dpe_cli.models.checkpoint import Config
 
 # in the metadata of our files
 FORMAT, LANDMARK_FORMAT, SPEECH_FORMAT = "dpe-weights/1", "dpe-landmarks/1", "dpe-speech/1"
 READER_FORMAT, RETOUCH_FORMAT, MATTE_FORMAT = "dpe-reader/2", "dpe-retouch/1", "dpe-matte/1"
 DEFAULT, LANDMARKS, READER, RETOUCH, MATTE, SPEECH = "compact", "landmarks", "reader", "retouch", "matte", "speech"
+BESIDE = (LANDMARKS, READER, RETOUCH, MATTE, SPEECH)  # networks that come with the tool, beside the default weights
 # formats of any version
 FAMILIES = ("dpe-weights/", "dpe-landmarks/", "dpe-reader/", "dpe-retouch/", "dpe-matte/", "dpe-speech/")
 OTHERS = {  # formats of networks of ours that are not DPE's, and what is said of such a file
@@ -129,6 +128,14 @@ class Loaded:
     path: Path
     sha256: str
 
+    def networks(self) -> Any:
+        """The networks of `config`, an nn.Module, with these weights; on the CPU, and their gradients are asked for."""
+        from dpe_cli.models.checkpoint import networks_of
+
+        networks = networks_of(self.config)
+        networks.load_state_dict(self.state)
+        return networks
+
 
 # Where checkpoints lie
 
@@ -172,7 +179,7 @@ def how_to_get(checkpoint: Checkpoint | None) -> str:
         return "get the file anew, or leave --weights away to use the default"
     if checkpoint.name == DEFAULT:
         return "install dpe-cli anew, or name other weights with --weights"
-    if checkpoint.name in (LANDMARKS, READER, RETOUCH, MATTE, SPEECH):
+    if checkpoint.name in BESIDE:
         return "install dpe-cli anew"
     if is_pack(checkpoint):
         return f"get it with: dpe weights fetch {checkpoint.name}"
@@ -187,7 +194,7 @@ def fetch(name: str, say: Callable[[str], None]) -> Path:
     checkpoint = CHECKPOINTS.get(name)
     if checkpoint is None or not is_pack(checkpoint):
         packs = ", ".join(c.name for c in CHECKPOINTS.values() if is_pack(c))
-        ours = checkpoint is None or checkpoint.name in (DEFAULT, LANDMARKS, READER, RETOUCH, MATTE, SPEECH)
+        ours = checkpoint is None or checkpoint.name in (DEFAULT, *BESIDE)
         remedy = f"fetch one of {packs}" if ours else how_to_get(checkpoint)
         raise WeightsError(f"{name} cannot be fetched", remedy)
     path = place(checkpoint)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .config import COMPACT_CHANNELS, FULL_CHANNELS, DPEConfig
@@ -195,11 +195,11 @@ class Unfilled(TorchFunctionMode):
         return (torch.empty if function is torch.randn else function)(*arguments, **(options or {}))
 
 
-def check(
-    state: Mapping[str, Tensor],
-    config: DPEConfig | LandmarkConfig | MatteConfig | ReaderConfig | RetouchConfig | SpeechConfig,
-) -> None:
-    """Raises ValueError unless the state, in our names, is exactly that of the networks that `config` describes."""
+Config = DPEConfig | LandmarkConfig | MatteConfig | ReaderConfig | RetouchConfig | SpeechConfig
+
+
+def networks_of(config: Config) -> nn.Module:
+    """New networks of the kind and the sizes that a configuration describes."""
     from .generator import DPE
 
     others = {
@@ -209,10 +209,14 @@ def check(
         RetouchConfig: Retouch,
         SpeechConfig: SpeechNets,
     }
-    network = others.get(type(config), DPE)
+    return others.get(type(config), DPE)(config)
+
+
+def check(state: Mapping[str, Tensor], config: Config) -> None:
+    """Raises ValueError unless the state, in our names, is exactly that of the networks that `config` describes."""
     try:
         with Unfilled():  # and not on the device "meta": there PyTorch would import its compiler, which takes a second
-            wanted = {key: value.shape for key, value in network(config).state_dict().items()}
+            wanted = {key: value.shape for key, value in networks_of(config).state_dict().items()}
     except RuntimeError as error:
         raise ValueError("describes networks that do not fit into the memory") from error
     complain(wanted.keys() - state.keys(), state.keys() - wanted.keys())

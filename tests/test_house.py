@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "mesh": {"landmarks"},
     "parts": {"landmarks", "motion_space"},
     "reader": {"models", "motion_space", "parts", "weights"},
-    "matte": {"crop", "mesh", "models", "reader", "weights"},
+    "matte": {"mesh", "mesh_warp", "models", "reader", "weights"},
     "retouch": {"landmarks", "models", "motion_space", "parts", "weights"},
     "mesh_warp": {"face", "landmarks", "lending", "mesh", "motion_space", "parts", "retouch"},
     "engine": {

@@ -201,7 +201,7 @@ def test_training_learns_what_its_teacher_says(prepared: Path, tmp_path: Path):
     assert 0 <= framed["iou"] <= 1 and framed["error"] < compare(MatteNet(SMALL), clips, labels)["error"]
 
 
-def test_a_run_writes_weights_and_goes_on_from_them(tmp_path: Path):
+def test_a_run_writes_weights_and_numbers(tmp_path: Path):
     lines, prepared = [], tmp_path / "data"
     prepared.mkdir()
     write_clips(
