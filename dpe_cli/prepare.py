@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby
 from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TextIO, TypeVar
 
@@ -259,6 +260,7 @@ def start_worker(make_tools: Callable[[PrepareSettings], Tools], settings: Prepa
     cv2.setNumThreads(1)
     set_limits(allowed)
     _tools = make_tools(settings)
+    Finalize(None, _tools.landmarker.close, exitpriority=0)  # MediaPipe's needs threads, which end before atexit
 
 
 def work(source: Source, folder: Path, settings: PrepareSettings) -> Outcome:
