@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -87,16 +88,18 @@ def extent(values: np.ndarray) -> tuple[float, float]:
 
 def follow_face(
     source: Path, detector: FaceDetector, landmarks: Landmarks, template: np.ndarray, size: int,
-    choose: str = "largest", progress: Progress = silent,
+    choose: str = "largest", progress: Progress = silent, fps: Fraction | None = None,
 ) -> Course:  # fmt: skip
-    """Measures one face of a video or a picture, frame by frame; crops of `size` pixels. template: the mean face.
+    """Measures one face of a video or a picture, frame by frame; crops of `size` pixels.
 
+    template: the mean face; fps: the rate of an image sequence.
     Holds a few numbers for each frame. Raises InputError, FaceError where there is no face.
     """
-    info = probe(source)
+    info = probe(source, fps)
     times, rows, best = [], [], (np.inf, None)
     rest = np.array([measure.neutral for measure in MEASURES])
-    frames = progress(track_faces(read_frames(source), detector, choose), info.n_frames, f"reading {source.name}")
+    tracked = track_faces(read_frames(source, fps=fps), detector, choose)
+    frames = progress(tracked, info.n_frames, f"reading {source.name}")
     for batch in batches(frames):
         crops = [None if face is None else cut(frame.rgb, crop_box(face), size)[0] for frame, face in batch]
         faces = [None if crop is None else landmarks.detect(crop) for crop in crops]

@@ -110,6 +110,8 @@ def test_options_of_the_encoding_reach_it(clips: Path):
     assert edit(clips, "-o", clips / "o_%03d.png").exit_code == 0 and (clips / "o_005.png").exists()
     assert edit(clips, "--source", clips / "o_%03d.png", "--fps", "50", "-o", clips / "s.mp4").exit_code == 0
     assert [float(frame.time) for frame in read_frames(clips / "s.mp4")] == [0, 0.02, 0.04, 0.06, 0.08]
+    listed = run("faces", clips / "o_%03d.png", "--fps", "50", "--json")
+    assert max(track["end"] for track in json.loads(listed.stdout)["tracks"]) == pytest.approx(0.08)
     assert code_and_line(edit(clips, "--fps", "quick", "-o", clips / "x.mp4"))[0] == 3
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dpe_cli.errors import FaceError, WeightsError
 from dpe_cli.factors import Factors
 from dpe_cli.inspection import CELL, COLUMNS, HEAD, LABEL, STEPS, Course, follow_face, slider_sheet
 from dpe_cli.landmarks import FaceShape
+from dpe_cli.video import read_frames, write_image
 
 
 class Brightness:
@@ -38,6 +40,12 @@ def test_a_video_is_measured_frame_by_frame_and_without_a_face_nothing_is(tmp_pa
     assert mouth[2] > mouth[0]
     assert found.crop.shape == (64, 64, 3)
     rows = list(csv.DictReader(io.StringIO(found.table())))
+    for number, frame in enumerate(read_frames(talk)):
+        write_image(tmp_path / f"talk_{number}.png", frame.rgb)
+    numbered = follow_face(
+        tmp_path / "talk_%d.png", ColourDetector(), Brightness(), synthetic_face(), 64, fps=Fraction(5)
+    )
+    assert numbered.times.tolist() == pytest.approx([0, 0.2, 0.4])
     assert len(rows) == 3 and rows[1]["mouth_open"] == "" and float(rows[2]["time"]) == pytest.approx(0.08)
     assert float(rows[0]["mouth_open"]) == pytest.approx(mouth[0], rel=1e-3)
 

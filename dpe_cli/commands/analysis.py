@@ -77,6 +77,7 @@ def report(report: Path, output: Path | None, overwrite: bool) -> None:
 @click.argument("video", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Also write a sheet (.png or .jpg) with a picture of each track.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing sheet.")
+@click.option("--fps", **FPS)
 @detector_options
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table, only errors.")
@@ -85,6 +86,7 @@ def faces(
     video: Path,
     output: Path | None,
     overwrite: bool,
+    fps: str | None,
     detector: str,
     face_models: Path | None,
     as_json: bool,
@@ -99,7 +101,7 @@ def faces(
     \b
     dpe faces talk.mp4 -o faces.png
     """
-    from dpe_cli.edit import check_output
+    from dpe_cli.edit import EditSettings, check_output
     from dpe_cli.face import make_detector
     from dpe_cli.roster import list_faces
     from dpe_cli.video import probe, read_frames, write_image
@@ -108,8 +110,9 @@ def faces(
         if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise click.UsageError(f"{output} cannot hold a sheet: name a .png or .jpg")
         check_output(output, [video], overwrite)
-    info, finder = probe(video), make_detector(detector, face_models)
-    frames = progress_for(quiet)(read_frames(video), info.n_frames, f"reading {video.name}")
+    rate = EditSettings(fps=fps).rate
+    info, finder = probe(video, rate), make_detector(detector, face_models)
+    frames = progress_for(quiet)(read_frames(video, fps=rate), info.n_frames, f"reading {video.name}")
     roster = list_faces(frames, finder)
     if output:
         write_image(output, roster.sheet())

@@ -8,6 +8,7 @@ import click
 from dpe_cli.commands.shared import (
     FILE,
     FOLDER,
+    FPS,
     Command,
     check_named,
     detector_options,
@@ -24,13 +25,14 @@ NAMES = ("factors.csv", "factors.svg", "sliders.png")
 @click.option("-o", "--output", type=FOLDER, help="Folder to write to.  [default: VIDEO_factors beside the video]")
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--face", default="largest", show_default=True, metavar="WHICH", help="As for edit.")
+@click.option("--fps", **FPS)
 @click.option("--sheet/--no-sheet", default=True, show_default=True, help="Also draw the sheet of sliders.")
 @click.option("--json", "as_json", is_flag=True, help="Print the sliders as JSON instead of a table.")
 @detector_options
 @shared_options
 def inspect(
-    video: Path, output: Path | None, overwrite: bool, face: str, sheet: bool, as_json: bool, detector: str,
-    face_models: Path | None, weights: str | None, device: str, precision: str, backend: str,
+    video: Path, output: Path | None, overwrite: bool, face: str, fps: str | None, sheet: bool, as_json: bool,
+    detector: str, face_models: Path | None, weights: str | None, device: str, precision: str, backend: str,
     batch_size: int | None, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Measure what a face does, and show what `dpe edit --set` would do to it.
@@ -42,14 +44,15 @@ def inspect(
     \b
     dpe inspect examples/out/source.mp4 -o factors
     """
-    from dpe_cli.edit import check_output
+    from dpe_cli.edit import EditSettings, check_output
     from dpe_cli.errors import OutputError
     from dpe_cli.factors import Factors
     from dpe_cli.motion_space import MotionSpace
     from dpe_cli.video import probe, write_image
     from dpe_cli.weights import folder
 
-    info = probe(video)
+    rate = EditSettings(fps=fps).rate
+    info = probe(video, rate)
     if not output:
         check_named(click.get_current_context(), video)
     output = output or video.with_name(f"{video.stem}_factors")
@@ -67,7 +70,7 @@ def inspect(
 
     template, finder = MotionSpace.load(folder() / "motion-space.json").template, make_detector(detector, face_models)
     engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
-    course = follow_face(video, finder, NetworkLandmarker(), template, engine.size, face, progress_for(quiet))
+    course = follow_face(video, finder, NetworkLandmarker(), template, engine.size, face, progress_for(quiet), rate)
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_course(course, output)
