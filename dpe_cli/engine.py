@@ -305,7 +305,7 @@ class Engine:
             pictures, flows = zip(*pairs, strict=True)
             pictures = np.stack([with_still(*three) for three in zip(pictures, before, stands, strict=True)])
             faces = [told.face for told in known]
-            pictures, then = self.mesh.looked_at(before, pictures, faces, measured, turned, asked, self.shown)
+            pictures, then = self.mesh.looked_at(before, pictures, faces, measured, turned, asked, self.shown, mattes)
             flows = [flow_with_still(*two, self.size) for two in zip(flows, stands, strict=True)]
             then = map(over, then, flows)
             maps = [through(*pair, self.size) for pair in zip(maps, then, strict=True)]

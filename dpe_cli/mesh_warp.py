@@ -25,11 +25,14 @@ from dpe_cli.retouch import asked_for, outlined
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
 WIDER = 6  # how much further what is mirrored goes: beside what a cheek hides its outline shows the background
 REACH = 24  # and past the outline, onto temple, ear and hair, of heads of which
-PART = 0.01, 0.05  # as much is hidden, as shares of the face: from the first on a little, from the second wholly
+PART = 0.03, 0.07  # as much is hidden, as shares of the face: from the first on a little, from the second wholly
 SEEN = 0.45, 0.7  # and of which the near side shows that as large, over its size in the result: where a head turns away
 # from the front neither side shows it
+SPECK = 10  # places: smaller parts are chance
 LIGHT = 0.04  # sigma, in crop sides, of what tells how both sides of a face are lit, and how far that is followed
 GAIN = 0.5, 2.0
+TOLD = 0.02, 0.06  # share of the crop that both sides have to show: followed not at all, and wholly
+PERSON, RIM = 0.8, 6  # of a matte what is the person for sure, and pixels of the crop at its edge that may not be
 NODDING = slice(0, 2)  # yaw and pitch
 MOVING = slice(COORDINATES["size"].start, POSE_DIM)  # size and place
 HEEDED, MOST = 0.75, 1.0  # share of what they miss that is asked for on top, and the most of that, 15 and 12 degrees:
@@ -89,13 +92,14 @@ class MeshWarp:
 
     def turned(
         self, pictures: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
-        pose: np.ndarray, expression: np.ndarray | None = None,
+        pose: np.ndarray, expression: np.ndarray | None = None, persons: np.ndarray | None = None,
     ) -> Shown:  # fmt: skip
         """Drawn crops whose faces are the pictures', turned; as drawn where there is no face, or no head moves.
 
         pictures, drawn: (N, S, S, 3) uint8, before and after the pose generator; faces: of the source's crops; own,
         pose: (N, 20), the source's codes, and those whose pose is asked for; expression: (N, 20), those whose
-        expression the pictures have, None for the source's. Places are of `pictures`.
+        expression the pictures have, None for the source's; persons: (N, S/2, S/2) in [0, 1], mattes of the pictures,
+        None where they are not known. Places are of `pictures`.
         """
         result, maps = drawn.copy(), [None] * len(drawn)
         for row, face in enumerate(faces):
@@ -105,7 +109,8 @@ class MeshWarp:
                 seen, shaped = outlined(face, code[POSE_DIM:], self.space, self.basis)
                 before = seen if expression is None else shaped
                 after = posed_as(before, pose[row, :POSE_DIM], float(len(drawn[row])))
-                carried, share, where = self.carried(pictures[row], before.points, after, turns=True)
+                matte = None if persons is None else persons[row]
+                carried, share, where = self.carried(pictures[row], before.points, after, turns=True, matte=matte)
                 maps[row] = mapped(where, strength * share)
                 result[row] = mixed(drawn[row], carried, share, strength)
         return result, maps
@@ -113,6 +118,7 @@ class MeshWarp:
     def looked_at(
         self, pictures: np.ndarray, drawn: np.ndarray, faces: Sequence[FaceShape | None], own: np.ndarray,
         pose: np.ndarray, expression: np.ndarray | None, look: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        persons: np.ndarray | None = None,
     ) -> Shown:  # fmt: skip
         """`turned`, and turned heads are looked at: what they miss of yaw and pitch is asked for on top, once.
 
@@ -120,25 +126,31 @@ class MeshWarp:
 
         look: tells the codes of pictures (n, S, S, 3) uint8, where it sees no face what they were to have (n, 20).
         """
-        result, maps = self.turned(pictures, drawn, faces, own, pose, expression)
+        result, maps = self.turned(pictures, drawn, faces, own, pose, expression, persons)
         heeded = HEEDED * (1 - ramp(np.abs(pose[:, :1]) * POSE_SCALE[0], *ASIDE))
         rows = np.flatnonzero((result != drawn).any((1, 2, 3)) & (heeded[:, 0] > 0))
         if len(rows):
             more = pose.copy()
             missed = (pose[rows] - look(result[rows], pose[rows]))[:, NODDING]
             more[rows, NODDING] += np.clip(heeded[rows] * missed, -MOST, MOST)
-            chosen = [None if one is None else one[rows] for one in (pictures, drawn, own, more, expression)]
+            chosen = [None if one is None else one[rows] for one in (pictures, drawn, own, more, expression, persons)]
             result[rows], further = self.turned(*chosen[:2], [faces[row] for row in rows], *chosen[2:])
             for row, where in zip(rows, further, strict=True):
                 maps[row] = where
         return result, maps
 
     def carried(
-        self, picture: np.ndarray, before: np.ndarray, after: np.ndarray, turns: bool = False
+        self,
+        picture: np.ndarray,
+        before: np.ndarray,
+        after: np.ndarray,
+        turns: bool = False,
+        matte: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A picture (S, S, 3) uint8 whose face has other landmarks, where that is to be shown, and the map of it.
 
-        before, after: (478, 3) pixels of the crop; turns: whether the head does, and not the expression.
+        before, after: (478, 3) pixels of the crop; turns: whether the head does, and not the expression; matte: of the
+        person (R, R) in [0, 1], for faces whose far side is borrowed.
         -> (S, S, 3) uint8, (S, S) float32 in [0, 1], and of `mesh.dense_map` (R, R, 2)
         """
         size, sides = float(len(picture)), picture.shape[1::-1]
@@ -146,15 +158,18 @@ class MeshWarp:
         flipped = mirrored * [-1, 1, 1]
         shown = self.mesh.facing(place, after, before)
         lent = self.mesh.facing(place, after, flipped) == 1
-        on_face, borrowed, worth = shown != 0, (shown == AWAY) & lent, 0.0
+        on_face, borrowed, part, worth = shown != 0, (shown == AWAY) & lent, 1.0, 0.0
         if turns:
             hidden = touching(borrowed, ~on_face)
-            if hidden.any():
+            part = ramp(hidden.sum() / on_face.sum(), *PART)
+            if part:
                 sizes = self.mesh.ratios(after, flipped)[place.index[hidden.ravel()]]
-                worth = ramp(hidden.sum() / on_face.sum(), *PART) * ramp(np.median(sizes), *SEEN)
+                worth = part * ramp(np.median(sizes), *SEEN)
             borrowed |= (cv2.dilate(hidden.astype(np.uint8), disc(WIDER)) > 0) & lent
         where = dense_map(place, after, before, size)
-        face, share = warp(picture, where, size), inner((shown == 1) | borrowed)
+        # Landmarks of a profile stray past its outline, and then noses are striped by what lies behind.
+        spread = picture if matte is None or not borrowed.any() else without_background(picture, matte)
+        face, share = warp(spread, where, size), inner((shown == 1) | borrowed)
         if borrowed.any():
             back, from_near = dense_map(place, after, mirrored, size), borrowed
             if worth:
@@ -164,8 +179,9 @@ class MeshWarp:
                 share += worth * (further - share)
             mirror = cv2.resize(cv2.GaussianBlur(from_near.astype(np.float32), (0, 0), SEAM), sides)
             near = warp(picture, back, size)
+            near = mixed(near, warp(spread, back, size), cv2.resize(on_face.astype(np.float32), sides), 1.0)
             near = lit_as(face, near, (shown == 1) & lent & ~borrowed) if turns else near
-            face = mixed(face, near, mirror, 1.0)
+            face = mixed(face, near, mirror, part)
         return face, cv2.resize(share, sides), where
 
 
@@ -174,12 +190,14 @@ def lit_as(face: np.ndarray, mirrored: np.ndarray, both: np.ndarray) -> np.ndarr
 
     face, mirrored: (S, S, 3) uint8; both: (R, R) bool. -> (S, S, 3) uint8
     """
-    if not both.any():
+    both = cv2.erode(both.astype(np.uint8), disc(1)) > 0  # its edge is seen at a slant, or is hair
+    trust = ramp(both.mean(), *TOLD)
+    if not trust:
         return mirrored
     sigma, share = LIGHT * len(face), cv2.resize(both.astype(np.float32), face.shape[1::-1])[..., None]
     sums = [cv2.GaussianBlur(share * picture, (0, 0), sigma) for picture in (face, mirrored)]
-    still = 1e-3 + cv2.GaussianBlur(share, (0, 0), sigma)[..., None]  # far from all that both show, and in black
-    gain = np.clip((sums[0] + still) / (sums[1] + still), *GAIN)
+    gain = np.clip((sums[0] + 1e-3) / (sums[1] + 1e-3), *GAIN)  # 1 far from all that both show, and in black
+    gain = 1 + trust * (gain - 1)
     return np.clip(np.rint(mirrored * gain), 0, 255).astype(np.uint8)
 
 
@@ -191,12 +209,7 @@ def beyond(where: np.ndarray, borrowed: np.ndarray, face: np.ndarray, size: floa
     what is taken from the near side, and the face. Past the outline the map is that of the nearest place inside, moved
     on by the affine map that fits best what is borrowed. -> the map, and (R, R) float32 in [0, 1], 0 inside
     """
-    distance, label = cv2.distanceTransformWithLabels(
-        (~face).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    inside, numbered = np.flatnonzero(face), np.zeros(label.max() + 1, int)
-    numbered[label.ravel()[inside]] = inside
-    nearest = numbered[label]  # of each place the nearest of the face, itself inside
+    nearest, distance = nearest_of(face)
     here = centres(len(where), size)
     coordinates = np.dstack([here, np.ones(here.shape[:2])])
     affine = np.linalg.lstsq(coordinates[borrowed], where[borrowed], rcond=None)[0]
@@ -208,11 +221,34 @@ def beyond(where: np.ndarray, borrowed: np.ndarray, face: np.ndarray, size: floa
     return result, np.where(face | (side < 0.02), 0, around).astype(np.float32)
 
 
+def nearest_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each place the number of the nearest one in a mask (H, W) bool that is not empty, itself inside; how far.
+
+    -> (H, W) int, as in `mask.ravel()`, and (H, W) float32
+    """
+    outside = (~mask).astype(np.uint8)
+    distance, label = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    inside, numbered = np.flatnonzero(mask), np.zeros(label.max() + 1, int)
+    numbered[label.ravel()[inside]] = inside
+    return numbered[label], distance
+
+
+def without_background(picture: np.ndarray, matte: np.ndarray) -> np.ndarray:
+    """A picture (S, S, 3) uint8 in whose background the person's colours go on. matte: (R, R) in [0, 1]"""
+    large = cv2.resize(matte, picture.shape[1::-1])
+    person = cv2.erode((large > PERSON).astype(np.uint8), disc(RIM)) > 0
+    if not person.any():
+        return picture
+    colours = cv2.GaussianBlur(picture.reshape(-1, 3)[nearest_of(person)[0]], (0, 0), EDGE)
+    return mixed(picture, colours, cv2.GaussianBlur((~person).astype(np.float32), (0, 0), EDGE / 2), 1.0)
+
+
 def touching(mask: np.ndarray, outside: np.ndarray) -> np.ndarray:
     """The parts of a mask (R, R) bool that lie at the edge of another."""
-    _, parts = cv2.connectedComponents(mask.astype(np.uint8))
+    _, parts, about, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     edge = cv2.dilate(outside.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    return mask & np.isin(parts, parts[mask & edge])
+    large = about[:, cv2.CC_STAT_AREA] >= SPECK
+    return mask & large[parts] & np.isin(parts, parts[mask & edge])
 
 
 def mapped(where: np.ndarray, share: np.ndarray) -> np.ndarray:

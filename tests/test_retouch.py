@@ -16,7 +16,7 @@ from dpe_cli.errors import DeviceError, InputError, WeightsError
 from dpe_cli.face import crop_box, make_detector
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.measured import read_codes
-from dpe_cli.mesh_warp import MeshWarp, posed_as, through
+from dpe_cli.mesh_warp import MeshWarp, lit_as, posed_as, through, without_background
 from dpe_cli.models import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, MotionSpace
 from dpe_cli.parts import EYE, MOUTH, OTHER_EYE, PARTS, UNIT, Patch, cut_patch, of_centres, posed, put_back, to_patch
@@ -265,6 +265,40 @@ def test_background_beside_the_outline_does_not_come_into_a_turned_face(yaw: flo
         found, share, _ = MESH.carried(picture, points, front, turns=turns)
         dark.append((found[share > 0.9] < 125).mean())
     assert dark[1] < 0.3 * dark[0] and dark[0] > 0.01
+
+
+def test_few_places_that_both_sides_show_tell_little_of_the_light():
+    face, mirrored = np.full((SIZE, SIZE, 3), 220, np.uint8), np.full((SIZE, SIZE, 3), 110, np.uint8)
+    for width, wanted in ((0, 110), (8, 110), (60, 215)):
+        both = np.zeros((128, 128), bool)
+        both[60 : 60 + width, 60 : 60 + width] = True
+        found = lit_as(face, mirrored, both)
+        assert int(found[..., 0].max()) == pytest.approx(wanted, abs=15)
+        assert int(found[0, 0, 0]) == pytest.approx(110, abs=2)  # far from there
+
+
+def test_the_person_goes_on_where_the_background_was():
+    picture = np.zeros((SIZE, SIZE, 3), np.uint8)
+    picture[:, :100] = (200, 150, 120)
+    matte = (np.arange(128) < 50).astype(np.float32)[None].repeat(128, 0)
+    found = without_background(picture, matte)
+    np.testing.assert_allclose(found, picture[:1, :1].repeat(SIZE, 0).repeat(SIZE, 1), atol=3)
+    np.testing.assert_array_equal(without_background(picture, np.zeros((128, 128), np.float32)), picture)
+
+
+@pytest.mark.parametrize("yaw", [60, -60])
+def test_a_profile_that_turns_back_shows_nothing_of_what_lies_behind(yaw: float):
+    points, front = turned(yaw), turned(0)
+    side = np.sign(points[4, 0] - 128)  # where the nose points
+    edge = (side * points[:, 0]).max() - 12  # landmarks of profiles stray past their outline
+    behind = np.arange(SIZE) * side > edge
+    picture = np.tile(np.where(behind, 0, 250).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
+    matte = cv2.resize((~behind).astype(np.float32)[None].repeat(SIZE, 0), (128, 128), interpolation=cv2.INTER_AREA)
+    dark = []
+    for known in (None, matte):
+        found, share, _ = MESH.carried(picture, points, front, turns=True, matte=known)
+        dark.append((found[share > 0.9] < 125).mean())
+    assert dark[0] > 0.01 and dark[1] < 0.1 * dark[0]
 
 
 @pytest.mark.parametrize("yaw", [40, -40])
