@@ -30,7 +30,7 @@ from dpe_cli.edit import (
     Progress,
     Sight,
     Target,
-    check_output,
+    check_outputs,
     describe,
     find_faces,
     follow_source,
@@ -161,9 +161,10 @@ def dub_video(
 # What is asked for, and whether it can be done
 
 
-def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings) -> VideoInfo:
+def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings, report: Path | None = None) -> VideoInfo:
     """Finds out early what would fail late; gives the probed source. Raises InputError, OutputError."""
-    check_output(output, [source, audio, *settings.files], settings.edit.overwrite)
+    outputs = [output, report] if report else [output]
+    check_outputs(outputs, [source, audio, *settings.files], settings.edit.overwrite)
     info = probe(source, settings.edit.rate)
     if not audio_codecs(audio):
         raise InputError(f"{audio} holds no sound", "name a file with speech in it")

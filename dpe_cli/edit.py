@@ -270,10 +270,7 @@ def check_request(
         inputs.append(Path(settings.audio))
         if not audio_codecs(inputs[-1]):
             raise InputError(f"{settings.audio} holds no sound", "give --audio another file")
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise OutputError(f"{output} is asked for twice", "give the result, the preview and the report different names")
-    for path in outputs:
-        check_output(path, inputs, settings.overwrite)
+    check_outputs(outputs, inputs, settings.overwrite)
     source_info = probe(source, settings.rate)
     driver_infos = [probe_driving(path, settings.rate) for path in driving.paths]
     if is_still(source_info, driver_infos):
@@ -290,6 +287,16 @@ def check_request(
                 f"{preview} cannot hold a video", f"name a file that ends in one of {' '.join(VIDEO_SUFFIXES)}"
             )
     return source_info, driver_infos
+
+
+def check_outputs(outputs: list[Path], inputs: list[Path], overwrite: bool) -> None:
+    """Raises OutputError if one of the files of a run cannot or must not be written, or two are the same."""
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise OutputError(
+            f"{outputs[0]} is asked for twice", "give the result, the preview and the report different names"
+        )
+    for path in outputs:
+        check_output(path, inputs, overwrite)
 
 
 def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:

@@ -146,6 +146,12 @@ def test_a_row_that_changes_the_face_is_an_edit_whatever_its_sound(options: dict
     assert rows.command_of({"audio", *rows.named_in(common)}) is rows.edit
 
 
+def test_a_dub_s_report_takes_nothing_s_place(folder: Path, dubbing: list):
+    row = json.dumps({"id": "a", "source": "talk.mp4", "audio": "speech.wav", "report": "smile.mp4"})
+    assert run(manifest(row)).exit_code == 8
+    assert "smile.mp4 exists" in results()["a"]["reason"] and not dubbing
+
+
 def test_short_names_after_the_list_are_known(folder: Path, dubbing: list):
     assert list(rows.named_in(["-d", "a.png", "-sb.mp4", "--audio=source", "--emotion", "driving"])) == [
         "driving", "source", "audio", "emotion",

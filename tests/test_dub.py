@@ -339,6 +339,15 @@ def test_requests_that_make_no_sense_are_refused(tmp_path, clip, speech):
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize("name", ["o.mkv", "speech.wav", "talk.mkv", "notes.json"])
+def test_a_report_takes_nothing_s_place(tmp_path, clip, speech, name):
+    (tmp_path / "notes.json").write_text("mine")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = command("dub", "-s", clip, "-a", speech, "-o", tmp_path / "o.mkv", "--report", tmp_path / name)
+    assert done.exit_code == 7 and name in done.stderr, done.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("options, words", [(("--pose", "off"), "keep, generate"), (("--blink", "keep"), "auto, off")])
 def test_a_word_of_the_other_option_is_no_word_of_this_one(tmp_path, speech, options, words):
     write_image(tmp_path / "portrait.png", picture())

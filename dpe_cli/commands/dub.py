@@ -112,9 +112,9 @@ def dub(
         from dpe_cli.segments import dub_resumable, finished
 
         again = replace(settings.edit, overwrite=settings.edit.overwrite or finished(output) is not None)
-        check_dub(source, audio, output, replace(settings, edit=again))
+        check_dub(source, audio, output, replace(settings, edit=again), report)
     else:
-        check_dub(source, audio, output, settings)
+        check_dub(source, audio, output, settings, report)
     record = begin_record(ctx, output, lambda: ingredients(ctx))
     say = speaker(quiet)
     host = ctx.ensure_object(Host)

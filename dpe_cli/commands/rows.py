@@ -222,12 +222,12 @@ def look_at_dub(context: click.Context) -> Look:
     """What a row of a dub comes to. Raises click.UsageError, InputError."""
     from dpe_cli.dub import check_dub
 
-    source, audio = context.params["source"], context.params["audio"]
+    source, audio, report = (context.params[name] for name in ("source", "audio", "report"))
     output, settings = dubbing.asked_for(context)
 
     def early_check(again: bool) -> None:
         chosen = replace(settings.edit, overwrite=settings.edit.overwrite or again)
-        check_dub(source, audio, output, replace(settings, edit=chosen))
+        check_dub(source, audio, output, replace(settings, edit=chosen), report)
 
     return output, lambda: dub_cost(source, audio), early_check
 

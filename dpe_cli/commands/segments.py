@@ -97,7 +97,7 @@ def join(
     \b
     dpe join talk.plan.json
     """
-    from dpe_cli.edit import check_output
+    from dpe_cli.edit import check_outputs
     from dpe_cli.provenance import check_planned_consent
     from dpe_cli.segments import join_plan, read_plan
 
@@ -106,9 +106,7 @@ def join(
     output = output or read.output
     if output.suffix.lower() != read.output.suffix.lower():
         raise click.UsageError(f"the segments are {read.output.suffix}: name such an output, or plan anew")
-    for path in (output, report):
-        if path:
-            check_output(path, [read.source, plan], overwrite)
+    check_outputs([output, report] if report else [output], [read.source, plan], overwrite)
     record = begin_record(ctx, output, lambda: read.asked["made_of"])
 
     def ready(part: Path, whole: "Report") -> None:
