@@ -56,7 +56,7 @@ from dpe_cli.motion_file import Driver, probe_driving
 from dpe_cli.motion_space import COORDINATES, POSE_DIM
 from dpe_cli.paste import Paster
 from dpe_cli.people import Picked
-from dpe_cli.pipeline import ahead
+from dpe_cli.pipeline import ahead, ended
 from dpe_cli.report import PixelHash, Report
 from dpe_cli.speech import GRID, Loudness
 from dpe_cli.speech_motion import (
@@ -146,7 +146,7 @@ def dub_video(
     pixels = PixelHash()
     edited = pixels.passing(run_jobs(jobs, engine, paster, report, edit.crop_size))
     edited = progress(ahead(edited), dub.lengths.frames(info), f"dubbing {source.name}")
-    with scratch(output) as folder:
+    with ended(shown), ended(edited), scratch(output) as folder:
         target = replace(dub.target(info), audio=dub.sound(source, folder))
         written = write_clips(edited, target, output, None, [], edit, remark)
     report.sort_frames(written)

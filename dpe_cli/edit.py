@@ -29,7 +29,7 @@ from dpe_cli.motion import Curve, MotionTrack, most_neutral, nearest_code, smoot
 from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
 from dpe_cli.paste import Paster, make_paster
 from dpe_cli.people import TRACK, Picked, follow, track_faces
-from dpe_cli.pipeline import ahead
+from dpe_cli.pipeline import ahead, ended
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.regions import RegionMasks, network_landmarks
 from dpe_cli.report import PixelHash, Report
@@ -237,7 +237,8 @@ def edit_video(
     else:
         edited = progress(ahead(edited), expected_frames(source_info, drivers, settings), f"editing {source.name}")
         target = plan_target(source_info, drivers, settings, first_time, remark)
-        written = write_clips(edited, target, output, preview, drivers, settings, remark)
+        with ended(followed), ended(edited):
+            written = write_clips(edited, target, output, preview, drivers, settings, remark)
     report.sort_frames(written)
     report.output = {"path": str(output), "preview": preview and str(preview), "frames": written}
     report.output["pixels_sha256"] = pixels.hexdigest()

@@ -91,7 +91,7 @@ from dpe_cli.limits import TEXT_BYTES, check_file
 from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
 from dpe_cli.paste import Paster
-from dpe_cli.pipeline import ahead
+from dpe_cli.pipeline import ahead, ended
 from dpe_cli.report import FrameFate, PixelHash, Report, write_text
 from dpe_cli.speech import Loudness
 from dpe_cli.speech_motion import Person
@@ -643,34 +643,37 @@ def edit_segments(
     doing = "dubbing" if plan.dub else "editing"
     edited = progress(ahead(edited), total, f"{doing} {plan.source.name}, {which}")
     record = Report()
-    for segment in range(first, last + 1):
-        begin, end = plan.borders[segment], plan.borders[segment + 1]
-        started = time.monotonic()
-        pixels = PixelHash()
-        frames = (frame for _, frame in pixels.passing(islice(edited, end - begin)))
-        video = plan.video_of(segment)
-        plan.record_of(segment).unlink(missing_ok=True)
-        # `start` makes it begin at 0: a container may hold its own beginning less exactly than steps
-        written = write_video(frames, target.info, video, start=0.0, overwrite=True, **asdict(plan.settings.wish))
-        if written.frames != end - begin:
-            raise InputError(f"{plan.source} is not the file that was planned for", "plan anew")
-        record = Report(
-            engine=dict(engine.description),
-            output={
-                "path": str(video),
-                "plan": plan.key,
-                "frames": end - begin,
-                "bytes": video.stat().st_size,
-                "pixels": pixels.digests.hex(),
-            },
-            frames=[fate for fate in report.frames if begin <= fate.index < end],
-            self_reconstruction=[pair for pair in report.self_reconstruction if begin <= pair[0] < end],
-            notes=list(written.notes),
-            seconds=time.monotonic() - started,
-        )
-        # in place, for the networks' thread goes on adding to it
-        del report.frames[: next((n for n, fate in enumerate(report.frames) if fate.index >= end), len(report.frames))]
-        write_record(plan.record_of(segment), record)
+    with ended(edited):
+        for segment in range(first, last + 1):
+            begin, end = plan.borders[segment], plan.borders[segment + 1]
+            started = time.monotonic()
+            pixels = PixelHash()
+            frames = (frame for _, frame in pixels.passing(islice(edited, end - begin)))
+            video = plan.video_of(segment)
+            plan.record_of(segment).unlink(missing_ok=True)
+            # `start` makes it begin at 0: a container may hold its own beginning less exactly than steps
+            written = write_video(frames, target.info, video, start=0.0, overwrite=True, **asdict(plan.settings.wish))
+            if written.frames != end - begin:
+                raise InputError(f"{plan.source} is not the file that was planned for", "plan anew")
+            record = Report(
+                engine=dict(engine.description),
+                output={
+                    "path": str(video),
+                    "plan": plan.key,
+                    "frames": end - begin,
+                    "bytes": video.stat().st_size,
+                    "pixels": pixels.digests.hex(),
+                },
+                frames=[fate for fate in report.frames if begin <= fate.index < end],
+                self_reconstruction=[pair for pair in report.self_reconstruction if begin <= pair[0] < end],
+                notes=list(written.notes),
+                seconds=time.monotonic() - started,
+            )
+            # in place, for the networks' thread goes on adding to it
+            del report.frames[
+                : next((n for n, fate in enumerate(report.frames) if fate.index >= end), len(report.frames))
+            ]
+            write_record(plan.record_of(segment), record)
     return record
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import threading
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -231,6 +232,18 @@ def test_a_speech_that_is_longer_than_the_video(tmp_path, clip, speech, end, fra
 
 
 # The whole
+
+
+def test_a_failed_write_ends_the_stages_before_it(tmp_path, monkeypatch, clip, speech):
+    def full_disk(frames, info, output, **options):
+        next(iter(frames))
+        raise OutputError("the disk is full", "free some space")
+
+    monkeypatch.setattr("dpe_cli.edit.write_video", full_disk)
+    before = threading.active_count()
+    with pytest.raises(OutputError, match="disk is full") as raised:
+        run(clip, speech, tmp_path / "o.mkv")
+    assert raised.tb and threading.active_count() == before  # while the traceback still holds all of them
 
 
 def test_the_speech_becomes_the_sound_and_nothing_above_the_mouth_changes(tmp_path, clip, speech):

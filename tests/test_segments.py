@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -130,6 +131,24 @@ CASES = {
     "crop": ({"hidden": range(0, 20)}, {"mode": "both"}, {}),
     "large crop": ({}, {"mode": "both"}, {"crop_size": 96}),
 }
+
+
+def test_a_failed_write_ends_the_stages_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, smile = moving(tmp_path / "s.mp4", 60), driving(tmp_path / "d.mp4")
+    plan = make_plan(
+        tmp_path / "plan.json", source, Driving(smile), tmp_path / "o.mkv", MoodyEngine(), ColourDetector(),
+        EditSettings(), count=2,
+    )  # fmt: skip
+
+    def full_disk(frames: Any, *_: Any, **__: Any) -> None:
+        next(iter(frames))
+        raise OutputError("the disk is full", "free some space")
+
+    monkeypatch.setattr(segments, "write_video", full_disk)
+    before = threading.active_count()
+    with pytest.raises(OutputError, match="disk is full") as raised:
+        edit_segments(plan, 0, 1, MoodyEngine(), ColourDetector())
+    assert raised.tb and threading.active_count() == before  # while the traceback still holds all of them
 
 
 @pytest.mark.parametrize("case", CASES)
