@@ -195,6 +195,15 @@ def left_behind(folder: Path) -> list[str]:
 TALK, LONG = {"id": "talk", "source": "talk.mp4"}, {"id": "long", "source": "long.mp4"}
 
 
+@pytest.mark.parametrize("name", ["m.jsonl", "talk.mp4", "smile.mp4", "out/talk.mp4", "r.json"])
+def test_results_take_no_file_of_the_batch_s_place(folder: Path, name: str):
+    listed, before = manifest({**TALK, "report": "r.json"}), Path("talk.mp4").read_bytes()
+    done = run(listed, "--results", name)
+    assert done.exit_code == 7 and f"{name} is the list, or a file" in done.stderr, done.stderr
+    assert Path("talk.mp4").read_bytes() == before and "talk.mp4" in Path(listed).read_text()
+    assert not list(Path("out").iterdir())
+
+
 # Going on, stopping
 
 
