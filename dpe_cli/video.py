@@ -120,6 +120,7 @@ class VideoInfo:
     layout: Layout | None = None  # of the upright planes that an exact reading gives; None: it gives RGB
     mastering: Mastering = field(default_factory=Mastering)
     notes: tuple[str, ...] = ()  # what cannot be carried over
+    of_all_tracks: bool = False  # `duration` is that of the longest track, as Matroska knows no other
 
     @property
     def written_layout(self) -> Layout:
@@ -207,6 +208,7 @@ def _info(path: Path, container: InputContainer, stream: VideoStream, frame: av.
         layout=_upright_layout(frame, side),
         mastering=mastering,
         notes=dynamic + _left_out(frame) + unknown_sound(container, path),
+        of_all_tracks=not stream.duration,
     )
 
 
@@ -328,11 +330,11 @@ def frame_times(path: Path, fps: Fraction | None = None) -> list[Fraction]:
 
 
 def seconds_of(info: VideoInfo) -> float:
-    """Seconds from a video's first frame to the end of its last: the container's claim, or, as of recorders that write
-    into a pipe there is none, by the packets. Raises InputError."""
-    if info.duration or info.is_image:
+    """Seconds from a video's first frame to the end of its last: the container's claim, or, where there is none for the
+    pictures alone, by the packets. Raises InputError."""
+    if info.is_image or (info.duration and not info.of_all_tracks):
         return info.duration
-    times = frame_times(info.path)
+    times = frame_times(info.path, info.fps)
     return float(times[-1] - times[0] + 1 / info.fps)
 
 

@@ -211,6 +211,13 @@ def test_a_recording_that_does_not_say_its_length_is_measured(make_clip: Clip, t
     assert seconds_of(probe(piped)) == pytest.approx(1)
 
 
+def test_sound_that_goes_on_does_not_make_the_pictures_longer(make_clip: Clip, tmp_path: Path):
+    longer = tmp_path / "longer.mkv"
+    run_ffmpeg("-i", make_clip(fps=25), "-i", make_clip("tone.mp4", seconds=3), "-map", "0:v", "-map", "1:a",
+               "-c", "copy", longer)  # fmt: skip
+    assert seconds_of(probe(longer)) == pytest.approx(1)
+
+
 # Spans
 
 
