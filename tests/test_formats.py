@@ -77,6 +77,12 @@ def test_each_codec_keeps_what_it_can(make_clip: Clip, tmp_path: Path, pix_fmt: 
         assert difference < (0.6 if same else 3 if held[0] == "prores" else 16)
 
 
+def test_hevc_says_nothing_of_the_machine(make_clip: Clip, tmp_path: Path):
+    """Of its processor and threads, as segments are joined by whose headers are equal."""
+    exact(tiny(make_clip, "yuv420p"), tmp_path / "o.mp4", codec="hevc", nvenc=False, preset="ultrafast")
+    assert b"cpuid" not in (tmp_path / "o.mp4").read_bytes()
+
+
 @pytest.mark.parametrize("size", [(321, 241), (90, 160), (64, 46), (3840, 2160)])
 @pytest.mark.parametrize("name", ["o.mp4", "o.mov"])
 def test_every_size_is_written(make_clip: Clip, tmp_path: Path, size: tuple[int, int], name: str):
