@@ -682,10 +682,8 @@ def edited_span(
 ) -> Iterator[tuple[Job, Frame]]:
     """The edited frames from number `begin` to `end`, that one not included, as the whole edit makes them."""
     pasters = [plan.paster(engine, detector) for _ in plan.edits.each]
-    memory = max(0.0 if paster is None else paster.memory for paster in pasters)
-    lending = lending_of(engine) and (plan.dub or plan.edits.mode != "pose")
-    memory = max(memory, BACK if lending else 0.0)
-    start, stop = first_needed(plan.times, begin, memory), min(-(-end // UNIT) * UNIT, plan.frames)
+    lends = lending_of(engine) is not None and bool(plan.dub or plan.edits.mode != "pose")
+    start, stop = first_needed(plan.times, begin, memory_of(pasters, lends)), min(-(-end // UNIT) * UNIT, plan.frames)
     pictures = ahead(planned_frames(plan, target, start, stop))
     edited: Iterator[tuple[Job, Frame]] | None = None
     for number, own in enumerate(tee(pictures, len(plan.edits.each))):
@@ -699,6 +697,14 @@ def edited_span(
             return
         if not job.halo:
             yield job, frame
+
+
+def memory_of(pasters: Iterable[Paster | None], lends: bool) -> float:
+    """Seconds: nothing older counts for a frame.
+
+    What a face looked like that was pasted back earlier counts, and for that what was lent to it.
+    """
+    return max(0.0 if paster is None else paster.memory for paster in pasters) + (BACK if lends else 0.0)
 
 
 def first_needed(times: Sequence[Fraction], begin: int, memory: float) -> int:

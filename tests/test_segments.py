@@ -30,7 +30,9 @@ from dpe_cli.errors import InputError, OutputError, QualityError, WeightsError
 from dpe_cli.face import make_detector
 from dpe_cli.factors import Factors
 from dpe_cli.jobs import UNIT
+from dpe_cli.lending import BACK
 from dpe_cli.motion import Curve
+from dpe_cli.paste import make_paster
 from dpe_cli.segments import (
     borders_of,
     edit_resumable,
@@ -39,6 +41,7 @@ from dpe_cli.segments import (
     join_plan,
     make_dub_plan,
     make_plan,
+    memory_of,
     read_plan,
     work_folder,
 )
@@ -214,6 +217,13 @@ def test_work_begins_where_nothing_older_counts():
     assert [first_needed(times(400), begin, 1.5) for begin in (0, 1, 60, 150)] == [0, 0, 0, 96]
     assert first_needed(times(400), 150, 2.5) == 64
     assert all(first_needed(times(400), n, 2) % UNIT == 0 for n in range(400))
+
+
+def test_what_was_lent_to_earlier_faces_counts_too():
+    paster = make_paster(64, ColourDetector())
+    assert memory_of([None], False) == 0 and memory_of([None], True) == BACK
+    assert memory_of([None, paster], False) == paster.memory > 0
+    assert memory_of([None, paster], True) == paster.memory + BACK
 
 
 # Joining
