@@ -585,6 +585,21 @@ def test_an_address_is_fetched_where_that_is_allowed(clips: Path, served: str):
     assert unnamed.exit_code == 2 and "--output" in unnamed.stderr
 
 
+def test_an_address_is_for_one_run_alone(clips: Path, served: str):
+    source, wanted = f"{served}/talk.mp4", ["--allow-network", "-o", str(clips / "o.mp4")]
+    (clips / "p.json").write_text("{}")
+    for command in (
+        ["edit", "-s", source, "-d", str(clips / "smile.mp4"), "--resume"],
+        ["dub", "-s", str(clips / "talk.mp4"), "-a", f"{served}/smile.mp4", "--resume"],
+        ["plan", "-s", source, "-d", str(clips / "smile.mp4"), "--split", "2"],
+    ):
+        done = CliRunner().invoke(cli, [*command, *wanted])
+        assert done.exit_code == 2 and "download it" in done.stderr, done.stderr
+    segment = CliRunner().invoke(cli, ["edit", "--segment", "0", f"{served}/p.json", "--allow-network"])
+    assert segment.exit_code == 2 and "download it" in segment.stderr, segment.stderr
+    assert not list(clips.glob("o.*"))
+
+
 def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path):
     output = tmp_path / "out.mp4"
     program = (

@@ -21,6 +21,7 @@ from dpe_cli.commands.shared import (
     Command,
     Finite,
     check_named,
+    check_stays,
     closing_words,
     detector_options,
     encoding_options,
@@ -248,6 +249,8 @@ def edit(
         return repeated(ctx)
     if resume and (preview or str(source) == "-"):
         raise click.UsageError("--resume cannot go with --preview or with standard input")
+    if resume:
+        check_stays(ctx, "--resume")
     if as_json and str(output) == "-":
         raise click.UsageError("--json and the video cannot both go to standard output")
     if ctx.meta.get(PROGRESS_META) == "openjd" and str(output) == "-":

@@ -9,6 +9,7 @@ import click
 
 from dpe_cli.commands.provenance import begin_record, signing_options
 from dpe_cli.commands.shared import (
+    FETCHED,
     FILE,
     Command,
     closing_words,
@@ -48,6 +49,8 @@ def edit_segment(
     command = ctx.command.name
     if path is None or segment is None:
         raise click.UsageError(f"a segment needs its number and its plan: dpe {command} --segment 3 talk.plan.json")
+    if path in ctx.meta.get(FETCHED, ()):
+        raise click.UsageError("segments lie beside their plan: download it, and the .safetensors beside it")
     decided = [name for name in ctx.params if name not in OF_THE_MACHINE and given(ctx, name)]
     if decided:
         raise click.UsageError(f"the plan has decided --{decided[0].replace('_', '-')}: leave it out")
