@@ -20,6 +20,10 @@ NOT_IN_SETTINGS = (  # what makes no other frames, and the run's own
     "from_file", "sidecar", "consent", "c2pa_cert", "c2pa_key",
 )  # fmt: skip
 OF_THE_MACHINE = ("device", "batch_size", "weights")  # settings that are not in the key; weights are, by their hash
+# those of edit.py, people.py and dub.py, which --help must not load
+PLACES = ("largest", "left", "right", "center")
+WORDS = {"audio": ("auto", "source", "driving", "none"), "face": PLACES, "driving_face": PLACES,
+         "pose": ("keep", "generate"), "blink": ("auto", "off")}  # fmt: skip
 FREE = (*NOT_IN_SETTINGS, *OF_THE_MACHINE)  # what may be given beside --from
 
 
@@ -59,14 +63,19 @@ def inputs_of(context: click.Context) -> dict[str, Path]:
 
     params = context.params
     inputs = {name: value for name, value in params.items() if isinstance(value, Path) and name not in FREE}
-    for name in ("audio", "face", "driving_face", "pose", "blink"):  # words, or files
-        word = params.get(name)
-        if isinstance(word, str) and "." in word and Path(word).is_file():
-            inputs[name] = Path(word)
+    inputs |= {name: Path(params[name]) for name in WORDS if is_file(name, params.get(name))}
     if params.get("several"):
         for number, path in enumerate(choose_edits(params["several"], "largest", 1.0).paths):
             inputs[f"driving {number}"] = path
     return inputs
+
+
+def is_file(option: str, word: Any) -> bool:
+    """Whether an option that takes words or files (WORDS) was given a file."""
+    if not isinstance(word, str) or word in WORDS[option]:
+        return False
+    number = "face" in option and word.removeprefix("track:").isdecimal()
+    return not number and Path(word).is_file()
 
 
 def networks_of(context: click.Context, weights: Path) -> dict[str, Path]:
