@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -462,17 +462,28 @@ def read_image(path: Path) -> np.ndarray:
 def _read_still(path: Path) -> Frame:
     """A picture as a frame; with its original where that has more than 8 bits, or something transparent in it."""
     raw = _decoded_image(path, cv2.IMREAD_UNCHANGED)
-    transparent = raw.ndim == 3 and raw.shape[2] == 4 and int(raw[..., 3].min()) < np.iinfo(raw.dtype).max
     if raw.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path} holds floating-point numbers", "convert it to 16-bit PNG first")
+    transparent = raw.ndim == 3 and raw.shape[2] == 4 and int(raw[..., 3].min()) < np.iinfo(raw.dtype).max
     if raw.dtype == np.uint8 and not transparent:
         return Frame(0, Fraction(0), read_image(path))
-    bgr = raw[..., :3] if raw.ndim == 3 else np.repeat(raw[..., None], 3, axis=2)
+    raw = raw if raw.ndim == 3 else np.repeat(raw[..., None], 3, axis=2)
+    upright = _decoded_image(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    raw = _turned_like(upright, raw)
+    bgr = raw[..., :3]
     blue, green, red = cv2.split(bgr)
     planes = (green, blue, red, *([np.ascontiguousarray(raw[..., 3])] if transparent else []))
     rgb = np.ascontiguousarray(bgr[..., ::-1])
     layout = Layout("gbr", 8 * raw.dtype.itemsize, transparent)
     return Frame(0, Fraction(0), rgb, Original(rgb, layout, planes))
+
+
+def _turned_like(upright: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3 or 4) as OpenCV has turned its colours (H, W, 3) by the EXIF tag, which it does without alpha
+    alone."""
+    ways = product((False, True), repeat=3)
+    way = next((way for way in ways if np.array_equal(oriented(raw[..., :3], way), upright)), None)
+    return raw if way is None else oriented(raw, way)  # None: colours that were multiplied by their alpha
 
 
 def _decoded_image(path: Path, way: int) -> np.ndarray:

@@ -3,9 +3,11 @@
 import gc
 import os
 import stat
+import struct
 import subprocess
 import sys
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from conftest import run_ffmpeg
@@ -467,6 +470,27 @@ def test_a_still_is_a_clip_of_one_frame(tmp_path: Path, name: str):
     middle = frames[0].rgb[20, 10].astype(int)
     assert np.abs(middle - (200, 40, 90)).max() <= (0 if path.suffix == ".png" else 6)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("depth, alpha", [(np.uint8, False), (np.uint8, True), (np.uint16, False), (np.uint16, True)])
+def test_a_still_is_turned_upright_whatever_it_holds(tmp_path: Path, depth: type, alpha: bool):
+    lying = np.random.default_rng(0).integers(0, np.iinfo(depth).max, (41, 61, 4)).astype(depth)
+    write_image(tmp_path / "a.png", lying[..., :3], lying[..., 3] if alpha else None)
+    data = (tmp_path / "a.png").read_bytes()
+    tag = b"eXIfMM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x112, 3, 1, 6, 0, 0)  # a quarter turn clockwise
+    chunk = struct.pack(">I", len(tag) - 4) + tag + struct.pack(">I", zlib.crc32(tag))
+    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])
+    info, (frame,) = probe(tmp_path / "a.png"), read_frames(tmp_path / "a.png", exact=True)
+    upright = np.rot90(lying, -1)
+    assert (info.width, info.height) == (41, 61) and np.array_equal(frame.rgb, upright[..., :3])
+    assert not alpha or np.array_equal(frame.original.planes[-1], upright[..., 3])
+
+
+def test_floating_point_pictures_are_refused(tmp_path: Path):
+    for channels in (3, 4):
+        cv2.imwrite(str(tmp_path / "f.tiff"), np.ones((8, 8, channels), np.float32))
+        with pytest.raises(InputError, match="floating-point"):
+            probe(tmp_path / "f.tiff")
 
 
 def test_a_picture_is_written_only_where_it_fits(tmp_path: Path):
