@@ -342,7 +342,8 @@ class Dub:
         own = None if mix is None else (source, lengths.begin, mix)
         path = folder / "speech.wav"
         seconds = lengths.end - lengths.begin
-        write_speech(path, self.audio, lengths.begin - lengths.first, seconds, lengths.loop_speech, own)
+        repeat = self.loudness.seconds if lengths.loop_speech else None
+        write_speech(path, self.audio, lengths.begin - lengths.first, seconds, repeat, own)
         return path
 
 

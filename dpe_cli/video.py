@@ -629,25 +629,31 @@ def write_video(
 
 
 def write_speech(
-    path: Path, speech: Path, begin: float, seconds: float, repeat: bool, own: tuple[Path, float, float] | None
+    path: Path, speech: Path, begin: float, seconds: float, repeat: float | None, own: tuple[Path, float, float] | None
 ) -> None:
-    """Writes a WAV file of `seconds`: the sound of `speech` from `begin` on, silence after its end or, with `repeat`,
-    the same again; `own` is a file whose sound is mixed in, the second where that begins, its gain. Raises InputError,
-    OutputError.
+    """Writes a WAV file of `seconds`: the sound of `speech` from `begin` on, silence after its end or the same again
+    after `repeat` seconds; `own` is a file whose sound is mixed in, the second where that begins, its gain. Raises
+    InputError, OutputError.
     """
+    if repeat is not None:  # of exactly that length, which ffmpeg reckons otherwise
+        once = path.with_name(f"once-{path.name}")
+        write_speech(once, speech, 0.0, repeat, None, None)
+        speech = once
 
     def part(file: Path, begin: float, gain: float, **options: Any) -> Any:
-        heard = ffmpeg.input(Name(f"file:{file}"), **options, **input_options()).audio
+        with opened(file, sound=True) as container:  # times are those of `read_sound`, whatever the file begins with
+            zero = clock_zero(container)
+        heard = ffmpeg.input(Name(f"file:{file}"), itsoffset=f"{float(-zero):.6f}", **options, **input_options()).audio
         heard = heard.filter("aresample", 48000, first_pts=0, **{"async": 1})
         heard = heard.filter("atrim", start=begin, end=begin + seconds).filter("asetpts", "PTS-STARTPTS")
         return heard.filter("volume", gain).filter("apad", whole_dur=seconds)
 
-    parts = [part(speech, begin, 1.0, **({"stream_loop": -1} if repeat else {}))]
+    parts = [part(speech, begin, 1.0, **({} if repeat is None else {"stream_loop": -1}))]
     if own is not None:
         parts.append(part(*own))
     heard = ffmpeg.filter(parts, "amix", inputs=2, normalize=0) if own is not None else parts[0]
     written = ffmpeg.output(heard, Name(f"file:{path}"), acodec="pcm_s16le", ac=2, t=seconds)
-    written = written.global_args("-v", "error")
+    written = written.global_args("-copyts", "-v", "error")
     done = subprocess.run(written.compile(cmd=ffmpeg_exe()), capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         log = done.stderr.decode(errors="replace")
