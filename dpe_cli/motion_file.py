@@ -17,6 +17,7 @@ follow from codes by the weights and are there for other programs.
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -102,7 +103,7 @@ def write_motion(
         "source": json.dumps(source),
         "engine": json.dumps({**engine, "weights": Path(engine["weights"]).name}),
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".dpe-{uuid.uuid4().hex}.part")
     try:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial, metadata)
         os.replace(partial, path)

@@ -24,6 +24,7 @@ import math
 import os
 import shutil
 import time
+import uuid
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -442,7 +443,7 @@ def write_plan(plan: Plan) -> None:
         "key": plan.key,
     }
     table = plan.path.with_suffix(".safetensors")
-    partial = table.with_name(f".{table.name}.{os.getpid()}.part")
+    partial = table.with_name(f".dpe-{uuid.uuid4().hex}.part")
     try:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial)
         words["table"] = hashlib.sha256(partial.read_bytes()).hexdigest()

@@ -174,6 +174,17 @@ def test_a_name_too_long_for_any_file_is_told(clips: Path):
     assert [(done.exit_code, done.stderr) for done in tried if done.exit_code != 7] == []
 
 
+def test_a_name_as_long_as_can_be_is_no_trouble_after_the_work(clips: Path, monkeypatch: pytest.MonkeyPatch):
+    longest, report = f"{'ü' * 121}.mp4", f"{'ü' * 125}.json"  # 246 and 255 bytes
+    done = edit("--report", report, output=longest)
+    assert done.exit_code == 0 and Path(report).exists() and Path(f"{longest}.dpe.json").exists(), done.stderr
+    longer = f"{'ü' * 125}.mp4"
+    assert edit("--no-sidecar", output=longer).exit_code == 0
+    monkeypatch.setattr("dpe_cli.engine.Engine", lambda *_, **__: pytest.fail("it began"))
+    done = edit("--overwrite", output=longer)
+    assert done.exit_code == 7 and "--no-sidecar" in done.stderr, done.stderr
+
+
 def child_environment() -> dict[str, str]:
     here = Path(__file__).parent
     return {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "LC_ALL": "C.UTF-8"}

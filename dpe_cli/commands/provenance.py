@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands.shared import FILE, given
-from dpe_cli.errors import InputError
+from dpe_cli.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from dpe_cli.report import Report
@@ -186,7 +186,7 @@ class Record:
     def finish(self, done: "Report", say: Callable[[str], None]) -> None:
         """For an output that is there: compares, writes the sidecar. Raises OutputError."""
         from dpe_cli.container import PIPE
-        from dpe_cli.ledger import marker_of, write_marker
+        from dpe_cli.ledger import can_be_marked, marker_of, write_marker
         from dpe_cli.provenance import comparison
 
         pixels = done.output.get("pixels_sha256")
@@ -198,17 +198,21 @@ class Record:
             say(note)
         if self.made_of:
             write_marker(self.output, {**self.made_of, **facts, "seconds": done.seconds}, pixels_sha256=pixels)
-        elif self.output != PIPE:
+        elif self.output != PIPE and can_be_marked(self.output):
             marker_of(self.output).unlink(missing_ok=True)  # of an output that was replaced
 
 
 def begin_record(ctx: click.Context, output: Path, made_of: Callable[[], dict[str, Any] | None]) -> Record:
     """Before the work. Raises click.UsageError, DPEError for what would fail when it is done."""
     from dpe_cli.container import PIPE
+    from dpe_cli.ledger import can_be_marked
 
     params = ctx.params
     needed = getattr(ctx.obj, "needs_sidecar", False)
     wanted = output != PIPE and (params["sidecar"] or needed)
+    if wanted and not can_be_marked(output):
+        remedy = "give the output a shorter name, or add --no-sidecar"
+        raise OutputError(f"the name of {output} is too long for its sidecar's", remedy)
     signer = make_signer(params["c2pa_cert"], params["c2pa_key"], output)
     return Record(output, made_of() if wanted else None, signer, ctx.meta.get(REPEATED))
 
