@@ -37,6 +37,7 @@ from dpe_cli.video import (
     Frame,
     VideoInfo,
     audio_codecs,
+    check_image,
     check_writable,
     probe,
     read_frames,
@@ -281,6 +282,8 @@ def check_request(
                     f"{path} cannot hold a picture, which is what a still makes of a still",
                     f"name a file that ends in one of {' '.join(IMAGE_SUFFIXES)}",
                 )
+        if pastes(edits_of(driving, settings), settings):
+            check_image(output, source_info.layout)
     else:
         check_writable(source_info, output, settings.wish)
         if preview and preview.suffix.lower() not in VIDEO_SUFFIXES:
@@ -358,16 +361,21 @@ def bind_control(edits: Edits, settings: EditSettings, engine: Engine, remark: C
     return replace(settings, control=control)
 
 
+def pastes(edits: Edits, settings: EditSettings) -> bool:
+    """Whether the edited face goes back into the full frame."""
+    several = len(edits.each) > 1
+    return bool(settings.paste) or several or (edits.mode == "exp" and settings.paste is not False)
+
+
 def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], None]) -> bool:
-    """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning.
+    """`pastes`, once that makes sense; a moved head goes back only by order, and with a warning.
 
     Several edits always do. Raises InputError where the crop is asked for all the same, for what a crop has not (a
     seam, a region, any of PASTING), for the region of a moved head, and for the size of a crop where there is none.
     """
-    several = len(edits.each) > 1
-    if several and settings.paste is False:
+    if len(edits.each) > 1 and settings.paste is False:
         raise InputError("several edits do not fit into one crop", "leave --no-paste out, or make one edit a run")
-    paste = bool(settings.paste) or several or (edits.mode == "exp" and settings.paste is not False)
+    paste = pastes(edits, settings)
     if settings.seam_limit is not None and not paste:
         raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     if settings.region != "all" and not paste:

@@ -537,10 +537,8 @@ def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None, *,
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise OutputError(f"{path} cannot hold a picture", "name a .png or .jpg")
-    png = path.suffix.lower() == ".png"
-    if not png and (alpha is not None or rgb.dtype != np.uint8):
-        raise OutputError(f"{path} cannot hold the source's transparency or its 16 bits", "name a .png")
-    options = [] if png else [cv2.IMWRITE_JPEG_QUALITY, 95]
+    check_image(path, Layout("gbr", 8 * rgb.dtype.itemsize, alpha is not None))
+    options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
     planes = cv2.split(rgb[..., ::-1]) + (() if alpha is None else (alpha,))
     _, data = cv2.imencode(path.suffix, cv2.merge(planes), options)
     data = marked_picture(data.tobytes()) if marked else data.tobytes()
@@ -552,6 +550,12 @@ def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None, *,
             raise OutputError(
                 f"{path} cannot be written: {error.strerror}", "free some space or name another"
             ) from error
+
+
+def check_image(path: Path, layout: Layout | None) -> None:
+    """Raises OutputError for a picture of this layout, None for a plain one, that `path` cannot hold."""
+    if path.suffix.lower() != ".png" and layout is not None and (layout.alpha or layout.bits > 8):
+        raise OutputError(f"{path} cannot hold the source's transparency or its 16 bits", "name a .png")
 
 
 # Writing

@@ -288,6 +288,16 @@ def test_a_still_keeps_its_depth_and_its_alpha(tmp_path: Path, depth: type):
                    ENGINE, DETECTOR)  # fmt: skip
 
 
+def test_a_still_is_refused_where_its_alpha_would_be_lost_before_the_work(tmp_path: Path):
+    write_image(tmp_path / "s.png", picture(), np.full((120, 160), 40, np.uint8))
+    write_image(tmp_path / "d.png", picture(colour=(90, 160, 0)))
+    driving, output = Driving(expression=tmp_path / "d.png"), tmp_path / "o.jpg"
+    with pytest.raises(OutputError, match="transparency"):
+        check_request(tmp_path / "s.png", driving, output, EditSettings())
+    edit_video(tmp_path / "s.png", driving, output, ENGINE, DETECTOR, EditSettings(paste=False))  # the crop has none
+    assert output.exists()
+
+
 # Image sequences
 
 
