@@ -838,7 +838,7 @@ def _output_command(
             options[f"disposition:{place}"] = track.disposition
     target = "pipe:1" if output == PIPE else f"file:{output}"
     if container == "sequence":
-        target = pattern(output)
+        target = pattern(output.absolute())  # image2 takes what stands before a colon for a protocol
     written = ffmpeg.output(*streams, Name(target), **options).overwrite_output().global_args("-copyts", "-v", "error")
     command = written.compile(cmd=ffmpeg_exe())
     # what ffmpeg-python has no way to say: options that repeat, and the number of an input. With the pictures come the

@@ -376,6 +376,14 @@ def test_a_span_replaces_its_own_pictures_alone(pictures, tmp_path: Path):
     assert [name for name in after if after[name] != before[name]] == ["o_1003.png", "o_1004.png"]
 
 
+def test_a_sequence_is_written_into_a_folder_with_a_colon(make_clip: Clip, tmp_path: Path, monkeypatch):
+    source, output = tiny(make_clip), Path("a:b") / "s_%03d.png"
+    monkeypatch.chdir(tmp_path)
+    output.parent.mkdir()
+    exact(source, output)
+    assert len(files_of(output)) == 6 == len(list(read_frames(output)))
+
+
 @pytest.mark.parametrize("name", ["s_%6d.png", "50%_s_%04d.png", "100%%s%d%.png", "a%*[1]_%04d.png"])
 def test_any_name_of_a_sequence_is_read_and_written(make_clip: Clip, tmp_path: Path, name: str):
     (tmp_path / "again").mkdir()
