@@ -466,7 +466,7 @@ def read_driver(
     Raises FaceError if there is none, InputError and WeightsError for a motion file that does not fit.
     """
     if is_motion_file(info.path):
-        return read_motion(info.path, engine.description["sha256"])
+        return motion_of(info.path, engine)
     times: list[Fraction] = []
 
     def frames() -> Iterator[Frame]:
@@ -487,6 +487,12 @@ def read_driver(
         raise FaceError(f"no face was found in {info.path}", "use a driving with a visible face, or another --detector")
     track = MotionTrack(np.array(moments), np.concatenate(codes), float(times[-1] - times[0]))
     return Driver(info, times, track, np.array(boxes))
+
+
+def motion_of(path: Path, engine: Engine) -> Driver:
+    """The driving that a motion file holds. Raises InputError and WeightsError for one that does not fit."""
+    none = np.zeros((0, engine.size, engine.size, 3), np.uint8)
+    return read_motion(path, engine.description["sha256"], engine.motion_codes(none).shape[1])
 
 
 def smoothing_radius(info: VideoInfo, smooth: float = 1.0) -> int:

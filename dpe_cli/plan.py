@@ -33,6 +33,7 @@ from dpe_cli.edit import (
     find_faces,
     follow_source,
     is_still,
+    motion_of,
     paster_for,
     prepare_driver,
     silent,
@@ -45,7 +46,7 @@ from dpe_cli.face import Box, FaceDetector, crop_box
 from dpe_cli.jobs import Engine, Job, run_jobs
 from dpe_cli.limits import scratch
 from dpe_cli.motion import MotionTrack
-from dpe_cli.motion_file import Driver, is_motion_file, read_motion
+from dpe_cli.motion_file import Driver, is_motion_file
 from dpe_cli.paste import Paster
 from dpe_cli.people import track_faces
 from dpe_cli.pipeline import ahead
@@ -158,7 +159,7 @@ def check_every_frame(source: Path, detector: FaceDetector, settings: EditSettin
 def look_at_driver(info: VideoInfo, engine: Engine, detector: FaceDetector, settings: EditSettings) -> Driver:
     """A driver whose times are known but not its motion, which stands still. Raises FaceError, as reading it would."""
     if is_motion_file(info.path):
-        return read_motion(info.path, engine.description["sha256"])
+        return motion_of(info.path, engine)
     frames = read_frames(info.path, fps=settings.rate)
     if all(face is None for _, face in track_faces(frames, detector, settings.driving_face)):
         raise FaceError(f"no face was found in {info.path}", "use a driving with a visible face, or another --detector")

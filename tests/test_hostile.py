@@ -489,7 +489,8 @@ ARRAYS = st.builds(
 )
 GOOD = {
     "ticks": np.array([0, 1, 2]), "faces": np.array([0, 2]), "codes": np.zeros((2, 3), np.float32),
-    "expression": np.zeros((2, 3), np.float32), "pose": np.zeros((2, 3), np.float32), "boxes": np.zeros((2, 4)),
+    "expression": np.zeros((2, 3), np.float32), "pose": np.zeros((2, 3), np.float32),
+    "boxes": np.array([[0.0, 0, 4, 4]] * 2),
 }  # fmt: skip
 ABOUT = {"width": 8, "height": 8, "fps": "25", "frames": 3, "duration": 0.1, "time_base": "1/25", "is_image": False}
 
