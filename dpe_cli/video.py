@@ -48,6 +48,7 @@ from dpe_cli.container import (
     pattern,
     picture_numbers,
     rotation,
+    side_data,
     sound_streams,
     turn,
     video_stream,
@@ -259,7 +260,7 @@ def _reordered(frame: av.VideoFrame, layout: Layout, size: tuple[int, int]) -> a
 def _mastering(frame: av.VideoFrame) -> tuple[Mastering, tuple[str, ...]]:
     """Static HDR metadata, and a note of that which changes with the picture."""
     display, light, dynamic = (), None, []
-    for data in frame.side_data:
+    for data in side_data(frame):
         kind = data.type.name
         if kind == "MASTERING_DISPLAY_METADATA":
             numbers = np.frombuffer(bytes(data), np.int32)
@@ -279,7 +280,7 @@ def _left_out(frame: av.VideoFrame) -> tuple[str, ...]:
     notes = []
     if frame.interlaced_frame:
         notes.append("interlaced fields are edited as one picture and written as progressive; deinterlace before")
-    if any(data.type.name == "A53_CC" for data in frame.side_data):
+    if any(data.type.name == "A53_CC" for data in side_data(frame)):
         notes.append("captions inside the pictures (CEA-608/708) are left out; take them to a subtitle file before")
     return tuple(notes)
 

@@ -472,14 +472,29 @@ def test_a_still_is_a_clip_of_one_frame(tmp_path: Path, name: str):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def tell_lying(png: Path) -> None:
+    """Adds the EXIF tag of a picture that wants a quarter turn clockwise."""
+    data = png.read_bytes()
+    tag = b"eXIfMM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x112, 3, 1, 6, 0, 0)
+    chunk = struct.pack(">I", len(tag) - 4) + tag + struct.pack(">I", zlib.crc32(tag))
+    png.write_bytes(data[:33] + chunk + data[33:])
+
+
+def test_numbered_pictures_with_exif_are_read_upright(tmp_path: Path):
+    lying = np.random.default_rng(0).integers(0, 255, (41, 61, 3), np.uint8)
+    for number in range(3):
+        write_image(tmp_path / f"p_{number}.png", lying)
+        tell_lying(tmp_path / f"p_{number}.png")
+    info, frames = probe(tmp_path / "p_%d.png"), list(read_frames(tmp_path / "p_%d.png", exact=True))
+    assert (info.width, info.height) == (41, 61) and len(frames) == 3
+    assert all(np.array_equal(frame.rgb, np.rot90(lying, -1)) for frame in frames)
+
+
 @pytest.mark.parametrize("depth, alpha", [(np.uint8, False), (np.uint8, True), (np.uint16, False), (np.uint16, True)])
 def test_a_still_is_turned_upright_whatever_it_holds(tmp_path: Path, depth: type, alpha: bool):
     lying = np.random.default_rng(0).integers(0, np.iinfo(depth).max, (41, 61, 4)).astype(depth)
     write_image(tmp_path / "a.png", lying[..., :3], lying[..., 3] if alpha else None)
-    data = (tmp_path / "a.png").read_bytes()
-    tag = b"eXIfMM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x112, 3, 1, 6, 0, 0)  # a quarter turn clockwise
-    chunk = struct.pack(">I", len(tag) - 4) + tag + struct.pack(">I", zlib.crc32(tag))
-    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])
+    tell_lying(tmp_path / "a.png")
     info, (frame,) = probe(tmp_path / "a.png"), read_frames(tmp_path / "a.png", exact=True)
     upright = np.rot90(lying, -1)
     assert (info.width, info.height) == (41, 61) and np.array_equal(frame.rgb, upright[..., :3])
