@@ -49,7 +49,7 @@ from dpe_cli.motion import MotionTrack
 from dpe_cli.motion_file import Driver, is_motion_file
 from dpe_cli.paste import Paster
 from dpe_cli.people import track_faces
-from dpe_cli.pipeline import ahead
+from dpe_cli.pipeline import ahead, ended
 from dpe_cli.report import Report, peak_memory
 from dpe_cli.video import Frame, VideoInfo, frame_times, read_frames, write_video
 
@@ -214,7 +214,7 @@ def try_frames(
         for (frame, box), expression, pose in zip(seen(TRIAL), *asked, strict=True)
     )
     edited = ahead(run_jobs(jobs, engine, paster, Report(), settings.crop_size))
-    with scratch(output) as folder:
+    with ended(edited), scratch(output) as folder:
         trial = folder / (output.name if output.suffix.lower() in VIDEO_SUFFIXES else "trial_%06d.png")
         frames = (frame for _, frame in edited)
         editing, _ = timed(lambda: write_video(frames, info, trial, start=0.0, **asdict(settings.wish)))
