@@ -16,6 +16,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import SideData
 from av.video.stream import VideoStream
 
 from dpe_cli.errors import InputError, OutputError
@@ -34,6 +35,8 @@ from dpe_cli.limits import (
 PIPE = Path("-")  # standard input or output
 NUMBER = re.compile(r"%0?(\d*)d")  # the frame number in the name of an image sequence
 SEQUENCES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dpx", ".exr")
+# PyAV's degrees counter-clockwise to what `turn` says
+TURNS = {-90: (True, True, False), 90: (True, False, True), -180: (False, True, True), 180: (False, True, True)}
 SEQUENCE_RATE = Fraction(25)  # frames a second, where nobody says
 
 
@@ -279,11 +282,19 @@ def check_whole(container: InputContainer, path: Path) -> None:
         raise InputError(f"{path} is cut short: {size} of {said} bytes", "copy or download it again")
 
 
+def side_data(frame: av.VideoFrame) -> list[SideData]:
+    """What a picture has beside its pixels; nothing where PyAV does not know a kind of it, as it does not know EXIF."""
+    try:
+        return list(frame.side_data)
+    except ValueError:
+        return []
+
+
 def turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """How the display matrix makes a picture upright: swap rows and columns, then mirror, then turn upside down."""
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return False, False, False
+    data = next((data for data in side_data(frame) if data.type.name == "DISPLAYMATRIX"), None)
+    if data is None:  # or it is not shown, beside EXIF
+        return TURNS.get(frame.rotation, (False, False, False))
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
     turned = abs(b) > abs(a)
     return (True, c < 0, b < 0) if turned else (False, a < 0, d < 0)

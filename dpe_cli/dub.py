@@ -30,7 +30,7 @@ from dpe_cli.edit import (
     Progress,
     Sight,
     Target,
-    check_output,
+    check_outputs,
     describe,
     find_faces,
     follow_source,
@@ -56,7 +56,7 @@ from dpe_cli.motion_file import Driver, probe_driving
 from dpe_cli.motion_space import COORDINATES, POSE_DIM
 from dpe_cli.paste import Paster
 from dpe_cli.people import Picked
-from dpe_cli.pipeline import ahead
+from dpe_cli.pipeline import ahead, ended
 from dpe_cli.report import PixelHash, Report
 from dpe_cli.speech import GRID, Loudness
 from dpe_cli.speech_motion import (
@@ -146,7 +146,7 @@ def dub_video(
     pixels = PixelHash()
     edited = pixels.passing(run_jobs(jobs, engine, paster, report, edit.crop_size))
     edited = progress(ahead(edited), dub.lengths.frames(info), f"dubbing {source.name}")
-    with scratch(output) as folder:
+    with ended(shown), ended(edited), scratch(output) as folder:
         target = replace(dub.target(info), audio=dub.sound(source, folder))
         written = write_clips(edited, target, output, None, [], edit, remark)
     report.sort_frames(written)
@@ -161,9 +161,10 @@ def dub_video(
 # What is asked for, and whether it can be done
 
 
-def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings) -> VideoInfo:
+def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings, report: Path | None = None) -> VideoInfo:
     """Finds out early what would fail late; gives the probed source. Raises InputError, OutputError."""
-    check_output(output, [source, audio, *settings.files], settings.edit.overwrite)
+    outputs = [output, report] if report else [output]
+    check_outputs(outputs, [source, audio, *settings.files], settings.edit.overwrite)
     info = probe(source, settings.edit.rate)
     if not audio_codecs(audio):
         raise InputError(f"{audio} holds no sound", "name a file with speech in it")
@@ -341,7 +342,8 @@ class Dub:
         own = None if mix is None else (source, lengths.begin, mix)
         path = folder / "speech.wav"
         seconds = lengths.end - lengths.begin
-        write_speech(path, self.audio, lengths.begin - lengths.first, seconds, lengths.loop_speech, own)
+        repeat = self.loudness.seconds if lengths.loop_speech else None
+        write_speech(path, self.audio, lengths.begin - lengths.first, seconds, repeat, own)
         return path
 
 

@@ -29,7 +29,7 @@ from dpe_cli.motion import Curve, MotionTrack, most_neutral, nearest_code, smoot
 from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
 from dpe_cli.paste import Paster, make_paster
 from dpe_cli.people import TRACK, Picked, follow, track_faces
-from dpe_cli.pipeline import ahead
+from dpe_cli.pipeline import ahead, ended
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.regions import RegionMasks, network_landmarks
 from dpe_cli.report import PixelHash, Report
@@ -37,6 +37,7 @@ from dpe_cli.video import (
     Frame,
     VideoInfo,
     audio_codecs,
+    check_image,
     check_writable,
     probe,
     read_frames,
@@ -237,7 +238,8 @@ def edit_video(
     else:
         edited = progress(ahead(edited), expected_frames(source_info, drivers, settings), f"editing {source.name}")
         target = plan_target(source_info, drivers, settings, first_time, remark)
-        written = write_clips(edited, target, output, preview, drivers, settings, remark)
+        with ended(followed), ended(edited):
+            written = write_clips(edited, target, output, preview, drivers, settings, remark)
     report.sort_frames(written)
     report.output = {"path": str(output), "preview": preview and str(preview), "frames": written}
     report.output["pixels_sha256"] = pixels.hexdigest()
@@ -270,10 +272,7 @@ def check_request(
         inputs.append(Path(settings.audio))
         if not audio_codecs(inputs[-1]):
             raise InputError(f"{settings.audio} holds no sound", "give --audio another file")
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise OutputError(f"{output} is asked for twice", "give the result, the preview and the report different names")
-    for path in outputs:
-        check_output(path, inputs, settings.overwrite)
+    check_outputs(outputs, inputs, settings.overwrite)
     source_info = probe(source, settings.rate)
     driver_infos = [probe_driving(path, settings.rate) for path in driving.paths]
     if is_still(source_info, driver_infos):
@@ -283,6 +282,8 @@ def check_request(
                     f"{path} cannot hold a picture, which is what a still makes of a still",
                     f"name a file that ends in one of {' '.join(IMAGE_SUFFIXES)}",
                 )
+        if pastes(edits_of(driving, settings), settings):
+            check_image(output, source_info.layout)
     else:
         check_writable(source_info, output, settings.wish)
         if preview and preview.suffix.lower() not in VIDEO_SUFFIXES:
@@ -290,6 +291,16 @@ def check_request(
                 f"{preview} cannot hold a video", f"name a file that ends in one of {' '.join(VIDEO_SUFFIXES)}"
             )
     return source_info, driver_infos
+
+
+def check_outputs(outputs: list[Path], inputs: list[Path], overwrite: bool) -> None:
+    """Raises OutputError if one of the files of a run cannot or must not be written, or two are the same."""
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise OutputError(
+            f"{outputs[0]} is asked for twice", "give the result, the preview and the report different names"
+        )
+    for path in outputs:
+        check_output(path, inputs, overwrite)
 
 
 def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
@@ -350,16 +361,21 @@ def bind_control(edits: Edits, settings: EditSettings, engine: Engine, remark: C
     return replace(settings, control=control)
 
 
+def pastes(edits: Edits, settings: EditSettings) -> bool:
+    """Whether the edited face goes back into the full frame."""
+    several = len(edits.each) > 1
+    return bool(settings.paste) or several or (edits.mode == "exp" and settings.paste is not False)
+
+
 def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], None]) -> bool:
-    """Whether the edited face goes back into the full frame; a moved head does so only by order, and with a warning.
+    """`pastes`, once that makes sense; a moved head goes back only by order, and with a warning.
 
     Several edits always do. Raises InputError where the crop is asked for all the same, for what a crop has not (a
     seam, a region, any of PASTING), for the region of a moved head, and for the size of a crop where there is none.
     """
-    several = len(edits.each) > 1
-    if several and settings.paste is False:
+    if len(edits.each) > 1 and settings.paste is False:
         raise InputError("several edits do not fit into one crop", "leave --no-paste out, or make one edit a run")
-    paste = bool(settings.paste) or several or (edits.mode == "exp" and settings.paste is not False)
+    paste = pastes(edits, settings)
     if settings.seam_limit is not None and not paste:
         raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
     if settings.region != "all" and not paste:
@@ -450,7 +466,7 @@ def read_driver(
     Raises FaceError if there is none, InputError and WeightsError for a motion file that does not fit.
     """
     if is_motion_file(info.path):
-        return read_motion(info.path, engine.description["sha256"])
+        return motion_of(info.path, engine)
     times: list[Fraction] = []
 
     def frames() -> Iterator[Frame]:
@@ -471,6 +487,12 @@ def read_driver(
         raise FaceError(f"no face was found in {info.path}", "use a driving with a visible face, or another --detector")
     track = MotionTrack(np.array(moments), np.concatenate(codes), float(times[-1] - times[0]))
     return Driver(info, times, track, np.array(boxes))
+
+
+def motion_of(path: Path, engine: Engine) -> Driver:
+    """The driving that a motion file holds. Raises InputError and WeightsError for one that does not fit."""
+    none = np.zeros((0, engine.size, engine.size, 3), np.uint8)
+    return read_motion(path, engine.description["sha256"], engine.motion_codes(none).shape[1])
 
 
 def smoothing_radius(info: VideoInfo, smooth: float = 1.0) -> int:

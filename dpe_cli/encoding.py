@@ -206,7 +206,8 @@ def _nvenc_or_software(
         raise OutputError(f"{preset} is a preset of NVENC, which does not encode here", "choose one from fast to slow")
     options = {"c:v": {"h264": "libx264", "hevc": "libx265"}[codec], "crf": crf, "preset": preset}
     if codec == "hevc":
-        options["x265-params"] = ":".join(["log-level=error", *mastering.x265])
+        # no info: it names the CPU and its threads in the headers, and segments of other machines could not be joined
+        options["x265-params"] = ":".join(["log-level=error:info=0", *mastering.x265])
     return options, []
 
 

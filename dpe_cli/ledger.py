@@ -146,6 +146,15 @@ def marker_of(output: Path) -> Path:
     return output.with_name(output.name + MARKER)
 
 
+def can_be_marked(output: Path) -> bool:
+    """Whether the name of an output's sidecar is not too long for a file."""
+    try:
+        marker_of(output).is_dir()
+    except OSError:
+        return False
+    return True
+
+
 def key_of(settings: Mapping[str, Any], inputs: list[str], weights: str, version: str) -> str:
     """sha256 of all that decides how an output looks: settings, sha256 of inputs and weights, version of the tool."""
     parts = {"settings": settings, "inputs": inputs, "weights": weights, "dpe": version}

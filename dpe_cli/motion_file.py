@@ -17,6 +17,7 @@ follow from codes by the weights and are there for other programs.
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -102,7 +103,7 @@ def write_motion(
         "source": json.dumps(source),
         "engine": json.dumps({**engine, "weights": Path(engine["weights"]).name}),
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".dpe-{uuid.uuid4().hex}.part")
     try:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial, metadata)
         os.replace(partial, path)
@@ -114,8 +115,8 @@ def write_motion(
         partial.unlink(missing_ok=True)
 
 
-def read_motion(path: Path, weights: str) -> Driver:
-    """The driving that a motion file holds, for the weights with this sha256.
+def read_motion(path: Path, weights: str, length: int | None = None) -> Driver:
+    """The driving that a motion file holds, for the weights with this sha256, whose codes have `length` numbers.
 
     Raises InputError for a file that is damaged or of another schema, WeightsError for one made with other weights.
     """
@@ -132,6 +133,12 @@ def read_motion(path: Path, weights: str) -> Driver:
                 raise ValueError("times do not rise, frame numbers are negative, or codes are not finite")
             if ticks.dtype != np.int64 or faces.dtype != np.int64 or boxes.shape != (len(faces), 4):
                 raise ValueError("tensors do not fit together")
+            if length is not None and codes.shape[1:] != (length,):
+                raise ValueError(f"codes of these weights have {length} numbers")
+            if not np.isfinite(boxes).all() or (boxes[:, 2:] <= boxes[:, :2]).any():
+                raise ValueError("a box has no area")
+            if info.is_image and len(ticks) > 1:
+                raise ValueError("a picture has more than one frame")
             times = [int(tick) * base for tick in ticks]
             moments = [float(times[face] - times[0]) for face in faces]
             track = MotionTrack(np.array(moments), codes, float(times[-1] - times[0]))

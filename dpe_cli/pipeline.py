@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
@@ -62,6 +62,19 @@ def ahead(items: Iterable[T], depth: int = DEPTH) -> Iterator[T]:
     finally:
         unwanted.set()
         thread.join()
+
+
+@contextmanager
+def ended(items: Iterator[T]) -> Iterator[Iterator[T]]:
+    """The items, which where they are a generator are closed when the block ends.
+
+    So the threads before whoever takes them end with it also where that fails, and do not meet the end of the process.
+    """
+    try:
+        yield items
+    finally:
+        if hasattr(items, "close"):
+            items.close()
 
 
 def abreast(items: Iterable[T], lanes: Sequence[Callable[[T], R]]) -> Iterator[tuple[T, R]]:

@@ -33,6 +33,7 @@ from dpe_cli.edit import (
     find_faces,
     follow_source,
     is_still,
+    motion_of,
     paster_for,
     prepare_driver,
     silent,
@@ -45,10 +46,10 @@ from dpe_cli.face import Box, FaceDetector, crop_box
 from dpe_cli.jobs import Engine, Job, run_jobs
 from dpe_cli.limits import scratch
 from dpe_cli.motion import MotionTrack
-from dpe_cli.motion_file import Driver, is_motion_file, read_motion
+from dpe_cli.motion_file import Driver, is_motion_file
 from dpe_cli.paste import Paster
 from dpe_cli.people import track_faces
-from dpe_cli.pipeline import ahead
+from dpe_cli.pipeline import ahead, ended
 from dpe_cli.report import Report, peak_memory
 from dpe_cli.video import Frame, VideoInfo, frame_times, read_frames, write_video
 
@@ -158,7 +159,7 @@ def check_every_frame(source: Path, detector: FaceDetector, settings: EditSettin
 def look_at_driver(info: VideoInfo, engine: Engine, detector: FaceDetector, settings: EditSettings) -> Driver:
     """A driver whose times are known but not its motion, which stands still. Raises FaceError, as reading it would."""
     if is_motion_file(info.path):
-        return read_motion(info.path, engine.description["sha256"])
+        return motion_of(info.path, engine)
     frames = read_frames(info.path, fps=settings.rate)
     if all(face is None for _, face in track_faces(frames, detector, settings.driving_face)):
         raise FaceError(f"no face was found in {info.path}", "use a driving with a visible face, or another --detector")
@@ -213,7 +214,7 @@ def try_frames(
         for (frame, box), expression, pose in zip(seen(TRIAL), *asked, strict=True)
     )
     edited = ahead(run_jobs(jobs, engine, paster, Report(), settings.crop_size))
-    with scratch(output) as folder:
+    with ended(edited), scratch(output) as folder:
         trial = folder / (output.name if output.suffix.lower() in VIDEO_SUFFIXES else "trial_%06d.png")
         frames = (frame for _, frame in edited)
         editing, _ = timed(lambda: write_video(frames, info, trial, start=0.0, **asdict(settings.wish)))

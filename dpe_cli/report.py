@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -192,7 +193,7 @@ class Report:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` so that `path` never exists half-written. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".dpe-{uuid.uuid4().hex}.part")  # short: `path` may have the longest name there is
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)

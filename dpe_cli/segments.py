@@ -24,6 +24,7 @@ import math
 import os
 import shutil
 import time
+import uuid
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -91,7 +92,7 @@ from dpe_cli.limits import TEXT_BYTES, check_file
 from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
 from dpe_cli.paste import Paster
-from dpe_cli.pipeline import ahead
+from dpe_cli.pipeline import ahead, ended
 from dpe_cli.report import FrameFate, PixelHash, Report, write_text
 from dpe_cli.speech import Loudness
 from dpe_cli.speech_motion import Person
@@ -442,7 +443,7 @@ def write_plan(plan: Plan) -> None:
         "key": plan.key,
     }
     table = plan.path.with_suffix(".safetensors")
-    partial = table.with_name(f".{table.name}.{os.getpid()}.part")
+    partial = table.with_name(f".dpe-{uuid.uuid4().hex}.part")
     try:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial)
         words["table"] = hashlib.sha256(partial.read_bytes()).hexdigest()
@@ -643,34 +644,37 @@ def edit_segments(
     doing = "dubbing" if plan.dub else "editing"
     edited = progress(ahead(edited), total, f"{doing} {plan.source.name}, {which}")
     record = Report()
-    for segment in range(first, last + 1):
-        begin, end = plan.borders[segment], plan.borders[segment + 1]
-        started = time.monotonic()
-        pixels = PixelHash()
-        frames = (frame for _, frame in pixels.passing(islice(edited, end - begin)))
-        video = plan.video_of(segment)
-        plan.record_of(segment).unlink(missing_ok=True)
-        # `start` makes it begin at 0: a container may hold its own beginning less exactly than steps
-        written = write_video(frames, target.info, video, start=0.0, overwrite=True, **asdict(plan.settings.wish))
-        if written.frames != end - begin:
-            raise InputError(f"{plan.source} is not the file that was planned for", "plan anew")
-        record = Report(
-            engine=dict(engine.description),
-            output={
-                "path": str(video),
-                "plan": plan.key,
-                "frames": end - begin,
-                "bytes": video.stat().st_size,
-                "pixels": pixels.digests.hex(),
-            },
-            frames=[fate for fate in report.frames if begin <= fate.index < end],
-            self_reconstruction=[pair for pair in report.self_reconstruction if begin <= pair[0] < end],
-            notes=list(written.notes),
-            seconds=time.monotonic() - started,
-        )
-        # in place, for the networks' thread goes on adding to it
-        del report.frames[: next((n for n, fate in enumerate(report.frames) if fate.index >= end), len(report.frames))]
-        write_record(plan.record_of(segment), record)
+    with ended(edited):
+        for segment in range(first, last + 1):
+            begin, end = plan.borders[segment], plan.borders[segment + 1]
+            started = time.monotonic()
+            pixels = PixelHash()
+            frames = (frame for _, frame in pixels.passing(islice(edited, end - begin)))
+            video = plan.video_of(segment)
+            plan.record_of(segment).unlink(missing_ok=True)
+            # `start` makes it begin at 0: a container may hold its own beginning less exactly than steps
+            written = write_video(frames, target.info, video, start=0.0, overwrite=True, **asdict(plan.settings.wish))
+            if written.frames != end - begin:
+                raise InputError(f"{plan.source} is not the file that was planned for", "plan anew")
+            record = Report(
+                engine=dict(engine.description),
+                output={
+                    "path": str(video),
+                    "plan": plan.key,
+                    "frames": end - begin,
+                    "bytes": video.stat().st_size,
+                    "pixels": pixels.digests.hex(),
+                },
+                frames=[fate for fate in report.frames if begin <= fate.index < end],
+                self_reconstruction=[pair for pair in report.self_reconstruction if begin <= pair[0] < end],
+                notes=list(written.notes),
+                seconds=time.monotonic() - started,
+            )
+            # in place, for the networks' thread goes on adding to it
+            del report.frames[
+                : next((n for n, fate in enumerate(report.frames) if fate.index >= end), len(report.frames))
+            ]
+            write_record(plan.record_of(segment), record)
     return record
 
 
@@ -679,10 +683,8 @@ def edited_span(
 ) -> Iterator[tuple[Job, Frame]]:
     """The edited frames from number `begin` to `end`, that one not included, as the whole edit makes them."""
     pasters = [plan.paster(engine, detector) for _ in plan.edits.each]
-    memory = max(0.0 if paster is None else paster.memory for paster in pasters)
-    lending = lending_of(engine) and (plan.dub or plan.edits.mode != "pose")
-    memory = max(memory, BACK if lending else 0.0)
-    start, stop = first_needed(plan.times, begin, memory), min(-(-end // UNIT) * UNIT, plan.frames)
+    lends = lending_of(engine) is not None and bool(plan.dub or plan.edits.mode != "pose")
+    start, stop = first_needed(plan.times, begin, memory_of(pasters, lends)), min(-(-end // UNIT) * UNIT, plan.frames)
     pictures = ahead(planned_frames(plan, target, start, stop))
     edited: Iterator[tuple[Job, Frame]] | None = None
     for number, own in enumerate(tee(pictures, len(plan.edits.each))):
@@ -696,6 +698,14 @@ def edited_span(
             return
         if not job.halo:
             yield job, frame
+
+
+def memory_of(pasters: Iterable[Paster | None], lends: bool) -> float:
+    """Seconds: nothing older counts for a frame.
+
+    What a face looked like that was pasted back earlier counts, and for that what was lent to it.
+    """
+    return max(0.0 if paster is None else paster.memory for paster in pasters) + (BACK if lends else 0.0)
 
 
 def first_needed(times: Sequence[Fraction], begin: int, memory: float) -> int:

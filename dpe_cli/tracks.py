@@ -256,6 +256,7 @@ def _cut_subtitles(
                 base = packet.time_base
                 begin = packet.pts * base - offset
                 finish = begin + (packet.duration or 0) * base
+                finish = finish if limit is None else min(finish, limit)
                 if (finish <= 0 and begin < 0) or (limit is not None and begin >= limit):
                     continue
                 packet.dts = packet.pts = round(max(begin, Fraction(0)) / base)

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -48,6 +48,7 @@ from dpe_cli.container import (
     pattern,
     picture_numbers,
     rotation,
+    side_data,
     sound_streams,
     turn,
     video_stream,
@@ -120,6 +121,7 @@ class VideoInfo:
     layout: Layout | None = None  # of the upright planes that an exact reading gives; None: it gives RGB
     mastering: Mastering = field(default_factory=Mastering)
     notes: tuple[str, ...] = ()  # what cannot be carried over
+    of_all_tracks: bool = False  # `duration` is that of the longest track, as Matroska knows no other
 
     @property
     def written_layout(self) -> Layout:
@@ -207,6 +209,7 @@ def _info(path: Path, container: InputContainer, stream: VideoStream, frame: av.
         layout=_upright_layout(frame, side),
         mastering=mastering,
         notes=dynamic + _left_out(frame) + unknown_sound(container, path),
+        of_all_tracks=not stream.duration,
     )
 
 
@@ -257,7 +260,7 @@ def _reordered(frame: av.VideoFrame, layout: Layout, size: tuple[int, int]) -> a
 def _mastering(frame: av.VideoFrame) -> tuple[Mastering, tuple[str, ...]]:
     """Static HDR metadata, and a note of that which changes with the picture."""
     display, light, dynamic = (), None, []
-    for data in frame.side_data:
+    for data in side_data(frame):
         kind = data.type.name
         if kind == "MASTERING_DISPLAY_METADATA":
             numbers = np.frombuffer(bytes(data), np.int32)
@@ -277,7 +280,7 @@ def _left_out(frame: av.VideoFrame) -> tuple[str, ...]:
     notes = []
     if frame.interlaced_frame:
         notes.append("interlaced fields are edited as one picture and written as progressive; deinterlace before")
-    if any(data.type.name == "A53_CC" for data in frame.side_data):
+    if any(data.type.name == "A53_CC" for data in side_data(frame)):
         notes.append("captions inside the pictures (CEA-608/708) are left out; take them to a subtitle file before")
     return tuple(notes)
 
@@ -328,11 +331,11 @@ def frame_times(path: Path, fps: Fraction | None = None) -> list[Fraction]:
 
 
 def seconds_of(info: VideoInfo) -> float:
-    """Seconds from a video's first frame to the end of its last: the container's claim, or, as of recorders that write
-    into a pipe there is none, by the packets. Raises InputError."""
-    if info.duration or info.is_image:
+    """Seconds from a video's first frame to the end of its last: the container's claim, or, where there is none for the
+    pictures alone, by the packets. Raises InputError."""
+    if info.is_image or (info.duration and not info.of_all_tracks):
         return info.duration
-    times = frame_times(info.path)
+    times = frame_times(info.path, info.fps)
     return float(times[-1] - times[0] + 1 / info.fps)
 
 
@@ -460,17 +463,28 @@ def read_image(path: Path) -> np.ndarray:
 def _read_still(path: Path) -> Frame:
     """A picture as a frame; with its original where that has more than 8 bits, or something transparent in it."""
     raw = _decoded_image(path, cv2.IMREAD_UNCHANGED)
-    transparent = raw.ndim == 3 and raw.shape[2] == 4 and int(raw[..., 3].min()) < np.iinfo(raw.dtype).max
     if raw.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path} holds floating-point numbers", "convert it to 16-bit PNG first")
+    transparent = raw.ndim == 3 and raw.shape[2] == 4 and int(raw[..., 3].min()) < np.iinfo(raw.dtype).max
     if raw.dtype == np.uint8 and not transparent:
         return Frame(0, Fraction(0), read_image(path))
-    bgr = raw[..., :3] if raw.ndim == 3 else np.repeat(raw[..., None], 3, axis=2)
+    raw = raw if raw.ndim == 3 else np.repeat(raw[..., None], 3, axis=2)
+    upright = _decoded_image(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    raw = _turned_like(upright, raw)
+    bgr = raw[..., :3]
     blue, green, red = cv2.split(bgr)
     planes = (green, blue, red, *([np.ascontiguousarray(raw[..., 3])] if transparent else []))
     rgb = np.ascontiguousarray(bgr[..., ::-1])
     layout = Layout("gbr", 8 * raw.dtype.itemsize, transparent)
     return Frame(0, Fraction(0), rgb, Original(rgb, layout, planes))
+
+
+def _turned_like(upright: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3 or 4) as OpenCV has turned its colours (H, W, 3) by the EXIF tag, which it does without alpha
+    alone."""
+    ways = product((False, True), repeat=3)
+    way = next((way for way in ways if np.array_equal(oriented(raw[..., :3], way), upright)), None)
+    return raw if way is None else oriented(raw, way)  # None: colours that were multiplied by their alpha
 
 
 def _decoded_image(path: Path, way: int) -> np.ndarray:
@@ -524,10 +538,8 @@ def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None, *,
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise OutputError(f"{path} cannot hold a picture", "name a .png or .jpg")
-    png = path.suffix.lower() == ".png"
-    if not png and (alpha is not None or rgb.dtype != np.uint8):
-        raise OutputError(f"{path} cannot hold the source's transparency or its 16 bits", "name a .png")
-    options = [] if png else [cv2.IMWRITE_JPEG_QUALITY, 95]
+    check_image(path, Layout("gbr", 8 * rgb.dtype.itemsize, alpha is not None))
+    options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
     planes = cv2.split(rgb[..., ::-1]) + (() if alpha is None else (alpha,))
     _, data = cv2.imencode(path.suffix, cv2.merge(planes), options)
     data = marked_picture(data.tobytes()) if marked else data.tobytes()
@@ -539,6 +551,12 @@ def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None, *,
             raise OutputError(
                 f"{path} cannot be written: {error.strerror}", "free some space or name another"
             ) from error
+
+
+def check_image(path: Path, layout: Layout | None) -> None:
+    """Raises OutputError for a picture of this layout, None for a plain one, that `path` cannot hold."""
+    if path.suffix.lower() != ".png" and layout is not None and (layout.alpha or layout.bits > 8):
+        raise OutputError(f"{path} cannot hold the source's transparency or its 16 bits", "name a .png")
 
 
 # Writing
@@ -616,25 +634,31 @@ def write_video(
 
 
 def write_speech(
-    path: Path, speech: Path, begin: float, seconds: float, repeat: bool, own: tuple[Path, float, float] | None
+    path: Path, speech: Path, begin: float, seconds: float, repeat: float | None, own: tuple[Path, float, float] | None
 ) -> None:
-    """Writes a WAV file of `seconds`: the sound of `speech` from `begin` on, silence after its end or, with `repeat`,
-    the same again; `own` is a file whose sound is mixed in, the second where that begins, its gain. Raises InputError,
-    OutputError.
+    """Writes a WAV file of `seconds`: the sound of `speech` from `begin` on, silence after its end or the same again
+    after `repeat` seconds; `own` is a file whose sound is mixed in, the second where that begins, its gain. Raises
+    InputError, OutputError.
     """
+    if repeat is not None:  # of exactly that length, which ffmpeg reckons otherwise
+        once = path.with_name(f"once-{path.name}")
+        write_speech(once, speech, 0.0, repeat, None, None)
+        speech = once
 
     def part(file: Path, begin: float, gain: float, **options: Any) -> Any:
-        heard = ffmpeg.input(Name(f"file:{file}"), **options, **input_options()).audio
+        with opened(file, sound=True) as container:  # times are those of `read_sound`, whatever the file begins with
+            zero = clock_zero(container)
+        heard = ffmpeg.input(Name(f"file:{file}"), itsoffset=f"{float(-zero):.6f}", **options, **input_options()).audio
         heard = heard.filter("aresample", 48000, first_pts=0, **{"async": 1})
         heard = heard.filter("atrim", start=begin, end=begin + seconds).filter("asetpts", "PTS-STARTPTS")
         return heard.filter("volume", gain).filter("apad", whole_dur=seconds)
 
-    parts = [part(speech, begin, 1.0, **({"stream_loop": -1} if repeat else {}))]
+    parts = [part(speech, begin, 1.0, **({} if repeat is None else {"stream_loop": -1}))]
     if own is not None:
         parts.append(part(*own))
     heard = ffmpeg.filter(parts, "amix", inputs=2, normalize=0) if own is not None else parts[0]
     written = ffmpeg.output(heard, Name(f"file:{path}"), acodec="pcm_s16le", ac=2, t=seconds)
-    written = written.global_args("-v", "error")
+    written = written.global_args("-copyts", "-v", "error")
     done = subprocess.run(written.compile(cmd=ffmpeg_exe()), capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         log = done.stderr.decode(errors="replace")
@@ -815,7 +839,7 @@ def _output_command(
             options[f"disposition:{place}"] = track.disposition
     target = "pipe:1" if output == PIPE else f"file:{output}"
     if container == "sequence":
-        target = pattern(output)
+        target = pattern(output.absolute())  # image2 takes what stands before a colon for a protocol
     written = ffmpeg.output(*streams, Name(target), **options).overwrite_output().global_args("-copyts", "-v", "error")
     command = written.compile(cmd=ffmpeg_exe())
     # what ffmpeg-python has no way to say: options that repeat, and the number of an input. With the pictures come the

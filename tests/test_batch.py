@@ -146,6 +146,12 @@ def test_a_row_that_changes_the_face_is_an_edit_whatever_its_sound(options: dict
     assert rows.command_of({"audio", *rows.named_in(common)}) is rows.edit
 
 
+def test_a_dub_s_report_takes_nothing_s_place(folder: Path, dubbing: list):
+    row = json.dumps({"id": "a", "source": "talk.mp4", "audio": "speech.wav", "report": "smile.mp4"})
+    assert run(manifest(row)).exit_code == 8
+    assert "smile.mp4 exists" in results()["a"]["reason"] and not dubbing
+
+
 def test_short_names_after_the_list_are_known(folder: Path, dubbing: list):
     assert list(rows.named_in(["-d", "a.png", "-sb.mp4", "--audio=source", "--emotion", "driving"])) == [
         "driving", "source", "audio", "emotion",
@@ -187,6 +193,15 @@ def left_behind(folder: Path) -> list[str]:
 
 
 TALK, LONG = {"id": "talk", "source": "talk.mp4"}, {"id": "long", "source": "long.mp4"}
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "talk.mp4", "smile.mp4", "out/talk.mp4", "r.json"])
+def test_results_take_no_file_of_the_batch_s_place(folder: Path, name: str):
+    listed, before = manifest({**TALK, "report": "r.json"}), Path("talk.mp4").read_bytes()
+    done = run(listed, "--results", name)
+    assert done.exit_code == 7 and f"{name} is the list, or a file" in done.stderr, done.stderr
+    assert Path("talk.mp4").read_bytes() == before and "talk.mp4" in Path(listed).read_text()
+    assert not list(Path("out").iterdir())
 
 
 # Going on, stopping

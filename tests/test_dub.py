@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import threading
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +30,7 @@ from dpe_cli.main import cli
 from dpe_cli.models import SpeechConfig, SpeechNets
 from dpe_cli.segments import dub_resumable, edit_segments, join_plan, make_dub_plan, read_plan, work_folder
 from dpe_cli.speech import RATE, Loudness
+from dpe_cli.speech_motion import read_loudness
 from dpe_cli.tracks import read_sound
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image, write_image, write_speech, write_video
 from dpe_cli.weights import digest, find
@@ -233,6 +235,18 @@ def test_a_speech_that_is_longer_than_the_video(tmp_path, clip, speech, end, fra
 # The whole
 
 
+def test_a_failed_write_ends_the_stages_before_it(tmp_path, monkeypatch, clip, speech):
+    def full_disk(frames, info, output, **options):
+        next(iter(frames))
+        raise OutputError("the disk is full", "free some space")
+
+    monkeypatch.setattr("dpe_cli.edit.write_video", full_disk)
+    before = threading.active_count()
+    with pytest.raises(OutputError, match="disk is full") as raised:
+        run(clip, speech, tmp_path / "o.mkv")
+    assert raised.tb and threading.active_count() == before  # while the traceback still holds all of them
+
+
 def test_the_speech_becomes_the_sound_and_nothing_above_the_mouth_changes(tmp_path, clip, speech):
     engine = CodeEngine()
     report = run(clip, speech, tmp_path / "out.mkv", engine)
@@ -281,6 +295,40 @@ def test_silence_follows_a_shorter_speech(tmp_path, make_clip):
     heard = np.concatenate(list(read_sound(tmp_path / "out.mkv", RATE)))
     assert len(heard) == pytest.approx(2 * RATE, abs=0.05 * RATE)
     assert np.abs(heard[: int(0.7 * RATE)]).max() > 0.01 > np.abs(heard[int(0.9 * RATE) :]).max()
+
+
+@pytest.mark.parametrize("name", ["beep.mp3", "beep.m4a"])
+def test_a_looped_speech_stays_with_the_lips(tmp_path, name):
+    """Of formats whose length ffmpeg and we reckon differently."""
+    beep = np.zeros(RATE)
+    beep[int(0.3 * RATE) : int(0.4 * RATE)] = 0.5 * np.sin(np.arange(int(0.1 * RATE)))
+    run_ffmpeg("-i", write_wave(tmp_path / "beep.wav", beep), tmp_path / name)
+    period = read_loudness(tmp_path / name).seconds
+
+    def begins(path: Path) -> np.ndarray:
+        loud = np.flatnonzero(np.abs(np.concatenate(list(read_sound(path, RATE)))) > 0.2) / RATE
+        return loud[np.diff(loud, prepend=-1) > 0.1]
+
+    (first,) = begins(tmp_path / name)
+    write_speech(tmp_path / "loop.wav", tmp_path / name, 0.0, 8.0, period, None)
+    heard = begins(tmp_path / "loop.wav")
+    assert len(heard) >= 7 and heard == pytest.approx(first + period * np.arange(len(heard)), abs=0.003)
+
+
+@pytest.mark.parametrize("name", ["late.mkv", "late.ts"])
+def test_sound_that_begins_late_in_its_file_is_cut_and_mixed_where_it_is_heard(tmp_path, make_clip, name):
+    sound = {"audio_codec": "pcm_s16le"} if name == "late.mkv" else {}
+    late = make_clip(name, seconds=1, start=0.5, **sound)
+    heard = np.concatenate(list(read_sound(late, RATE)))
+    write_speech(tmp_path / "speech.wav", late, 0.0, 1.4, None, None)
+    spoken = np.concatenate(list(read_sound(tmp_path / "speech.wav", RATE)))
+    first = float(probe(late).start)
+    write_speech(tmp_path / "mixed.wav", write_wave(tmp_path / "none.wav", np.zeros(RATE)), 0.0, 0.9, None,
+                 (late, first, 1.0))  # fmt: skip
+    mixed = np.concatenate(list(read_sound(tmp_path / "mixed.wav", RATE)))
+    begins = [np.flatnonzero(np.abs(samples) > 0.05)[0] / RATE for samples in (heard, spoken, mixed)]
+    assert begins[1] == pytest.approx(begins[0], abs=0.005)
+    assert begins[2] == pytest.approx(max(begins[0] - first, 0), abs=0.005)
 
 
 def test_of_several_sound_tracks_it_is_said_which_is_spoken(tmp_path, clip, speech):
@@ -337,6 +385,15 @@ def test_requests_that_make_no_sense_are_refused(tmp_path, clip, speech):
     done = CliRunner().invoke(cli, ["dub", "-s", str(clip), "-a", str(tmp_path / "none.wav"), "-o", "x.mp4"])
     assert done.exit_code == 3
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("name", ["o.mkv", "speech.wav", "talk.mkv", "notes.json"])
+def test_a_report_takes_nothing_s_place(tmp_path, clip, speech, name):
+    (tmp_path / "notes.json").write_text("mine")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = command("dub", "-s", clip, "-a", speech, "-o", tmp_path / "o.mkv", "--report", tmp_path / name)
+    assert done.exit_code == 7 and name in done.stderr, done.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("options, words", [(("--pose", "off"), "keep, generate"), (("--blink", "keep"), "auto, off")])
@@ -478,7 +535,7 @@ def test_a_full_disk_is_not_the_fault_of_the_speech(tmp_path, speech, monkeypatc
     program.chmod(0o700)
     monkeypatch.setenv("DPE_FFMPEG", str(program))
     with pytest.raises(OutputError, match="No space left on device; free some space"):
-        write_speech(tmp_path / "cut.wav", speech, 0.2, 1.0, False, None)
+        write_speech(tmp_path / "cut.wav", speech, 0.2, 1.0, None, None)
 
 
 def test_a_speech_or_networks_that_changed_since_the_plan_are_refused(tmp_path, monkeypatch, clip, speech):

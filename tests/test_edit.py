@@ -399,6 +399,20 @@ def test_a_failure_of_the_preview_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "o.mp4").exists()
 
 
+def test_a_failed_write_ends_the_stages_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, driving = clip(tmp_path / "s.mp4", [True] * 30), clip(tmp_path / "d.mp4", [True])
+
+    def full_disk(frames, info, output, **options):
+        next(iter(frames))
+        raise OutputError("the disk is full", "free some space")
+
+    monkeypatch.setattr(edit, "write_video", full_disk)
+    before = threading.active_count()
+    with pytest.raises(OutputError, match="disk is full") as raised:
+        edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, DETECTOR)
+    assert raised.tb and threading.active_count() == before  # while the traceback still holds all of them
+
+
 @pytest.mark.parametrize("empty", ["source", "driving"])
 def test_a_source_or_a_driving_without_any_face_is_refused(tmp_path: Path, empty: str):
     paths = [clip(tmp_path / f"{name}.mp4", [name != empty] * 3) for name in ("source", "driving")]

@@ -77,6 +77,12 @@ def test_each_codec_keeps_what_it_can(make_clip: Clip, tmp_path: Path, pix_fmt: 
         assert difference < (0.6 if same else 3 if held[0] == "prores" else 16)
 
 
+def test_hevc_says_nothing_of_the_machine(make_clip: Clip, tmp_path: Path):
+    """Of its processor and threads, as segments are joined by whose headers are equal."""
+    exact(tiny(make_clip, "yuv420p"), tmp_path / "o.mp4", codec="hevc", nvenc=False, preset="ultrafast")
+    assert b"cpuid" not in (tmp_path / "o.mp4").read_bytes()
+
+
 @pytest.mark.parametrize("size", [(321, 241), (90, 160), (64, 46), (3840, 2160)])
 @pytest.mark.parametrize("name", ["o.mp4", "o.mov"])
 def test_every_size_is_written(make_clip: Clip, tmp_path: Path, size: tuple[int, int], name: str):
@@ -282,6 +288,16 @@ def test_a_still_keeps_its_depth_and_its_alpha(tmp_path: Path, depth: type):
                    ENGINE, DETECTOR)  # fmt: skip
 
 
+def test_a_still_is_refused_where_its_alpha_would_be_lost_before_the_work(tmp_path: Path):
+    write_image(tmp_path / "s.png", picture(), np.full((120, 160), 40, np.uint8))
+    write_image(tmp_path / "d.png", picture(colour=(90, 160, 0)))
+    driving, output = Driving(expression=tmp_path / "d.png"), tmp_path / "o.jpg"
+    with pytest.raises(OutputError, match="transparency"):
+        check_request(tmp_path / "s.png", driving, output, EditSettings())
+    edit_video(tmp_path / "s.png", driving, output, ENGINE, DETECTOR, EditSettings(paste=False))  # the crop has none
+    assert output.exists()
+
+
 # Image sequences
 
 
@@ -358,6 +374,14 @@ def test_a_span_replaces_its_own_pictures_alone(pictures, tmp_path: Path):
     after = {file.name: file.read_bytes() for file in files_of(output)}
     assert after.keys() == before.keys()
     assert [name for name in after if after[name] != before[name]] == ["o_1003.png", "o_1004.png"]
+
+
+def test_a_sequence_is_written_into_a_folder_with_a_colon(make_clip: Clip, tmp_path: Path, monkeypatch):
+    source, output = tiny(make_clip), Path("a:b") / "s_%03d.png"
+    monkeypatch.chdir(tmp_path)
+    output.parent.mkdir()
+    exact(source, output)
+    assert len(files_of(output)) == 6 == len(list(read_frames(output)))
 
 
 @pytest.mark.parametrize("name", ["s_%6d.png", "50%_s_%04d.png", "100%%s%d%.png", "a%*[1]_%04d.png"])

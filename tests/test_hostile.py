@@ -174,6 +174,17 @@ def test_a_name_too_long_for_any_file_is_told(clips: Path):
     assert [(done.exit_code, done.stderr) for done in tried if done.exit_code != 7] == []
 
 
+def test_a_name_as_long_as_can_be_is_no_trouble_after_the_work(clips: Path, monkeypatch: pytest.MonkeyPatch):
+    longest, report = f"{'ü' * 121}.mp4", f"{'ü' * 125}.json"  # 246 and 255 bytes
+    done = edit("--report", report, output=longest)
+    assert done.exit_code == 0 and Path(report).exists() and Path(f"{longest}.dpe.json").exists(), done.stderr
+    longer = f"{'ü' * 125}.mp4"
+    assert edit("--no-sidecar", output=longer).exit_code == 0
+    monkeypatch.setattr("dpe_cli.engine.Engine", lambda *_, **__: pytest.fail("it began"))
+    done = edit("--overwrite", output=longer)
+    assert done.exit_code == 7 and "--no-sidecar" in done.stderr, done.stderr
+
+
 def child_environment() -> dict[str, str]:
     here = Path(__file__).parent
     return {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "LC_ALL": "C.UTF-8"}
@@ -478,7 +489,8 @@ ARRAYS = st.builds(
 )
 GOOD = {
     "ticks": np.array([0, 1, 2]), "faces": np.array([0, 2]), "codes": np.zeros((2, 3), np.float32),
-    "expression": np.zeros((2, 3), np.float32), "pose": np.zeros((2, 3), np.float32), "boxes": np.zeros((2, 4)),
+    "expression": np.zeros((2, 3), np.float32), "pose": np.zeros((2, 3), np.float32),
+    "boxes": np.array([[0.0, 0, 4, 4]] * 2),
 }  # fmt: skip
 ABOUT = {"width": 8, "height": 8, "fps": "25", "frames": 3, "duration": 0.1, "time_base": "1/25", "is_image": False}
 
@@ -583,6 +595,21 @@ def test_an_address_is_fetched_where_that_is_allowed(clips: Path, served: str):
     assert missing.exit_code == 3 and "404" in missing.stderr and len(missing.stderr.splitlines()) == 1
     unnamed = CliRunner().invoke(cli, ["edit", "--allow-network", "-s", source, "-d", "smile.mp4"])
     assert unnamed.exit_code == 2 and "--output" in unnamed.stderr
+
+
+def test_an_address_is_for_one_run_alone(clips: Path, served: str):
+    source, wanted = f"{served}/talk.mp4", ["--allow-network", "-o", str(clips / "o.mp4")]
+    (clips / "p.json").write_text("{}")
+    for command in (
+        ["edit", "-s", source, "-d", str(clips / "smile.mp4"), "--resume"],
+        ["dub", "-s", str(clips / "talk.mp4"), "-a", f"{served}/smile.mp4", "--resume"],
+        ["plan", "-s", source, "-d", str(clips / "smile.mp4"), "--split", "2"],
+    ):
+        done = CliRunner().invoke(cli, [*command, *wanted])
+        assert done.exit_code == 2 and "download it" in done.stderr, done.stderr
+    segment = CliRunner().invoke(cli, ["edit", "--segment", "0", f"{served}/p.json", "--allow-network"])
+    assert segment.exit_code == 2 and "download it" in segment.stderr, segment.stderr
+    assert not list(clips.glob("o.*"))
 
 
 def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path):

@@ -13,7 +13,7 @@ from test_cli import astronaut, run, small_weights
 from test_edit import ColourDetector, ColourEngine, clip, picture
 
 from dpe_cli import edit
-from dpe_cli.edit import Driving, EditSettings, edit_video, extract_motion
+from dpe_cli.edit import Driving, EditSettings, edit_video, extract_motion, motion_of
 from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.motion import Curve
 from dpe_cli.motion_file import probe_driving, read_motion
@@ -180,12 +180,16 @@ def test_other_weights_are_refused(made: tuple[Path, Path], tmp_path: Path):
         ({"codes": np.full((11, 3), np.nan, np.float32)}, "damaged"),
         ({"codes": np.zeros((4, 3), np.float32)}, "damaged"),
         ({"ticks": np.zeros(12, np.int64)}, "damaged"), ({"ticks": np.zeros(12)}, "damaged"),
+        ({"boxes": np.zeros((11, 4))}, "damaged"), ({"boxes": np.full((11, 4), np.nan)}, "damaged"),
+        ({"codes": np.zeros((11, 2), np.float32)}, "damaged.*have 3 numbers"), ({"is_image": True}, "damaged"),
         ({"faces": np.arange(11) + 9}, "damaged"), ({"faces": np.arange(0)}, "damaged"), ({"boxes": None}, "damaged"),
     ],
     ids=str,
 )  # fmt: skip
 def test_what_is_wrong_with_a_file_is_told_in_one_line(made: tuple[Path, Path], change: dict, why: str):
     tensors, metadata = everything(made[1])
+    if "is_image" in change:
+        change = {"source": json.dumps({**json.loads(metadata["source"]), **change})}
     parts = {**tensors, **metadata, **change}
     save_file(
         {name: part for name, part in parts.items() if isinstance(part, np.ndarray)}, made[1],
@@ -193,7 +197,7 @@ def test_what_is_wrong_with_a_file_is_told_in_one_line(made: tuple[Path, Path], 
     )  # fmt: skip
     with pytest.raises(InputError, match=why) as caught:
         probe_driving(made[1])
-        read_motion(made[1], WEIGHTS)
+        motion_of(made[1], HashedEngine())
     assert "\n" not in str(caught.value)
 
 

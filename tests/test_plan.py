@@ -1,12 +1,14 @@
 """What `dpe plan` says before an edit, and that it fails as the edit would."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from test_cli import clips, edit, run
 from test_edit import clip, picture
 
+from dpe_cli.errors import OutputError
 from dpe_cli.video import frame_times, read_frames, write_image
 
 __all__ = ["clips"]  # a fixture
@@ -74,6 +76,18 @@ def test_7_where_the_disk_is_too_small(clips: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("dpe_cli.plan.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
     done = run("plan", "-s", clips / "talk.mp4", "-d", clips / "smile.mp4")
     assert done.exit_code == 7 and "free some space" in done.stderr
+
+
+def test_a_trial_that_cannot_be_written_leaves_no_thread(clips: Path, monkeypatch: pytest.MonkeyPatch):
+    def full_disk(frames, *_, **__):
+        next(iter(frames))
+        raise OutputError("the disk is full", "free some space")
+
+    monkeypatch.setattr("dpe_cli.plan.write_video", full_disk)
+    monkeypatch.setattr("dpe_cli.plan.TRIAL", 4)
+    before = threading.active_count()
+    done = run("plan", "-s", clips / "talk.mp4", "-d", clips / "smile.mp4")
+    assert done.exit_code == 7 and done.exc_info and threading.active_count() == before
 
 
 @pytest.mark.parametrize("options", [{}, {"vfr": True}, {"start": 0.5}, {"name": "c.mpg", "video_codec": "mpeg2video"}])

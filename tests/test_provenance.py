@@ -134,6 +134,16 @@ def test_a_sidecar_says_what_an_output_was_made_of(folder: Path):
     assert told == read_sidecar(Path("o.mp4.dpe.json"))
 
 
+def test_a_sound_file_is_an_input_whatever_its_name(folder: Path, make_clip):
+    make_clip("narration.mkv", audio_codec="pcm_s16le").rename("narration")
+    Path("narration").with_name("source").write_text("a word of --audio")
+    told = made("o.mp4", "--audio", "narration")
+    assert told["inputs"]["audio"]["sha256"] == digest_of(Path("narration"))
+    make_clip("narration.mkv", audio_codec="pcm_s16le", tone=880).rename("narration")
+    assert made("o.mp4", "--audio", "narration", "--overwrite")["key"] != told["key"]
+    assert "audio" not in made("o.mp4", "--audio", "source", "--overwrite")["inputs"]
+
+
 def test_pixels_are_hashed_before_encoding(folder: Path):
     runs = {"a.mkv": ["--codec", "ffv1"], "b.mp4": [], "c.mp4": ["--crf", "40"], "d.mkv": ["--resume"]}
     hashes = {made(name, *more)["output"]["pixels_sha256"] for name, more in runs.items()}

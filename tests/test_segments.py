@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +30,9 @@ from dpe_cli.errors import InputError, OutputError, QualityError, WeightsError
 from dpe_cli.face import make_detector
 from dpe_cli.factors import Factors
 from dpe_cli.jobs import UNIT
+from dpe_cli.lending import BACK
 from dpe_cli.motion import Curve
+from dpe_cli.paste import make_paster
 from dpe_cli.segments import (
     borders_of,
     edit_resumable,
@@ -38,6 +41,7 @@ from dpe_cli.segments import (
     join_plan,
     make_dub_plan,
     make_plan,
+    memory_of,
     read_plan,
     work_folder,
 )
@@ -132,6 +136,24 @@ CASES = {
 }
 
 
+def test_a_failed_write_ends_the_stages_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, smile = moving(tmp_path / "s.mp4", 60), driving(tmp_path / "d.mp4")
+    plan = make_plan(
+        tmp_path / "plan.json", source, Driving(smile), tmp_path / "o.mkv", MoodyEngine(), ColourDetector(),
+        EditSettings(), count=2,
+    )  # fmt: skip
+
+    def full_disk(frames: Any, *_: Any, **__: Any) -> None:
+        next(iter(frames))
+        raise OutputError("the disk is full", "free some space")
+
+    monkeypatch.setattr(segments, "write_video", full_disk)
+    before = threading.active_count()
+    with pytest.raises(OutputError, match="disk is full") as raised:
+        edit_segments(plan, 0, 1, MoodyEngine(), ColourDetector())
+    assert raised.tb and threading.active_count() == before  # while the traceback still holds all of them
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_segments_give_the_frames_and_the_report_of_one_run(tmp_path: Path, case: str):
     clip_options, who, settings = CASES[case]
@@ -195,6 +217,13 @@ def test_work_begins_where_nothing_older_counts():
     assert [first_needed(times(400), begin, 1.5) for begin in (0, 1, 60, 150)] == [0, 0, 0, 96]
     assert first_needed(times(400), 150, 2.5) == 64
     assert all(first_needed(times(400), n, 2) % UNIT == 0 for n in range(400))
+
+
+def test_what_was_lent_to_earlier_faces_counts_too():
+    paster = make_paster(64, ColourDetector())
+    assert memory_of([None], False) == 0 and memory_of([None], True) == BACK
+    assert memory_of([None, paster], False) == paster.memory > 0
+    assert memory_of([None, paster], True) == paster.memory + BACK
 
 
 # Joining

@@ -3,9 +3,11 @@
 import gc
 import os
 import stat
+import struct
 import subprocess
 import sys
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -13,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from conftest import run_ffmpeg
@@ -209,6 +212,13 @@ def test_a_recording_that_does_not_say_its_length_is_measured(make_clip: Clip, t
     piped.write_bytes(subprocess.run([*map(str, command), "pipe:1"], capture_output=True, check=True).stdout)
     assert probe(piped).duration == 0
     assert seconds_of(probe(piped)) == pytest.approx(1)
+
+
+def test_sound_that_goes_on_does_not_make_the_pictures_longer(make_clip: Clip, tmp_path: Path):
+    longer = tmp_path / "longer.mkv"
+    run_ffmpeg("-i", make_clip(fps=25), "-i", make_clip("tone.mp4", seconds=3), "-map", "0:v", "-map", "1:a",
+               "-c", "copy", longer)  # fmt: skip
+    assert seconds_of(probe(longer)) == pytest.approx(1)
 
 
 # Spans
@@ -460,6 +470,42 @@ def test_a_still_is_a_clip_of_one_frame(tmp_path: Path, name: str):
     middle = frames[0].rgb[20, 10].astype(int)
     assert np.abs(middle - (200, 40, 90)).max() <= (0 if path.suffix == ".png" else 6)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def tell_lying(png: Path) -> None:
+    """Adds the EXIF tag of a picture that wants a quarter turn clockwise."""
+    data = png.read_bytes()
+    tag = b"eXIfMM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x112, 3, 1, 6, 0, 0)
+    chunk = struct.pack(">I", len(tag) - 4) + tag + struct.pack(">I", zlib.crc32(tag))
+    png.write_bytes(data[:33] + chunk + data[33:])
+
+
+def test_numbered_pictures_with_exif_are_read_upright(tmp_path: Path):
+    lying = np.random.default_rng(0).integers(0, 255, (41, 61, 3), np.uint8)
+    for number in range(3):
+        write_image(tmp_path / f"p_{number}.png", lying)
+        tell_lying(tmp_path / f"p_{number}.png")
+    info, frames = probe(tmp_path / "p_%d.png"), list(read_frames(tmp_path / "p_%d.png", exact=True))
+    assert (info.width, info.height) == (41, 61) and len(frames) == 3
+    assert all(np.array_equal(frame.rgb, np.rot90(lying, -1)) for frame in frames)
+
+
+@pytest.mark.parametrize("depth, alpha", [(np.uint8, False), (np.uint8, True), (np.uint16, False), (np.uint16, True)])
+def test_a_still_is_turned_upright_whatever_it_holds(tmp_path: Path, depth: type, alpha: bool):
+    lying = np.random.default_rng(0).integers(0, np.iinfo(depth).max, (41, 61, 4)).astype(depth)
+    write_image(tmp_path / "a.png", lying[..., :3], lying[..., 3] if alpha else None)
+    tell_lying(tmp_path / "a.png")
+    info, (frame,) = probe(tmp_path / "a.png"), read_frames(tmp_path / "a.png", exact=True)
+    upright = np.rot90(lying, -1)
+    assert (info.width, info.height) == (41, 61) and np.array_equal(frame.rgb, upright[..., :3])
+    assert not alpha or np.array_equal(frame.original.planes[-1], upright[..., 3])
+
+
+def test_floating_point_pictures_are_refused(tmp_path: Path):
+    for channels in (3, 4):
+        cv2.imwrite(str(tmp_path / "f.tiff"), np.ones((8, 8, channels), np.float32))
+        with pytest.raises(InputError, match="floating-point"):
+            probe(tmp_path / "f.tiff")
 
 
 def test_a_picture_is_written_only_where_it_fits(tmp_path: Path):

@@ -12,6 +12,7 @@ from dpe_cli.commands.display import display, show_outcomes
 from dpe_cli.commands.rows import Planner, print_all
 from dpe_cli.commands.shared import FILE, INTERRUPTED, STOPPED, Command, Finite, progress_kind, progress_option, speaker
 from dpe_cli.commands.worker import make_worker
+from dpe_cli.errors import OutputError
 
 if TYPE_CHECKING:
     from dpe_cli.batch import Outcome
@@ -129,6 +130,8 @@ def batch(
         raise click.exceptions.Exit(SOME_FAILED if len(sound) < len(clips) else 0)
 
     results = results or results_file(manifest, part)
+    if results.resolve() in {manifest.resolve(), *plan.files}:
+        raise OutputError(f"{results} is the list, or a file that one of its clips reads or writes", "name another")
     talk = ["--verbose"] if verbose else ["--quiet"]
     items = [clip.item(skip_existing, claim_timeout, talk) for clip in sound]
     outcomes = [clip.failure() for clip in clips if clip.problem]

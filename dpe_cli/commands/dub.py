@@ -15,6 +15,7 @@ from dpe_cli.commands.shared import (
     SECONDS,
     Command,
     Finite,
+    check_stays,
     closing_words,
     detector_options,
     encoding_options,
@@ -102,6 +103,8 @@ def dub(
         return edit_segment(plan, segment, weights, device, backend, detector, face_models, quiet)
     if from_file:
         return repeated(ctx)
+    if resume:
+        check_stays(ctx, "--resume")
     output, settings = asked_for(ctx)
 
     from dpe_cli.dub import check_dub, dub_video
@@ -112,9 +115,9 @@ def dub(
         from dpe_cli.segments import dub_resumable, finished
 
         again = replace(settings.edit, overwrite=settings.edit.overwrite or finished(output) is not None)
-        check_dub(source, audio, output, replace(settings, edit=again))
+        check_dub(source, audio, output, replace(settings, edit=again), report)
     else:
-        check_dub(source, audio, output, settings)
+        check_dub(source, audio, output, settings, report)
     record = begin_record(ctx, output, lambda: ingredients(ctx))
     say = speaker(quiet)
     host = ctx.ensure_object(Host)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands.control import control_options, controlled, take_control
-from dpe_cli.commands.provenance import begin_record, ingredients, provenance_options, repeated
+from dpe_cli.commands.provenance import begin_record, ingredients, is_file, provenance_options, repeated
 from dpe_cli.commands.segments import edit_segment, segment_options
 from dpe_cli.commands.shared import (
     FILE,
@@ -21,6 +21,7 @@ from dpe_cli.commands.shared import (
     Command,
     Finite,
     check_named,
+    check_stays,
     closing_words,
     detector_options,
     encoding_options,
@@ -248,6 +249,8 @@ def edit(
         return repeated(ctx)
     if resume and (preview or str(source) == "-"):
         raise click.UsageError("--resume cannot go with --preview or with standard input")
+    if resume:
+        check_stays(ctx, "--resume")
     if as_json and str(output) == "-":
         raise click.UsageError("--json and the video cannot both go to standard output")
     if ctx.meta.get(PROGRESS_META) == "openjd" and str(output) == "-":
@@ -398,7 +401,7 @@ def with_full_names(text: str) -> str:
     """What `--edit` was given, its drivings, and pictures of faces, by their full names."""
 
     def full(key: str, value: str) -> str:
-        file = "driving" in key or (key == "face" and "." in value and Path(value).is_file())
+        file = "driving" in key or (key == "face" and is_file(key, value))
         return str(Path(value).absolute()) if file else value
 
     return ",".join(f"{key}={full(key, value)}" for key, _, value in edit_pairs(text))

@@ -14,7 +14,7 @@ from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import edit
 from dpe_cli.commands.provenance import ingredients
 from dpe_cli.commands.rows import command_of
-from dpe_cli.commands.shared import FILE, Command, Finite, given, print_table, progress_for, speaker
+from dpe_cli.commands.shared import FILE, Command, Finite, check_stays, given, print_table, progress_for, speaker
 
 NOT_FOR_PLANS = (
     "plan", "audio", "resume", "segment", "preview", "report", "from_file", "sidecar", "c2pa_cert", "c2pa_key",
@@ -82,6 +82,7 @@ def plan(
     if split or every:
         if source == PIPE:
             raise click.UsageError("a plan is for files, not for standard input")
+        check_stays(ctx, "a plan")
         path = path or output.with_suffix(".plan.json")
         if path.suffix != ".json":
             raise click.UsageError("--plan must end in .json")

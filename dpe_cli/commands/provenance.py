@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands.shared import FILE, given
-from dpe_cli.errors import InputError
+from dpe_cli.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from dpe_cli.report import Report
@@ -20,6 +20,10 @@ NOT_IN_SETTINGS = (  # what makes no other frames, and the run's own
     "from_file", "sidecar", "consent", "c2pa_cert", "c2pa_key",
 )  # fmt: skip
 OF_THE_MACHINE = ("device", "batch_size", "weights")  # settings that are not in the key; weights are, by their hash
+# those of edit.py, people.py and dub.py, which --help must not load
+PLACES = ("largest", "left", "right", "center")
+WORDS = {"audio": ("auto", "source", "driving", "none"), "face": PLACES, "driving_face": PLACES,
+         "pose": ("keep", "generate"), "blink": ("auto", "off")}  # fmt: skip
 FREE = (*NOT_IN_SETTINGS, *OF_THE_MACHINE)  # what may be given beside --from
 
 
@@ -59,14 +63,19 @@ def inputs_of(context: click.Context) -> dict[str, Path]:
 
     params = context.params
     inputs = {name: value for name, value in params.items() if isinstance(value, Path) and name not in FREE}
-    for name in ("audio", "face", "driving_face", "pose", "blink"):  # words, or files
-        word = params.get(name)
-        if isinstance(word, str) and "." in word and Path(word).is_file():
-            inputs[name] = Path(word)
+    inputs |= {name: Path(params[name]) for name in WORDS if is_file(name, params.get(name))}
     if params.get("several"):
         for number, path in enumerate(choose_edits(params["several"], "largest", 1.0).paths):
             inputs[f"driving {number}"] = path
     return inputs
+
+
+def is_file(option: str, word: Any) -> bool:
+    """Whether an option that takes words or files (WORDS) was given a file."""
+    if not isinstance(word, str) or word in WORDS[option]:
+        return False
+    number = "face" in option and word.removeprefix("track:").isdecimal()
+    return not number and Path(word).is_file()
 
 
 def networks_of(context: click.Context, weights: Path) -> dict[str, Path]:
@@ -177,7 +186,7 @@ class Record:
     def finish(self, done: "Report", say: Callable[[str], None]) -> None:
         """For an output that is there: compares, writes the sidecar. Raises OutputError."""
         from dpe_cli.container import PIPE
-        from dpe_cli.ledger import marker_of, write_marker
+        from dpe_cli.ledger import can_be_marked, marker_of, write_marker
         from dpe_cli.provenance import comparison
 
         pixels = done.output.get("pixels_sha256")
@@ -189,17 +198,21 @@ class Record:
             say(note)
         if self.made_of:
             write_marker(self.output, {**self.made_of, **facts, "seconds": done.seconds}, pixels_sha256=pixels)
-        elif self.output != PIPE:
+        elif self.output != PIPE and can_be_marked(self.output):
             marker_of(self.output).unlink(missing_ok=True)  # of an output that was replaced
 
 
 def begin_record(ctx: click.Context, output: Path, made_of: Callable[[], dict[str, Any] | None]) -> Record:
     """Before the work. Raises click.UsageError, DPEError for what would fail when it is done."""
     from dpe_cli.container import PIPE
+    from dpe_cli.ledger import can_be_marked
 
     params = ctx.params
     needed = getattr(ctx.obj, "needs_sidecar", False)
     wanted = output != PIPE and (params["sidecar"] or needed)
+    if wanted and not can_be_marked(output):
+        remedy = "give the output a shorter name, or add --no-sidecar"
+        raise OutputError(f"the name of {output} is too long for its sidecar's", remedy)
     signer = make_signer(params["c2pa_cert"], params["c2pa_key"], output)
     return Record(output, made_of() if wanted else None, signer, ctx.meta.get(REPEATED))
 

@@ -71,6 +71,7 @@ class Planner:
     def __init__(self, ctx: click.Context, manifest: Path, common: list[str], template: str | None, skip: bool):
         self.manifest, self.common, self.template, self.skip = manifest, common, template, skip
         self.defaults = {command.name: layers.values_for(ctx, command) for command in (edit, dub)}
+        self.files: set[Path] = set()  # that the clips read or write, by their real names
 
     def clips(self, rows: list["Row"], shard: "Shard | None") -> list[Clip]:
         """All edits of a shard, the most expensive first; those that cannot be run say why.
@@ -90,6 +91,9 @@ class Planner:
         for clip in clips:
             self.check(clip, contexts[clip.row.id], problems)
         refuse(self.manifest, [*problems, *collisions(clips, contexts)])
+        for clip in clips:
+            context = contexts[clip.row.id]
+            self.files |= {path.resolve() for path in (*inputs_of(context).values(), *outputs_of(clip, context))}
         if early:
             return clips
         return divide(clips, (clip.cost for clip in clips), (clip.row.id for clip in clips), count)[index]
@@ -222,12 +226,12 @@ def look_at_dub(context: click.Context) -> Look:
     """What a row of a dub comes to. Raises click.UsageError, InputError."""
     from dpe_cli.dub import check_dub
 
-    source, audio = context.params["source"], context.params["audio"]
+    source, audio, report = (context.params[name] for name in ("source", "audio", "report"))
     output, settings = dubbing.asked_for(context)
 
     def early_check(again: bool) -> None:
         chosen = replace(settings.edit, overwrite=settings.edit.overwrite or again)
-        check_dub(source, audio, output, replace(settings, edit=chosen))
+        check_dub(source, audio, output, replace(settings, edit=chosen), report)
 
     return output, lambda: dub_cost(source, audio), early_check
 
@@ -259,14 +263,16 @@ def cost_of(source: Path, drivers: "Driving | Edits", settings: "EditSettings") 
     return float(max(timed.n_frames, 1) * share * info.width * info.height)
 
 
+def outputs_of(clip: Clip, context: click.Context) -> list[Path]:
+    """The files that a clip writes."""
+    return [path for path in (clip.output, context.params.get("preview"), context.params["report"]) if path]
+
+
 def collisions(clips: Iterable[Clip], contexts: dict[str, click.Context]) -> Iterator[str]:
     """Outputs that two rows would write, or one would write while another reads it."""
     writers: dict[Path, Row] = {}
     for clip in clips:
-        params = contexts[clip.row.id].params
-        for path in (clip.output, params.get("preview"), params["report"]):
-            if path is None:
-                continue
+        for path in outputs_of(clip, contexts[clip.row.id]):
             other = writers.setdefault(path.resolve(), clip.row)
             if other is not clip.row:
                 yield f"line {clip.row.line}: {path} is also written by line {other.line}"

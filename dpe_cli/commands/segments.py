@@ -9,6 +9,7 @@ import click
 
 from dpe_cli.commands.provenance import begin_record, signing_options
 from dpe_cli.commands.shared import (
+    FETCHED,
     FILE,
     Command,
     closing_words,
@@ -48,6 +49,8 @@ def edit_segment(
     command = ctx.command.name
     if path is None or segment is None:
         raise click.UsageError(f"a segment needs its number and its plan: dpe {command} --segment 3 talk.plan.json")
+    if path in ctx.meta.get(FETCHED, ()):
+        raise click.UsageError("segments lie beside their plan: download it, and the .safetensors beside it")
     decided = [name for name in ctx.params if name not in OF_THE_MACHINE and given(ctx, name)]
     if decided:
         raise click.UsageError(f"the plan has decided --{decided[0].replace('_', '-')}: leave it out")
@@ -97,7 +100,7 @@ def join(
     \b
     dpe join talk.plan.json
     """
-    from dpe_cli.edit import check_output
+    from dpe_cli.edit import check_outputs
     from dpe_cli.provenance import check_planned_consent
     from dpe_cli.segments import join_plan, read_plan
 
@@ -106,9 +109,7 @@ def join(
     output = output or read.output
     if output.suffix.lower() != read.output.suffix.lower():
         raise click.UsageError(f"the segments are {read.output.suffix}: name such an output, or plan anew")
-    for path in (output, report):
-        if path:
-            check_output(path, [read.source, plan], overwrite)
+    check_outputs([output, report] if report else [output], [read.source, plan], overwrite)
     record = begin_record(ctx, output, lambda: read.asked["made_of"])
 
     def ready(part: Path, whole: "Report") -> None:

@@ -93,6 +93,12 @@ def check_named(ctx: click.Context, source: Path) -> None:
         raise click.UsageError("an address gives the output no name: give --output")
 
 
+def check_stays(ctx: click.Context, what: str) -> None:
+    """Raises click.UsageError for an input from the network: `what` is for later runs, for which it is not there."""
+    if ctx.meta.get(FETCHED):
+        raise click.UsageError(f"{what} cannot go with an address, whose file goes when the command ends: download it")
+
+
 class Failure(click.ClickException):
     """One line on stderr and an exit code."""
 
