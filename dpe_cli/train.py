@@ -108,17 +108,18 @@ class _Numbers:
             step += 1
 
 
+@contextlib.contextmanager
 def batches(
     clips: list[Clip], mesh: Mesh, phase: Phase, start: int = 0, codes_only: bool = False
-) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of a phase, this process's share of each, from step `start` on.
+) -> Iterator[Iterator[dict[str, Tensor]]]:
+    """Endless batches of a phase, this process's share of each, from step `start` on; their makers end with it.
 
     Raises InputError where the memory that processes share has no room for what is made ahead.
     """
     samples, numbers = _Samples(clips, mesh, phase, codes_only or phase.stage == "codes"), _Numbers(phase.batch, start)
     if phase.workers and SHARED_MEMORY.exists():
         check_shared_memory(phase.workers * PREFETCH * numbers.share * sum(v.nbytes for v in samples[0].values()))
-    return iter(
+    loader = iter(
         DataLoader(
             samples,
             batch_sampler=numbers,
@@ -128,6 +129,11 @@ def batches(
             worker_init_fn=_leave_signals,
         )
     )
+    try:
+        yield loader
+    finally:  # after an error its traceback keeps the loader, whose workers heed no signal, so that we never ended
+        if phase.workers:
+            loader._shutdown_workers()
 
 
 def check_shared_memory(needed: int) -> None:
@@ -342,9 +348,9 @@ def begin_phase(
         initialise(model, copy=phase.copy_start)
     elif model.config.size * 2 == phase.size:
         small, model = model.eval(), grow(model)
-        loader = batches(clips.training, clips.mesh, phase, codes_only=True)
-        pictures = ({"source": batch["source"].to(device)} for batch in loader)
-        error = warm_up(model.to(device), small.to(device), pictures, phase.warm_up)
+        with batches(clips.training, clips.mesh, phase, codes_only=True) as loader:
+            pictures = ({"source": batch["source"].to(device)} for batch in loader)
+            error = warm_up(model.to(device), small.to(device), pictures, phase.warm_up)
         say(f"warm-up of the new level: mean square error {error:.4f}")
         model.cpu()
     elif model.config.size != phase.size:
@@ -358,7 +364,8 @@ def begin_phase(
         if phase.show_inside:
             show_inside(model)
         if phase.show_teeth:
-            show_teeth(model, to_image(next(batches(clips.training, clips.mesh, phase, codes_only=True))["source"]))
+            with batches(clips.training, clips.mesh, phase, codes_only=True) as loader:
+                show_teeth(model, to_image(next(loader)["source"]))
         if phase.dim_teeth:
             dim_teeth(model, torch.tensor(phase.teeth_shares()))
         if phase.subtract_own:
@@ -483,12 +490,8 @@ class _PhaseRun:
 
     def go(self, stop: threading.Event, show: Callable[[Progress], None]) -> bool:
         """Trains to the end of the phase; False where a SIGTERM ended it before."""
-        loader = batches(self.clips.training, self.clips.mesh, self.phase, self.trainer.step_number)
-        try:
+        with batches(self.clips.training, self.clips.mesh, self.phase, self.trainer.step_number) as loader:
             return self.steps(loader, stop, show)
-        finally:  # after an error its traceback keeps the loader, whose workers heed no signal, so that we never ended
-            if self.phase.workers:
-                loader._shutdown_workers()
 
     def steps(
         self, loader: Iterator[dict[str, Tensor]], stop: threading.Event, show: Callable[[Progress], None]

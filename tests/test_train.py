@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import weakref
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -508,15 +510,19 @@ def test_samples_that_the_shared_memory_cannot_hold_are_refused(prepared, tmp_pa
     train(Inputs(prepared, tmp_path / "room"), [replace(phase, workers=1)])
 
 
-def test_an_error_while_training_leaves_no_process_behind(prepared, tmp_path, tiny, monkeypatch):
+@pytest.mark.parametrize("place", ["warm_up", "show_teeth", "Trainer.step"])
+def test_an_error_while_training_leaves_no_process_behind(prepared, tmp_path, tiny, monkeypatch, place):
     """The makers of samples heed no signal: whoever waits for them at the exit would wait for ever."""
 
     def broken(*arguments):
-        raise RuntimeError("out of memory")
+        next((one for one in arguments if isinstance(one, Iterator)), None)
+        raise RuntimeError("it broke")
 
-    monkeypatch.setattr(Trainer, "step", broken)
-    with pytest.raises(RuntimeError, match="out of memory") as caught:
-        train(Inputs(prepared, tmp_path / "run"), [Phase(**SMALL | {"workers": 1}, stage="codes", steps=2)])
+    monkeypatch.setattr(f"dpe_cli.train.{place}", broken)
+    first = Phase(**SMALL, stage="codes", steps=1)
+    second = Phase(**SMALL | {"workers": 1, "size": 64}, show_teeth=True, warm_up=1, steps=1)
+    with pytest.raises(RuntimeError, match="it broke") as caught:
+        train(Inputs(prepared, tmp_path / "run"), [second] if place == "Trainer.step" else [first, second])
     left = multiprocessing.active_children()  # while the traceback in `caught` holds the loop
     for child in left:
         child.kill()
@@ -571,7 +577,7 @@ def test_a_phase_begins_on_a_gpu_as_on_a_cpu(prepared, tmp_path, tiny, monkeypat
     monkeypatch.setattr("dpe_cli.train.warm_up", no_warm_up)
     size, begun = begins.get("size", 32), []
     pictures = torch.randint(255, (2, 3, size, size), dtype=torch.uint8)
-    monkeypatch.setattr("dpe_cli.train.batches", lambda *_, **__: iter([{"source": pictures}]))
+    monkeypatch.setattr("dpe_cli.train.batches", lambda *_, **__: nullcontext(iter([{"source": pictures}])))
 
     def go(run, stop, show):
         begun.append(run.trainer.averaged().cpu().state_dict())
