@@ -189,17 +189,16 @@ class Trainer:
         losses.total.backward()
         average_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, phase.clip)
-        if torch.isfinite(norm):
-            losses.terms["grad"], self.skipped = norm, 0
+        if finite := bool(torch.isfinite(norm)):
+            losses.terms["grad"] = norm
             with colours_kept(self.model, phase.stage == "codes"):
                 self.optimiser.step()
             separate(self.model)
-        else:
-            self.skipped += 1
-            if self.skipped >= PATIENCE:
-                raise DPEError(f"{PATIENCE} steps without a finite gradient", "start from the last state with less lr")
-        if fakes is not None and self.discriminator is not None:
-            losses.terms["d"] = self.update_discriminator(fakes.detach(), reals)
+            if fakes is not None and self.discriminator is not None:  # of other pictures it would learn nothing but NaN
+                losses.terms["d"], finite = self.update_discriminator(fakes.detach(), reals)
+        self.skipped = 0 if finite else self.skipped + 1
+        if self.skipped >= PATIENCE:
+            raise DPEError(f"{PATIENCE} steps without a finite gradient", "start from the last state with less lr")
         self.step_number += 1
         follow(self.average, self.model, phase.ema, self.step_number)
         return losses.terms
@@ -402,8 +401,8 @@ class Trainer:
         pictures = (x.contiguous(memory_format=torch.channels_last) for x in pictures)
         losses.add("vgg", self.perceptual(*pictures), phase.perceptual_weight * share)
 
-    def update_discriminator(self, fakes: Tensor, reals: Tensor) -> Tensor:
-        """Non-saturating loss of the discriminator on the final images."""
+    def update_discriminator(self, fakes: Tensor, reals: Tensor) -> tuple[Tensor, bool]:
+        """Non-saturating loss of the discriminator on final images; whether its gradient was finite and was used."""
         self.discriminator.requires_grad_(True)
         with torch.autocast(self.device.type, torch.bfloat16):
             fake, real = self.discriminator(fakes).float(), self.discriminator(reals).float()
@@ -411,8 +410,10 @@ class Trainer:
         self.discriminator_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.discriminator.parameters())
-        self.discriminator_optimiser.step()
-        return loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), math.inf)  # measured, not clipped
+        if finite := bool(torch.isfinite(norm)):
+            self.discriminator_optimiser.step()
+        return loss.detach(), finite
 
     def averaged(self) -> DPE:
         """A copy of the networks with the moving average of the weights."""

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -638,6 +639,22 @@ def test_a_run_that_diverges_stops(model, batch):
         for _ in range(100):
             trainer.step(batch, 0)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_batch_that_is_not_finite_leaves_the_discriminator_as_it_is(model, batch, monkeypatch, bad):
+    trainer = Trainer(model, Phase(stage="cycle", gan_weight=0.1))
+    trainer.step(batch, 0)
+    before = copy.deepcopy(trainer.discriminator.state_dict())
+    with monkeypatch.context() as broken:
+        turn = trainer.turn
+        broken.setattr(trainer, "turn", lambda *given: turn(*given)._replace(image=turn(*given).image * bad))
+        assert "d" not in trainer.step(batch, 0)
+        fakes = torch.full((8, 3, 32, 32), bad)
+        assert not trainer.update_discriminator(fakes, to_image(batch["source"].repeat(2, 1, 1, 1)))[1]
+    assert all(torch.equal(v, before[k]) for k, v in trainer.discriminator.state_dict().items())
+    assert trainer.skipped == 1
+    assert trainer.step(batch, 0)["d"].isfinite() and trainer.skipped == 0
 
 
 SHARED = Phase(**SMALL, stage="cycle", steps=4, lr=1e-4)
