@@ -443,6 +443,21 @@ def test_our_own_recipes_are_within_the_ranges(name):
     assert read_recipe(Path(__file__).parent.parent / "weights" / name)
 
 
+def test_the_gpu_s_flows_begin_with_the_encoder_that_learnt_the_codes(prepared, tmp_path, tiny, monkeypatch):
+    short = [f"{name}={value}" for name, value in (SMALL | {"steps": 2}).items()]
+    phases = read_recipe(Path(__file__).parent.parent / "weights" / "gpu.toml", short)[:2]
+    begun, go = [], _PhaseRun.go
+
+    def remembered(run, *arguments):
+        begun.append(copy.deepcopy(run.trainer.model.state_dict()))
+        return go(run, *arguments)
+
+    monkeypatch.setattr(_PhaseRun, "go", remembered)
+    train(Inputs(prepared, tmp_path / "run"), phases)
+    learnt = torch.load(tmp_path / "run" / "state-0-2.pt", weights_only=True)["trainer"]["average"]
+    assert all(torch.equal(begun[1][name], learnt[name]) for name in learnt if name.startswith("encoder"))
+
+
 @pytest.mark.parametrize("stage", ["audio", "pose", "landmarks", "reader", "retouch", "matte", "factors", "banks"])
 def test_a_stage_that_keeps_no_state_cannot_be_resumed_and_says_so(tmp_path, monkeypatch, stage):
     def terminated(*arguments, **options):
