@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpe_cli.dataset import Clip, Sampler, load_clips
-from dpe_cli.errors import InputError, OutputError
+from dpe_cli.dataset import CROP, Clip, Sampler, load_clips
+from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.initialise import (
     amplify,
     dim_teeth,
@@ -47,6 +47,7 @@ from dpe_cli.initialise import (
 from dpe_cli.matte import load_net
 from dpe_cli.mesh import Mesh
 from dpe_cli.models import DPE, DPEConfig, PerceptualLoss
+from dpe_cli.models.discriminator import GROUP
 from dpe_cli.motion_space import MotionSpace
 from dpe_cli.recipe import Phase, as_table
 from dpe_cli.trainer import Trainer, weighted_l1
@@ -277,8 +278,8 @@ def train(
     """Runs the phases one after the other, each from the moving average of the one before.
 
     Raises:
-        InputError: nothing to train on, a network that a phase needs was not given, a batch that the processes cannot
-            share evenly. OutputError: the folder holds a run and `resume` is not set. WeightsError: a wrong `init`.
+        InputError: nothing to train on, a phase that cannot run: see `check_phases`. OutputError: the folder holds a
+            run and `resume` is not set. WeightsError: a wrong `init` or `perceptual`.
     """
     import cv2
 
@@ -286,10 +287,6 @@ def train(
     device = join_processes(inputs.device)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     alone = rank == 0
-    for phase in phases:
-        if phase.batch % world:
-            raise InputError(f"{world} processes cannot share a batch of {phase.batch}", "choose a multiple")
-    inputs.output.mkdir(parents=True, exist_ok=True)
     saved = newest_state(inputs.output)
     if saved and not inputs.resume:
         raise OutputError(f"{inputs.output} holds a run already", "name another folder, or add --resume")
@@ -298,11 +295,16 @@ def train(
     state = torch.load(saved, map_location="cpu", weights_only=True) if saved else None
     if state and [dict(p) for p in state["phases"]] != [dict(p) for p in as_table(phases)]:
         raise InputError(f"{saved} is of another recipe", "resume with the recipe it was started with")
-    clips = Clips(inputs.data, inputs.space).at(phases[state["phase"] if state else 0].size)
+    model = load(inputs.init).networks() if inputs.init and not state else None
+    begun = DPEConfig.from_json(state["config"]) if state else model.config if model else None
+    left = phases[state["phase"] if state else 0 :]
+    check_phases(left, inputs, world, begun)
+    perceptual = perceptual_networks(left, inputs.perceptual)
+    inputs.output.mkdir(parents=True, exist_ok=True)
+    clips = Clips(inputs.data, inputs.space).at(left[0].size)
     if alone:
         (inputs.output / "motion-space.json").write_text(clips.space.to_json())
         (inputs.output / "recipe.json").write_text(json.dumps(as_table(phases), indent=1))
-    model: DPE | None = None
     with stop_signal() as stop, Journal(inputs.output, alone, say) as journal:
         for number, phase in enumerate(phases):
             if state and number < state["phase"]:
@@ -314,12 +316,13 @@ def train(
             if going_on:
                 model = DPE(DPEConfig.from_json(state["config"]))
             else:
-                model = begin_phase(model, phase, inputs.init, clips, say, device)
+                model = begin_phase(model, phase, clips, say, device)
                 share_networks(model)
             people = len({clip.identity for clip in clips.training})
             held_out = f"{len(clips.held_out)} clips held out"
             say(f"{phase.name} ({phase.stage}): {len(clips.training)} clips of {people} people; {held_out}")
-            networks = perceptual_network(phase, inputs), inputs.expression, device, matte_network(phase)
+            looks = perceptual[phase.perceptual_blocks] if phase.perceptual_weight else None
+            networks = looks, inputs.expression, device, matte_network(phase)
             trainer = Trainer(model, phase, *networks)
             run = _PhaseRun(number, phases, trainer, clips, inputs.output, journal, alone)
             if going_on:
@@ -333,16 +336,36 @@ def train(
     return Result(run.weights, True)
 
 
-def begin_phase(
-    model: DPE | None, phase: Phase, init: Path | None, clips: Clips, say: Callable[[str], None], device: str
-) -> DPE:
+def check_phases(phases: list[Phase], inputs: Inputs, world: int, begun: DPEConfig | None) -> None:
+    """Raises InputError for what would stop a run in one of its phases, maybe long after it began.
+
+    world: processes; begun: of the networks that the first phase starts from, None where it makes them.
+    """
+    size = begun.size if begun else phases[0].size
+    for phase in phases:
+        share, what = phase.batch // world, f"phase {phase.name}"
+        if phase.batch % world:
+            raise InputError(f"{world} processes cannot share a batch of {phase.batch}", "choose a multiple")
+        if phase.stage in ("cycle", "refine") and phase.gan_weight and 2 * share > GROUP and 2 * share % GROUP:
+            problem = f"{what}: the discriminator takes no odd batch of {share} for each process"
+            raise InputError(problem, "choose one that is even, or leave gan_weight out")
+        if phase.size > CROP:
+            raise InputError(f"{what} has size {phase.size}, prepared clips have {CROP}", f"use {CROP} or less")
+        if phase.size not in (size, size * 2):
+            problem = f"{what} has size {phase.size}, the networks have {size}"
+            raise InputError(problem, "go on with the same size or with twice the size")
+        if phase.expression_weight and inputs.expression is None:
+            raise InputError(f"{what} has no expression network", "name one with --expression FILE")
+        if phase.perceptual_weight and inputs.perceptual is None:
+            raise InputError(f"{what} has no perceptual network", "name VGG features with --perceptual FILE")
+        size = phase.size
+
+
+def begin_phase(model: DPE | None, phase: Phase, clips: Clips, say: Callable[[str], None], device: str) -> DPE:
     """The networks that a phase starts with, on the CPU as `model` is, grown where its pictures are twice as large.
 
     device: where the new level is warmed up; what else is done to networks is little, and mixes them with constants.
-    Raises InputError where the sizes do not follow each other.
     """
-    if model is None and init is not None:
-        model = load(init).networks()
     if model is None:
         model = DPE(DPEConfig.compact(phase.size))
         initialise(model, copy=phase.copy_start)
@@ -353,11 +376,6 @@ def begin_phase(
             error = warm_up(model.to(device), small.to(device), pictures, phase.warm_up)
         say(f"warm-up of the new level: mean square error {error:.4f}")
         model.cpu()
-    elif model.config.size != phase.size:
-        raise InputError(
-            f"phase {phase.name} has size {phase.size}, the networks have {model.config.size}",
-            "go on with the same size or with twice the size",
-        )
     with torch.no_grad():
         if phase.copy_start:
             see_through(model)
@@ -378,17 +396,20 @@ def begin_phase(
     return model
 
 
-def perceptual_network(phase: Phase, inputs: Inputs) -> nn.Module | None:
-    """The perceptual loss that a phase asks for. Raises InputError where a network that it needs was not given."""
-    if phase.expression_weight and inputs.expression is None:
-        raise InputError(f"phase {phase.name} has no expression network", "name one with --expression FILE")
-    if not phase.perceptual_weight:
-        return None
-    if inputs.perceptual is None:
-        raise InputError(f"phase {phase.name} has no perceptual network", "name VGG features with --perceptual FILE")
+def perceptual_networks(phases: list[Phase], file: Path | None) -> dict[int, nn.Module]:
+    """The perceptual losses that phases ask for, by how many blocks they look at. Raises WeightsError."""
+    depths = {phase.perceptual_blocks for phase in phases if phase.perceptual_weight}
+    if not depths:
+        return {}
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return PerceptualLoss(load_file(str(inputs.perceptual)), phase.perceptual_blocks)
+    try:
+        state = load_file(str(file))
+        return {blocks: PerceptualLoss(state, blocks) for blocks in depths}
+    except (OSError, SafetensorError, KeyError) as error:
+        remedy = "name VGG16 or VGG19 as safetensors, with torchvision's names"
+        raise WeightsError(f"{file} holds no VGG features: {error}", remedy) from error
 
 
 def matte_network(phase: Phase) -> nn.Module | None:

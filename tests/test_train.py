@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from click.testing import CliRunner
 from simulated_gpu import simulated_gpu
 
 from dpe_cli.dataset import is_held_out
-from dpe_cli.errors import DPEError, InputError, OutputError
+from dpe_cli.errors import DPEError, InputError, OutputError, WeightsError
 from dpe_cli.initialise import (
     INSIDE,
     TEETH,
@@ -41,7 +42,7 @@ from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.recipe import Phase, read_recipe
 from dpe_cli.train import LOG_STEPS, Inputs, _PhaseRun, join_processes, matrix_rate, train
 from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1
-from dpe_cli.weights import load
+from dpe_cli.weights import folder, load
 
 TINY = {4: 8, 8: 8, 16: 8, 32: 8, 64: 8}
 
@@ -566,6 +567,37 @@ def test_a_phase_of_twice_the_size_grows_the_networks(prepared, tmp_path, tiny):
     assert [json.loads(line)["phase"] for line in curves.read_text().splitlines()] == ["train", "b"]
     with pytest.raises(InputError, match="size 256"):
         train(Inputs(prepared, tmp_path / "bad"), [Phase(**small), Phase(**large | {"size": 256})])
+
+
+@pytest.mark.parametrize(
+    ("later", "given", "error", "problem"),
+    [
+        ({"size": 128}, {}, InputError, "size 128, the networks have 32; go on"),
+        ({"size": 64}, {"init": folder() / "compact.safetensors"}, InputError, "size 32, the networks have 256"),
+        ({"perceptual_weight": 1}, {}, InputError, "phase late has no perceptual network"),
+        ({"perceptual_weight": 1}, {"perceptual": Path(__file__)}, WeightsError, "test_train.py holds no VGG features"),
+        ({"perceptual_weight": 1}, {"perceptual": folder() / "compact.safetensors"}, WeightsError, "no VGG features"),
+        ({"expression_weight": 1}, {}, InputError, "phase late has no expression network"),
+        ({"gan_weight": 1, "batch": 7}, {}, InputError, "phase late: the discriminator takes no odd batch of 7"),
+    ],
+)
+def test_what_would_stop_a_late_phase_stops_the_run_before_it_begins(tmp_path, later, given, error, problem):
+    phases = [Phase(**SMALL, stage="codes"), Phase(**SMALL | {"stage": "cycle", "name": "late"} | later)]
+    with pytest.raises(error, match=problem):
+        train(Inputs(tmp_path / "nothing to train on", tmp_path / "run", **given), phases)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_larger_than_prepared_ones_are_refused(tmp_path):
+    with pytest.raises(InputError, match="size 512, prepared clips have 256"):
+        train(Inputs(tmp_path / "nothing", tmp_path / "run"), [Phase(size=256), Phase(size=512)])
+
+
+def test_gpu_training_asks_for_its_networks_before_it_prepares(tmp_path):
+    for vgg in ("", tmp_path / "none.safetensors", tmp_path):
+        command = ["make", "gpu-train", "RUN=echo dpe", "CLIPS=talks", f"VGG={vgg}"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+        assert done.returncode and "VGG=" in done.stderr and "dpe prepare" not in done.stdout
 
 
 def no_warm_up(model, small, batches, steps):
