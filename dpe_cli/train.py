@@ -31,7 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpe_cli.dataset import CROP, Clip, Sampler, load_clips
-from dpe_cli.errors import InputError, OutputError, WeightsError
+from dpe_cli.engine import choose_device, describe_device, is_out_of_memory
+from dpe_cli.errors import DeviceError, InputError, OutputError, WeightsError
 from dpe_cli.initialise import (
     amplify,
     dim_teeth,
@@ -154,17 +155,34 @@ def _leave_signals(number: int) -> None:
 def join_processes(device: str) -> str:
     """Joins the other processes that torchrun (or RANK and WORLD_SIZE) speaks of; the device of this one.
 
-    That is the one named, but each process of a machine has a GPU of its own, by LOCAL_RANK.
+    That is the one named (auto: a CUDA GPU, else the CPU), but each process of a machine has a GPU of its own, by
+    LOCAL_RANK. Raises DeviceError if it is not there.
     """
+    if device == "auto":  # no Apple GPU: nobody has trained on one
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_gpu = choose_device(device).type == "cuda"
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+            choose_device(device)
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             # Gradients go from GPU to GPU; what processes tell each other of clocks and signals lies on the CPU.
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     return device
+
+
+@contextlib.contextmanager
+def memory_errors(device: str, phase: Phase) -> Iterator[None]:
+    """Memory that a phase has used up becomes a DeviceError, which says what to make smaller."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = f"the memory of {describe_device(torch.device(device))} is too small for phase {phase.name}"
+        remedy = f"begin anew with a batch below {phase.batch}: --set {phase.name}.batch=N"
+        raise DeviceError(problem, remedy) from error
 
 
 def share_networks(model: DPE) -> None:
@@ -279,7 +297,8 @@ def train(
 
     Raises:
         InputError: nothing to train on, a phase that cannot run: see `check_phases`. OutputError: the folder holds a
-            run and `resume` is not set. WeightsError: a wrong `init` or `perceptual`.
+            run and `resume` is not set. WeightsError: a wrong `init` or `perceptual`. DeviceError: the device is not
+            there, or its memory is too small.
     """
     import cv2
 
@@ -309,29 +328,30 @@ def train(
         for number, phase in enumerate(phases):
             if state and number < state["phase"]:
                 continue
-            torch.manual_seed(phase.seed)
-            torch.set_num_threads(phase.threads)
-            clips.at(phase.size)
-            going_on = state is not None and number == state["phase"]
-            if going_on:
-                model = DPE(DPEConfig.from_json(state["config"]))
-            else:
-                model = begin_phase(model, phase, clips, say, device)
-                share_networks(model)
-            people = len({clip.identity for clip in clips.training})
-            held_out = f"{len(clips.held_out)} clips held out"
-            say(f"{phase.name} ({phase.stage}): {len(clips.training)} clips of {people} people; {held_out}")
-            looks = perceptual[phase.perceptual_blocks] if phase.perceptual_weight else None
-            networks = looks, inputs.expression, device, matte_network(phase)
-            trainer = Trainer(model, phase, *networks)
-            run = _PhaseRun(number, phases, trainer, clips, inputs.output, journal, alone)
-            if going_on:
-                trainer.load_state_dict(state["trainer"])
-                run.minutes, run.best = state["minutes"], state["best"]
-                torch.set_rng_state(state["random"])
-            if not run.go(stop, show):
-                return Result(run.weights, False)
-            model = trainer.averaged().cpu()
+            with memory_errors(device, phase):
+                torch.manual_seed(phase.seed)
+                torch.set_num_threads(phase.threads)
+                clips.at(phase.size)
+                going_on = state is not None and number == state["phase"]
+                if going_on:
+                    model = DPE(DPEConfig.from_json(state["config"]))
+                else:
+                    model = begin_phase(model, phase, clips, say, device)
+                    share_networks(model)
+                people = len({clip.identity for clip in clips.training})
+                held_out = f"{len(clips.held_out)} clips held out"
+                say(f"{phase.name} ({phase.stage}): {len(clips.training)} clips of {people} people; {held_out}")
+                looks = perceptual[phase.perceptual_blocks] if phase.perceptual_weight else None
+                networks = looks, inputs.expression, device, matte_network(phase)
+                trainer = Trainer(model, phase, *networks)
+                run = _PhaseRun(number, phases, trainer, clips, inputs.output, journal, alone)
+                if going_on:
+                    trainer.load_state_dict(state["trainer"])
+                    run.minutes, run.best = state["minutes"], state["best"]
+                    torch.set_rng_state(state["random"])
+                if not run.go(stop, show):
+                    return Result(run.weights, False)
+                model = trainer.averaged().cpu()
         journal.draw_curves()
     return Result(run.weights, True)
 

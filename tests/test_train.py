@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from simulated_gpu import simulated_gpu
 
 from dpe_cli.dataset import is_held_out
-from dpe_cli.errors import DPEError, InputError, OutputError, WeightsError
+from dpe_cli.errors import DeviceError, DPEError, InputError, OutputError, WeightsError
 from dpe_cli.initialise import (
     INSIDE,
     TEETH,
@@ -781,11 +781,39 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, device, own
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.distributed, "init_process_group", chosen.append)
     assert join_processes(device) == own
     assert chosen == ([own] if own != "cpu" else []) + [backend]
+
+
+@pytest.mark.parametrize("stage", ["codes", "landmarks"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
+def test_a_device_that_is_not_there_is_refused_before_clips_are_read(tmp_path, monkeypatch, stage, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = ["train", "--data", str(tmp_path / "none"), "-o", str(tmp_path / "run"), "--device", device]
+    result = CliRunner().invoke(cli, [*command, "--set", f"stage={stage}"])
+    assert result.exit_code == DeviceError.exit_code and device in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_device_to_train_on_is_a_gpu_else_the_cpu(monkeypatch):
+    for there, device in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert join_processes("auto") == device
+
+
+@pytest.mark.parametrize("place", ["Trainer", "Trainer.step"])
+def test_memory_that_is_too_small_for_a_phase_says_what_to_lower(prepared, tmp_path, tiny, monkeypatch, place):
+    def full(*arguments):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(f"dpe_cli.train.{place}", full)
+    with pytest.raises(DeviceError, match="cpu is too small for phase train; .* below 4: --set train.batch=N"):
+        train(Inputs(prepared, tmp_path / "run"), [Phase(**SMALL, stage="codes", steps=2)])
 
 
 def test_the_rate_of_a_gpu_is_that_of_the_one_in_use(monkeypatch):
