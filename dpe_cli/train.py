@@ -112,10 +112,11 @@ class _Numbers:
 
 @contextlib.contextmanager
 def batches(
-    clips: list[Clip], mesh: Mesh, phase: Phase, start: int = 0, codes_only: bool = False
+    clips: list[Clip], mesh: Mesh, phase: Phase, start: int = 0, codes_only: bool = False, device: str = "cpu"
 ) -> Iterator[Iterator[dict[str, Tensor]]]:
     """Endless batches of a phase, this process's share of each, from step `start` on; their makers end with it.
 
+    device: where they are going.
     Raises InputError where the memory that processes share has no room for what is made ahead.
     """
     samples, numbers = _Samples(clips, mesh, phase, codes_only or phase.stage == "codes"), _Numbers(phase.batch, start)
@@ -126,7 +127,7 @@ def batches(
             samples,
             batch_sampler=numbers,
             num_workers=phase.workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.device(device).type == "cuda",  # that alone takes GPU memory
             prefetch_factor=PREFETCH if phase.workers else None,
             worker_init_fn=_leave_signals,
         )
@@ -391,7 +392,7 @@ def begin_phase(model: DPE | None, phase: Phase, clips: Clips, say: Callable[[st
         initialise(model, copy=phase.copy_start)
     elif model.config.size * 2 == phase.size:
         small, model = model.eval(), grow(model)
-        with batches(clips.training, clips.mesh, phase, codes_only=True) as loader:
+        with batches(clips.training, clips.mesh, phase, codes_only=True, device=device) as loader:
             pictures = ({"source": batch["source"].to(device)} for batch in loader)
             error = warm_up(model.to(device), small.to(device), pictures, phase.warm_up)
         say(f"warm-up of the new level: mean square error {error:.4f}")
@@ -531,7 +532,8 @@ class _PhaseRun:
 
     def go(self, stop: threading.Event, show: Callable[[Progress], None]) -> bool:
         """Trains to the end of the phase; False where a SIGTERM ended it before."""
-        with batches(self.clips.training, self.clips.mesh, self.phase, self.trainer.step_number) as loader:
+        start, device = self.trainer.step_number, str(self.trainer.device)
+        with batches(self.clips.training, self.clips.mesh, self.phase, start, device=device) as loader:
             return self.steps(loader, stop, show)
 
     def steps(

@@ -150,7 +150,10 @@ class Trainer:
         return {**parts, "average": self.average, "step_number": self.step_number, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
+        """Goes on where `state_dict` was taken, on this device or another."""
+        (group,) = self.optimiser.param_groups
+        for saved in state["optimiser"]["param_groups"]:
+            saved["fused"] = group["fused"]  # as is fast here: it also says where counts of steps lie
         for name in self._parts():
             getattr(self, name).load_state_dict(state[name])
         self.average = {k: v.to(self.device) for k, v in state["average"].items()}

@@ -40,7 +40,7 @@ from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM
 from dpe_cli.recipe import Phase, read_recipe
-from dpe_cli.train import LOG_STEPS, Inputs, _PhaseRun, join_processes, matrix_rate, train
+from dpe_cli.train import LOG_STEPS, Clips, Inputs, _PhaseRun, batches, join_processes, matrix_rate, train
 from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1
 from dpe_cli.weights import folder, load
 
@@ -686,6 +686,30 @@ def test_a_run_that_diverges_stops(model, batch):
         for _ in range(100):
             trainer.step(batch, 0)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_state_of_another_device_goes_on_as_is_fast_on_this_one(model, batch, fused):
+    there, here = Trainer(copy.deepcopy(model), Phase()), Trainer(model, Phase())
+    for trainer, one in ((there, not fused), (here, fused)):
+        trainer.optimiser = torch.optim.Adam(trainer.parameters, fused=one)
+    there.step(batch, 0)
+    here.load_state_dict(there.state_dict())
+    assert here.optimiser.param_groups[0]["fused"] == fused
+    here.step(batch, 0)
+    assert here.optimiser.param_groups[0]["fused"] == fused and here.step_number == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_only_batches_for_a_gpu_take_memory_of_one(prepared, tmp_path, monkeypatch, device):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        "dpe_cli.train.DataLoader", lambda *_, **options: iter(asked.append(options["pin_memory"]) or [])
+    )
+    clips = Clips(prepared, None).at(32)
+    with batches(clips.training, clips.mesh, Phase(**SMALL), device=device):
+        assert asked == [device == "cuda"]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
