@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpe_cli.dataset import CROP, Clip, Sampler, load_clips
+from dpe_cli.dataset import CROP, Clip, Sampler, load_clips, load_frames
 from dpe_cli.engine import choose_device, describe_device, is_out_of_memory
 from dpe_cli.errors import DeviceError, InputError, OutputError, WeightsError
 from dpe_cli.initialise import (
@@ -278,13 +278,16 @@ class Clips:
         self.held_out: list[Clip] = []
 
     def at(self, size: int) -> "Clips":
-        if size != self.size:
+        """The same clips with frames of that size: what was measured on them is read once."""
+        if not self.size:
             self.training, self.space = load_clips(self.data, self.space, held_out=False, size=size)
-            try:
+            with contextlib.suppress(InputError):
                 self.held_out, _ = load_clips(self.data, self.space, held_out=True, size=size)
-            except InputError:
-                self.held_out = []
-            self.mesh, self.size = Mesh(self.space.template), size
+            self.mesh = Mesh(self.space.template)
+        elif size != self.size:
+            for clip in self.training + self.held_out:
+                clip.frames = load_frames(self.data, clip.name, size)
+        self.size = size
         return self
 
 

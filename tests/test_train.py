@@ -21,7 +21,7 @@ import torch
 from click.testing import CliRunner
 from simulated_gpu import simulated_gpu
 
-from dpe_cli.dataset import is_held_out
+from dpe_cli.dataset import is_held_out, load_clips
 from dpe_cli.errors import DeviceError, DPEError, InputError, OutputError, WeightsError
 from dpe_cli.initialise import (
     INSIDE,
@@ -38,7 +38,7 @@ from dpe_cli.initialise import (
 )
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
-from dpe_cli.motion_space import POSE_DIM
+from dpe_cli.motion_space import POSE_DIM, normalise
 from dpe_cli.recipe import Phase, read_recipe
 from dpe_cli.train import LOG_STEPS, Clips, Inputs, _PhaseRun, batches, join_processes, matrix_rate, train
 from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1
@@ -698,6 +698,18 @@ def test_a_state_of_another_device_goes_on_as_is_fast_on_this_one(model, batch, 
     assert here.optimiser.param_groups[0]["fused"] == fused
     here.step(batch, 0)
     assert here.optimiser.param_groups[0]["fused"] == fused and here.step_number == 2
+
+
+def test_clips_of_another_size_are_the_same_clips(prepared, monkeypatch):
+    read = []
+    monkeypatch.setattr("dpe_cli.dataset.normalise", lambda *given: read.append(1) or normalise(*given))
+    clips = Clips(prepared, None).at(32)
+    count = len(read)
+    found, wanted = clips.at(64).training, load_clips(prepared, clips.space, held_out=False, size=64)[0]
+    assert len(read) == count + len(wanted) and clips.at(256).training[0].frames.shape[1] == 256
+    clips.at(64)
+    for one, two in zip(found, wanted, strict=True):
+        assert np.array_equal(one.frames, two.frames) and np.array_equal(one.mirrored, two.mirrored)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
