@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpe_cli.dataset import CROP, Clip, Sampler, load_clips, load_frames
@@ -55,6 +55,7 @@ from dpe_cli.trainer import Trainer, weighted_l1
 from dpe_cli.weights import load, save
 
 LOG_STEPS = 20
+MEASURED, SHOWN = 4, 12  # samples of held-out people: measured at once (8 are slower on a CPU), shown in the grid
 PREFETCH = 2  # batches that each maker of samples has ready
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps them until they are taken
 
@@ -202,24 +203,27 @@ def shared_clock(minutes: float) -> float:
     return float(clock)
 
 
+def held_out_batches(clips: list[Clip], mesh: Mesh, count: int, still_camera: bool = False) -> list[dict[str, Tensor]]:
+    """Always the same samples of people that training never saw, in batches of MEASURED. still_camera: see Sampler."""
+    sampler = Sampler(clips, mesh, seed=7, augment=False, still_camera=still_camera)
+    samples = [{name: torch.from_numpy(value) for name, value in sampler.sample().items()} for _ in range(count)]
+    return [default_collate(samples[first : first + MEASURED]) for first in range(0, count, MEASURED)]
+
+
 @torch.inference_mode()
 def evaluate(
-    model: DPE, clips: list[Clip], mesh: Mesh, count: int = 64, device: str | torch.device = "cpu",
-    measured: bool = False, still_camera: bool = False,
-) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
-    """Numbers and a picture grid on people that training never saw.
+    model: DPE, samples: list[dict[str, Tensor]], device: str | torch.device = "cpu", measured: bool = False
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Numbers and a picture grid on people that training never saw. samples: of `held_out_batches`.
 
     measured: pictures are made with measured codes, as such an edit is; what is said of codes is the encoder's.
-    still_camera: see Sampler.
     Returns: weighted L1 of the expression result and of both against their targets, the same for copying the source;
     smooth L1 and, for each motion coordinate, correlation of the predicted with the measured codes. The grid's columns:
     S, D, S' (expression), its target, S'' (both), D' (pose of S), D'' (both), the expression flow as colours, its mask.
     """
-    sampler = Sampler(clips, mesh, seed=7, augment=False, still_camera=still_camera)
     rows, errors, codes = [], [], []
-    for i in range(count):
-        sample = sampler.sample()
-        batch = {k: torch.from_numpy(v)[None].to(device) for k, v in sample.items()}
+    for sample in samples:
+        batch = {k: v.to(device) for k, v in sample.items()}
         source, target, driving = (to_image(batch[k]) for k in ("source", "target", "driving"))
         of_source, of_driving = model.encode(source), model.encode(driving)
         own, code = model.motion_code(of_source.latent), model.motion_code(of_driving.latent)
@@ -229,23 +233,23 @@ def evaluate(
         result = model.render_expression(of_source.latent + model.expression_shift(asked), of_source.features)
         both = model.transfer_pose(model.encode(result.image), asked)
         pairs = ((result.image, target), (source, target), (both, driving), (source, driving))
-        errors.append([float(weighted_l1(a, b, batch["weight"])) for a, b in pairs])
-        codes.append(np.stack([code[0].cpu().numpy(), sample["driving_code"]]))
-        if i < 12:
+        errors.append([float(weighted_l1(a, b, batch["weight"])) * len(source) for a, b in pairs])
+        codes.append(np.stack([code.cpu().numpy(), sample["driving_code"].numpy()], 1))
+        if len(rows) < SHOWN:
             turned = model.transfer_pose(of_driving, own)
             back = model.transfer_expression(model.encode(turned), own)
             flow, mask = torch.tanh(result.flows[-1][:, :2]) * 4, torch.sigmoid(result.flows[-1][:, 2:]) * 2 - 1
             shown = [source, driving, result.image, target, both, turned, back]
             shown += [torch.cat([flow, torch.zeros_like(mask)], 1), mask.expand_as(source)]
-            rows.append(torch.cat([x[0].float() for x in shown], 2))
-    codes = np.stack(codes)
+            rows += torch.cat([x.float() for x in shown], 3)
+    codes = np.concatenate(codes)
     correlation = [float(np.corrcoef(codes[:, 0, k], codes[:, 1, k])[0, 1]) for k in range(codes.shape[2])]
     names = ("exp", "exp_copy", "both", "both_copy")
-    numbers = {name: round(float(v), 5) for name, v in zip(names, np.mean(errors, 0), strict=True)}
+    numbers = {name: round(float(v), 5) for name, v in zip(names, np.sum(errors, 0) / len(codes), strict=True)}
     gap = torch.from_numpy(codes[:, 0]), torch.from_numpy(codes[:, 1])
     numbers["code_error"] = round(float(torch.nn.functional.smooth_l1_loss(*gap)), 5)
     numbers["code_correlation"] = [round(c, 3) for c in correlation]
-    grid = torch.cat(rows, 1).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    grid = torch.cat(rows[:SHOWN], 1).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     return numbers, grid
 
 
@@ -532,6 +536,7 @@ class _PhaseRun:
         self.folder, self.journal, self.alone = folder, journal, alone
         self.weights = folder / "weights.safetensors"
         self.minutes, self.best = 0.0, float("inf")
+        self.samples: list[dict[str, Tensor]] = []  # of held-out people
 
     def go(self, stop: threading.Event, show: Callable[[Progress], None]) -> bool:
         """Trains to the end of the phase; False where a SIGTERM ended it before."""
@@ -592,10 +597,11 @@ class _PhaseRun:
         numbers: dict[str, Any] = {"phase": self.phase.name, "step": step, "minutes": round(self.minutes, 2)}
         best = False
         if self.clips.held_out:
-            phase, people = self.phase, self.clips.held_out
-            measured = phase.measured and phase.stage != "cycle"
-            asked = people, self.clips.mesh, phase.samples, trainer.device, measured, phase.still_camera
-            found, grid = evaluate(model, *asked)
+            phase = self.phase
+            if not self.samples:
+                of = self.clips.held_out, self.clips.mesh, phase.samples, phase.still_camera
+                self.samples = held_out_batches(*of)
+            found, grid = evaluate(model, self.samples, trainer.device, phase.measured and phase.stage != "cycle")
             numbers |= found
             self.journal.picture(grid, step)
             self.journal.note("held_out.jsonl", numbers, step)

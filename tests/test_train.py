@@ -40,8 +40,20 @@ from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM, normalise
 from dpe_cli.recipe import Phase, read_recipe
-from dpe_cli.train import LOG_STEPS, Clips, Inputs, _PhaseRun, batches, join_processes, matrix_rate, train
-from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1
+from dpe_cli.train import (
+    LOG_STEPS,
+    SHOWN,
+    Clips,
+    Inputs,
+    _PhaseRun,
+    batches,
+    evaluate,
+    held_out_batches,
+    join_processes,
+    matrix_rate,
+    train,
+)
+from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1, windows
 from dpe_cli.weights import folder, load
 
 TINY = {4: 8, 8: 8, 16: 8, 32: 8, 64: 8}
@@ -557,6 +569,21 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_another_recipe(prepared, 
         train(Inputs(prepared, tmp_path / "other", resume=True), phases)
 
 
+def test_held_out_samples_are_made_once_and_measured_together(prepared, tmp_path, tiny, monkeypatch, model):
+    unknown = next(f"id{n}" for n in range(100) if is_held_out(f"id{n}"))
+    np.savez(prepared / "0.npz", **{**np.load(prepared / "0.npz"), "identity": unknown})
+    made = []
+    monkeypatch.setattr("dpe_cli.train.held_out_batches", lambda *of: made.append(of) or held_out_batches(*of))
+    train(Inputs(prepared, tmp_path / "run"), [Phase(**SMALL, stage="codes", steps=3, save_steps=1, samples=14)])
+    assert len(made) == 1 and len((tmp_path / "run" / "held_out.jsonl").read_text().splitlines()) == 4
+    together, grid = evaluate(model.eval(), held_out_batches(*made[0]))
+    monkeypatch.setattr("dpe_cli.train.MEASURED", 1)
+    alone, same = evaluate(model, held_out_batches(*made[0]))
+    assert grid.shape == same.shape == (SHOWN * 32, 9 * 32, 3) and np.abs(grid.astype(int) - same).max() <= 1
+    for name, value in together.items():
+        assert value == pytest.approx(alone[name], abs=2e-3), name
+
+
 def test_a_phase_of_twice_the_size_grows_the_networks(prepared, tmp_path, tiny):
     unknown = next(f"id{n}" for n in range(100) if is_held_out(f"id{n}"))
     np.savez(prepared / "0.npz", **{**np.load(prepared / "0.npz"), "identity": unknown})
@@ -676,6 +703,21 @@ def test_the_expression_loss_sees_both_intermediate_pictures(model, batch):
     assert len(seen) == 3  # D, S', D'
     assert [picture.requires_grad for picture in seen] == [False, True, True]
     assert terms["expression"] > 0
+
+
+def test_the_perceptual_loss_finds_its_windows_once_for_all_pictures(model, batch, monkeypatch):
+    class Network(torch.nn.Module):
+        def forward(self, picture, target):
+            assert picture.shape == target.shape == (4, 3, 8, 8)
+            return (picture - target).abs().mean()
+
+    found = []
+    monkeypatch.setattr("dpe_cli.trainer.windows", lambda *given: found.append(windows(*given)) or found[-1])
+    for name, top in (("weight", 4), ("pose_weight", 20)):
+        batch[name][:, top : top + 8, top : top + 8] = 5
+    phase = Phase(stage="cycle", perceptual_weight=1, perceptual_size=8)
+    assert Trainer(model, phase, Network()).step(batch, 0)["vgg"] > 0
+    assert [parts[0][2].start for parts in found] == [3, 19]
 
 
 def test_a_run_that_diverges_stops(model, batch):
