@@ -46,6 +46,7 @@ GPU_OUT ?= run
 DEVICE ?= cuda
 MINUTES ?= 25
 gpu-train:
+	@test -f "$(VGG)" || { echo "VGG=$(VGG) is no file: make gpu-train VGG=FILE names VGG16 features" >&2; exit 2; }
 	$(RUN) prepare $(CLIPS) -o $(DATA) --workers $$(nproc) $(PREPARE_OPTIONS)
 	$(RUN) train --config weights/gpu.toml --budget $(MINUTES) --data $(DATA) -o $(GPU_OUT) --device $(DEVICE) \
 		--perceptual $(VGG) $(TRAIN_OPTIONS)

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from importlib.util import find_spec
 from itertools import cycle, islice, product
 from pathlib import Path
@@ -332,7 +333,7 @@ def measure_machine(engine: Engine) -> dict[str, Any]:
 
 def synchroniser(device: torch.device) -> Callable[[], None]:
     """Waits until the device has done what it was told."""
-    waits = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    waits = {"cuda": partial(torch.cuda.synchronize, device), "mps": torch.mps.synchronize}
     return waits.get(device.type, lambda: None)
 
 

@@ -9,6 +9,7 @@ same person in the same light, so T also shows the driving frame's own mouth int
 dense flows S <- T and T <- D (inverse warps) that teach the generators' flow fields directly.
 """
 
+import contextlib
 import csv
 import zlib
 from collections.abc import Iterator
@@ -142,19 +143,39 @@ def load_clips(folder: Path, space: MotionSpace | None, held_out: bool, size: in
     if space is None:
         template = mean_face(np.concatenate([points[::40] for _, points, _, _ in raw]))
         space = MotionSpace.fit([(points[::3], scores[::3]) for _, points, scores, _ in raw], template)
-    return [_clip(*item, space, size) for item in raw], space
+    allow_open_files()
+    mirror = mirror_permutation(space.template)
+    return [_clip(*item, space, mirror, size) for item in raw], space
 
 
-def _clip(path: Path, points: np.ndarray, scores: np.ndarray, identity: str, space: MotionSpace, size: int) -> Clip:
+def _clip(
+    path: Path, points: np.ndarray, scores: np.ndarray, identity: str, space: MotionSpace, mirror: np.ndarray, size: int
+) -> Clip:
     shapes, scale, rotation, translation = normalise(points, space.template)
-    mirrored = shapes[:, mirror_permutation(space.template)] * [-1, 1, 1]
-    frames = np.load(path.with_suffix(".npy"), mmap_mode="r")
-    if size < frames.shape[1]:
-        frames = np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in frames])
+    mirrored = shapes[:, mirror] * [-1, 1, 1]
     return Clip(
-        frames, points, shapes, scale, rotation, translation,
+        load_frames(path.parent, path.stem, size), points, shapes, scale, rotation, translation,
         space.expression(shapes, scores), space.expression(mirrored, mirror_blendshapes(scores)), identity, path.stem,
     )  # fmt: skip
+
+
+def load_frames(folder: Path, name: str, size: int) -> np.ndarray:
+    """The frames of a prepared clip. (N, size, size, 3) uint8, left in their file where they have that size"""
+    frames = np.load(folder / f"{name}.npy", mmap_mode="r")
+    if size < frames.shape[1]:
+        frames = np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in frames])
+    return frames
+
+
+def allow_open_files() -> None:
+    """Lifts the limit of open files as far as this process may: frames that are left in their files keep these open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS names no limit, and has one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def face_at(points: np.ndarray) -> Detection:

@@ -27,11 +27,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpe_cli.dataset import Clip, Sampler, load_clips
-from dpe_cli.errors import InputError, OutputError
+from dpe_cli.dataset import CROP, Clip, Sampler, load_clips, load_frames
+from dpe_cli.engine import choose_device, describe_device, is_out_of_memory
+from dpe_cli.errors import DeviceError, InputError, OutputError, WeightsError
 from dpe_cli.initialise import (
     amplify,
     dim_teeth,
@@ -47,12 +48,14 @@ from dpe_cli.initialise import (
 from dpe_cli.matte import load_net
 from dpe_cli.mesh import Mesh
 from dpe_cli.models import DPE, DPEConfig, PerceptualLoss
+from dpe_cli.models.discriminator import GROUP
 from dpe_cli.motion_space import MotionSpace
 from dpe_cli.recipe import Phase, as_table
 from dpe_cli.trainer import Trainer, weighted_l1
 from dpe_cli.weights import load, save
 
 LOG_STEPS = 20
+MEASURED, SHOWN = 4, 12  # samples of held-out people: measured at once (8 are slower on a CPU), shown in the grid
 PREFETCH = 2  # batches that each maker of samples has ready
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps them until they are taken
 
@@ -108,26 +111,33 @@ class _Numbers:
             step += 1
 
 
+@contextlib.contextmanager
 def batches(
-    clips: list[Clip], mesh: Mesh, phase: Phase, start: int = 0, codes_only: bool = False
-) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of a phase, this process's share of each, from step `start` on.
+    clips: list[Clip], mesh: Mesh, phase: Phase, start: int = 0, codes_only: bool = False, device: str = "cpu"
+) -> Iterator[Iterator[dict[str, Tensor]]]:
+    """Endless batches of a phase, this process's share of each, from step `start` on; their makers end with it.
 
+    device: where they are going.
     Raises InputError where the memory that processes share has no room for what is made ahead.
     """
     samples, numbers = _Samples(clips, mesh, phase, codes_only or phase.stage == "codes"), _Numbers(phase.batch, start)
     if phase.workers and SHARED_MEMORY.exists():
         check_shared_memory(phase.workers * PREFETCH * numbers.share * sum(v.nbytes for v in samples[0].values()))
-    return iter(
+    loader = iter(
         DataLoader(
             samples,
             batch_sampler=numbers,
             num_workers=phase.workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.device(device).type == "cuda",  # that alone takes GPU memory
             prefetch_factor=PREFETCH if phase.workers else None,
             worker_init_fn=_leave_signals,
         )
     )
+    try:
+        yield loader
+    finally:  # after an error its traceback keeps the loader, whose workers heed no signal, so that we never ended
+        if phase.workers:
+            loader._shutdown_workers()
 
 
 def check_shared_memory(needed: int) -> None:
@@ -147,17 +157,34 @@ def _leave_signals(number: int) -> None:
 def join_processes(device: str) -> str:
     """Joins the other processes that torchrun (or RANK and WORLD_SIZE) speaks of; the device of this one.
 
-    That is the one named, but each process of a machine has a GPU of its own, by LOCAL_RANK.
+    That is the one named (auto: a CUDA GPU, else the CPU), but each process of a machine has a GPU of its own, by
+    LOCAL_RANK. Raises DeviceError if it is not there.
     """
+    if device == "auto":  # no Apple GPU: nobody has trained on one
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_gpu = choose_device(device).type == "cuda"
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+            choose_device(device)
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             # Gradients go from GPU to GPU; what processes tell each other of clocks and signals lies on the CPU.
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     return device
+
+
+@contextlib.contextmanager
+def memory_errors(device: str, phase: Phase) -> Iterator[None]:
+    """Memory that a phase has used up becomes a DeviceError, which says what to make smaller."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = f"the memory of {describe_device(torch.device(device))} is too small for phase {phase.name}"
+        remedy = f"begin anew with a batch below {phase.batch}: --set {phase.name}.batch=N"
+        raise DeviceError(problem, remedy) from error
 
 
 def share_networks(model: DPE) -> None:
@@ -176,24 +203,27 @@ def shared_clock(minutes: float) -> float:
     return float(clock)
 
 
+def held_out_batches(clips: list[Clip], mesh: Mesh, count: int, still_camera: bool = False) -> list[dict[str, Tensor]]:
+    """Always the same samples of people that training never saw, in batches of MEASURED. still_camera: see Sampler."""
+    sampler = Sampler(clips, mesh, seed=7, augment=False, still_camera=still_camera)
+    samples = [{name: torch.from_numpy(value) for name, value in sampler.sample().items()} for _ in range(count)]
+    return [default_collate(samples[first : first + MEASURED]) for first in range(0, count, MEASURED)]
+
+
 @torch.inference_mode()
 def evaluate(
-    model: DPE, clips: list[Clip], mesh: Mesh, count: int = 64, device: str | torch.device = "cpu",
-    measured: bool = False, still_camera: bool = False,
-) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
-    """Numbers and a picture grid on people that training never saw.
+    model: DPE, samples: list[dict[str, Tensor]], device: str | torch.device = "cpu", measured: bool = False
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Numbers and a picture grid on people that training never saw. samples: of `held_out_batches`.
 
     measured: pictures are made with measured codes, as such an edit is; what is said of codes is the encoder's.
-    still_camera: see Sampler.
     Returns: weighted L1 of the expression result and of both against their targets, the same for copying the source;
     smooth L1 and, for each motion coordinate, correlation of the predicted with the measured codes. The grid's columns:
     S, D, S' (expression), its target, S'' (both), D' (pose of S), D'' (both), the expression flow as colours, its mask.
     """
-    sampler = Sampler(clips, mesh, seed=7, augment=False, still_camera=still_camera)
     rows, errors, codes = [], [], []
-    for i in range(count):
-        sample = sampler.sample()
-        batch = {k: torch.from_numpy(v)[None].to(device) for k, v in sample.items()}
+    for sample in samples:
+        batch = {k: v.to(device) for k, v in sample.items()}
         source, target, driving = (to_image(batch[k]) for k in ("source", "target", "driving"))
         of_source, of_driving = model.encode(source), model.encode(driving)
         own, code = model.motion_code(of_source.latent), model.motion_code(of_driving.latent)
@@ -203,23 +233,23 @@ def evaluate(
         result = model.render_expression(of_source.latent + model.expression_shift(asked), of_source.features)
         both = model.transfer_pose(model.encode(result.image), asked)
         pairs = ((result.image, target), (source, target), (both, driving), (source, driving))
-        errors.append([float(weighted_l1(a, b, batch["weight"])) for a, b in pairs])
-        codes.append(np.stack([code[0].cpu().numpy(), sample["driving_code"]]))
-        if i < 12:
+        errors.append([float(weighted_l1(a, b, batch["weight"])) * len(source) for a, b in pairs])
+        codes.append(np.stack([code.cpu().numpy(), sample["driving_code"].numpy()], 1))
+        if len(rows) < SHOWN:
             turned = model.transfer_pose(of_driving, own)
             back = model.transfer_expression(model.encode(turned), own)
             flow, mask = torch.tanh(result.flows[-1][:, :2]) * 4, torch.sigmoid(result.flows[-1][:, 2:]) * 2 - 1
             shown = [source, driving, result.image, target, both, turned, back]
             shown += [torch.cat([flow, torch.zeros_like(mask)], 1), mask.expand_as(source)]
-            rows.append(torch.cat([x[0].float() for x in shown], 2))
-    codes = np.stack(codes)
+            rows += torch.cat([x.float() for x in shown], 3)
+    codes = np.concatenate(codes)
     correlation = [float(np.corrcoef(codes[:, 0, k], codes[:, 1, k])[0, 1]) for k in range(codes.shape[2])]
     names = ("exp", "exp_copy", "both", "both_copy")
-    numbers = {name: round(float(v), 5) for name, v in zip(names, np.mean(errors, 0), strict=True)}
+    numbers = {name: round(float(v), 5) for name, v in zip(names, np.sum(errors, 0) / len(codes), strict=True)}
     gap = torch.from_numpy(codes[:, 0]), torch.from_numpy(codes[:, 1])
     numbers["code_error"] = round(float(torch.nn.functional.smooth_l1_loss(*gap)), 5)
     numbers["code_correlation"] = [round(c, 3) for c in correlation]
-    grid = torch.cat(rows, 1).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    grid = torch.cat(rows[:SHOWN], 1).clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     return numbers, grid
 
 
@@ -252,13 +282,16 @@ class Clips:
         self.held_out: list[Clip] = []
 
     def at(self, size: int) -> "Clips":
-        if size != self.size:
+        """The same clips with frames of that size: what was measured on them is read once."""
+        if not self.size:
             self.training, self.space = load_clips(self.data, self.space, held_out=False, size=size)
-            try:
+            with contextlib.suppress(InputError):
                 self.held_out, _ = load_clips(self.data, self.space, held_out=True, size=size)
-            except InputError:
-                self.held_out = []
-            self.mesh, self.size = Mesh(self.space.template), size
+            self.mesh = Mesh(self.space.template)
+        elif size != self.size:
+            for clip in self.training + self.held_out:
+                clip.frames = load_frames(self.data, clip.name, size)
+        self.size = size
         return self
 
 
@@ -271,8 +304,9 @@ def train(
     """Runs the phases one after the other, each from the moving average of the one before.
 
     Raises:
-        InputError: nothing to train on, a network that a phase needs was not given, a batch that the processes cannot
-            share evenly. OutputError: the folder holds a run and `resume` is not set. WeightsError: a wrong `init`.
+        InputError: nothing to train on, a phase that cannot run: see `check_phases`. OutputError: the folder holds a
+            run and `resume` is not set. WeightsError: a wrong `init` or `perceptual`. DeviceError: the device is not
+            there, or its memory is too small.
     """
     import cv2
 
@@ -280,10 +314,6 @@ def train(
     device = join_processes(inputs.device)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     alone = rank == 0
-    for phase in phases:
-        if phase.batch % world:
-            raise InputError(f"{world} processes cannot share a batch of {phase.batch}", "choose a multiple")
-    inputs.output.mkdir(parents=True, exist_ok=True)
     saved = newest_state(inputs.output)
     if saved and not inputs.resume:
         raise OutputError(f"{inputs.output} holds a run already", "name another folder, or add --resume")
@@ -292,73 +322,96 @@ def train(
     state = torch.load(saved, map_location="cpu", weights_only=True) if saved else None
     if state and [dict(p) for p in state["phases"]] != [dict(p) for p in as_table(phases)]:
         raise InputError(f"{saved} is of another recipe", "resume with the recipe it was started with")
-    clips = Clips(inputs.data, inputs.space).at(phases[state["phase"] if state else 0].size)
+    model = load(inputs.init).networks() if inputs.init and not state else None
+    begun = DPEConfig.from_json(state["config"]) if state else model.config if model else None
+    left = phases[state["phase"] if state else 0 :]
+    check_phases(left, inputs, world, begun)
+    perceptual = perceptual_networks(left, inputs.perceptual)
+    inputs.output.mkdir(parents=True, exist_ok=True)
+    clips = Clips(inputs.data, inputs.space).at(left[0].size)
     if alone:
         (inputs.output / "motion-space.json").write_text(clips.space.to_json())
         (inputs.output / "recipe.json").write_text(json.dumps(as_table(phases), indent=1))
-    model: DPE | None = None
     with stop_signal() as stop, Journal(inputs.output, alone, say) as journal:
         for number, phase in enumerate(phases):
             if state and number < state["phase"]:
                 continue
-            torch.manual_seed(phase.seed)
-            torch.set_num_threads(phase.threads)
-            clips.at(phase.size)
-            going_on = state is not None and number == state["phase"]
-            if going_on:
-                model = DPE(DPEConfig.from_json(state["config"]))
-            else:
-                model = begin_phase(model, phase, inputs.init, clips, say, device)
-                share_networks(model)
-            people = len({clip.identity for clip in clips.training})
-            held_out = f"{len(clips.held_out)} clips held out"
-            say(f"{phase.name} ({phase.stage}): {len(clips.training)} clips of {people} people; {held_out}")
-            networks = perceptual_network(phase, inputs), inputs.expression, device, matte_network(phase)
-            trainer = Trainer(model, phase, *networks)
-            run = _PhaseRun(number, phases, trainer, clips, inputs.output, journal, alone)
-            if going_on:
-                trainer.load_state_dict(state["trainer"])
-                run.minutes, run.best = state["minutes"], state["best"]
-                torch.set_rng_state(state["random"])
-            if not run.go(stop, show):
-                return Result(run.weights, False)
-            model = trainer.averaged().cpu()
+            with memory_errors(device, phase):
+                torch.manual_seed(phase.seed)
+                torch.set_num_threads(phase.threads)
+                clips.at(phase.size)
+                going_on = state is not None and number == state["phase"]
+                if going_on:
+                    model = DPE(DPEConfig.from_json(state["config"]))
+                else:
+                    model = begin_phase(model, phase, clips, say, device)
+                    share_networks(model)
+                people = len({clip.identity for clip in clips.training})
+                held_out = f"{len(clips.held_out)} clips held out"
+                say(f"{phase.name} ({phase.stage}): {len(clips.training)} clips of {people} people; {held_out}")
+                looks = perceptual[phase.perceptual_blocks] if phase.perceptual_weight else None
+                networks = looks, inputs.expression, device, matte_network(phase)
+                trainer = Trainer(model, phase, *networks)
+                run = _PhaseRun(number, phases, trainer, clips, inputs.output, journal, alone)
+                if going_on:
+                    trainer.load_state_dict(state["trainer"])
+                    run.minutes, run.best = state["minutes"], state["best"]
+                    torch.set_rng_state(state["random"])
+                if not run.go(stop, show):
+                    return Result(run.weights, False)
+                model = trainer.averaged().cpu()
         journal.draw_curves()
     return Result(run.weights, True)
 
 
-def begin_phase(
-    model: DPE | None, phase: Phase, init: Path | None, clips: Clips, say: Callable[[str], None], device: str
-) -> DPE:
+def check_phases(phases: list[Phase], inputs: Inputs, world: int, begun: DPEConfig | None) -> None:
+    """Raises InputError for what would stop a run in one of its phases, maybe long after it began.
+
+    world: processes; begun: of the networks that the first phase starts from, None where it makes them.
+    """
+    size = begun.size if begun else phases[0].size
+    for phase in phases:
+        share, what = phase.batch // world, f"phase {phase.name}"
+        if phase.batch % world:
+            raise InputError(f"{world} processes cannot share a batch of {phase.batch}", "choose a multiple")
+        if phase.stage in ("cycle", "refine") and phase.gan_weight and 2 * share > GROUP and 2 * share % GROUP:
+            problem = f"{what}: the discriminator takes no odd batch of {share} for each process"
+            raise InputError(problem, "choose one that is even, or leave gan_weight out")
+        if phase.size > CROP:
+            raise InputError(f"{what} has size {phase.size}, prepared clips have {CROP}", f"use {CROP} or less")
+        if phase.size not in (size, size * 2):
+            problem = f"{what} has size {phase.size}, the networks have {size}"
+            raise InputError(problem, "go on with the same size or with twice the size")
+        if phase.expression_weight and inputs.expression is None:
+            raise InputError(f"{what} has no expression network", "name one with --expression FILE")
+        if phase.perceptual_weight and inputs.perceptual is None:
+            raise InputError(f"{what} has no perceptual network", "name VGG features with --perceptual FILE")
+        size = phase.size
+
+
+def begin_phase(model: DPE | None, phase: Phase, clips: Clips, say: Callable[[str], None], device: str) -> DPE:
     """The networks that a phase starts with, on the CPU as `model` is, grown where its pictures are twice as large.
 
     device: where the new level is warmed up; what else is done to networks is little, and mixes them with constants.
-    Raises InputError where the sizes do not follow each other.
     """
-    if model is None and init is not None:
-        model = load(init).networks()
     if model is None:
         model = DPE(DPEConfig.compact(phase.size))
         initialise(model, copy=phase.copy_start)
     elif model.config.size * 2 == phase.size:
         small, model = model.eval(), grow(model)
-        loader = batches(clips.training, clips.mesh, phase, codes_only=True)
-        pictures = ({"source": batch["source"].to(device)} for batch in loader)
-        error = warm_up(model.to(device), small.to(device), pictures, phase.warm_up)
+        with batches(clips.training, clips.mesh, phase, codes_only=True, device=device) as loader:
+            pictures = ({"source": batch["source"].to(device)} for batch in loader)
+            error = warm_up(model.to(device), small.to(device), pictures, phase.warm_up)
         say(f"warm-up of the new level: mean square error {error:.4f}")
         model.cpu()
-    elif model.config.size != phase.size:
-        raise InputError(
-            f"phase {phase.name} has size {phase.size}, the networks have {model.config.size}",
-            "go on with the same size or with twice the size",
-        )
     with torch.no_grad():
         if phase.copy_start:
             see_through(model)
         if phase.show_inside:
             show_inside(model)
         if phase.show_teeth:
-            show_teeth(model, to_image(next(batches(clips.training, clips.mesh, phase, codes_only=True))["source"]))
+            with batches(clips.training, clips.mesh, phase, codes_only=True) as loader:
+                show_teeth(model, to_image(next(loader)["source"]))
         if phase.dim_teeth:
             dim_teeth(model, torch.tensor(phase.teeth_shares()))
         if phase.subtract_own:
@@ -371,17 +424,20 @@ def begin_phase(
     return model
 
 
-def perceptual_network(phase: Phase, inputs: Inputs) -> nn.Module | None:
-    """The perceptual loss that a phase asks for. Raises InputError where a network that it needs was not given."""
-    if phase.expression_weight and inputs.expression is None:
-        raise InputError(f"phase {phase.name} has no expression network", "name one with --expression FILE")
-    if not phase.perceptual_weight:
-        return None
-    if inputs.perceptual is None:
-        raise InputError(f"phase {phase.name} has no perceptual network", "name VGG features with --perceptual FILE")
+def perceptual_networks(phases: list[Phase], file: Path | None) -> dict[int, nn.Module]:
+    """The perceptual losses that phases ask for, by how many blocks they look at. Raises WeightsError."""
+    depths = {phase.perceptual_blocks for phase in phases if phase.perceptual_weight}
+    if not depths:
+        return {}
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return PerceptualLoss(load_file(str(inputs.perceptual)), phase.perceptual_blocks)
+    try:
+        state = load_file(str(file))
+        return {blocks: PerceptualLoss(state, blocks) for blocks in depths}
+    except (OSError, SafetensorError, KeyError) as error:
+        remedy = "name VGG16 or VGG19 as safetensors, with torchvision's names"
+        raise WeightsError(f"{file} holds no VGG features: {error}", remedy) from error
 
 
 def matte_network(phase: Phase) -> nn.Module | None:
@@ -480,15 +536,13 @@ class _PhaseRun:
         self.folder, self.journal, self.alone = folder, journal, alone
         self.weights = folder / "weights.safetensors"
         self.minutes, self.best = 0.0, float("inf")
+        self.samples: list[dict[str, Tensor]] = []  # of held-out people
 
     def go(self, stop: threading.Event, show: Callable[[Progress], None]) -> bool:
         """Trains to the end of the phase; False where a SIGTERM ended it before."""
-        loader = batches(self.clips.training, self.clips.mesh, self.phase, self.trainer.step_number)
-        try:
+        start, device = self.trainer.step_number, str(self.trainer.device)
+        with batches(self.clips.training, self.clips.mesh, self.phase, start, device=device) as loader:
             return self.steps(loader, stop, show)
-        finally:  # after an error its traceback keeps the loader, whose workers heed no signal, so that we never ended
-            if self.phase.workers:
-                loader._shutdown_workers()
 
     def steps(
         self, loader: Iterator[dict[str, Tensor]], stop: threading.Event, show: Callable[[Progress], None]
@@ -543,10 +597,11 @@ class _PhaseRun:
         numbers: dict[str, Any] = {"phase": self.phase.name, "step": step, "minutes": round(self.minutes, 2)}
         best = False
         if self.clips.held_out:
-            phase, people = self.phase, self.clips.held_out
-            measured = phase.measured and phase.stage != "cycle"
-            asked = people, self.clips.mesh, phase.samples, trainer.device, measured, phase.still_camera
-            found, grid = evaluate(model, *asked)
+            phase = self.phase
+            if not self.samples:
+                of = self.clips.held_out, self.clips.mesh, phase.samples, phase.still_camera
+                self.samples = held_out_batches(*of)
+            found, grid = evaluate(model, self.samples, trainer.device, phase.measured and phase.stage != "cycle")
             numbers |= found
             self.journal.picture(grid, step)
             self.journal.note("held_out.jsonl", numbers, step)

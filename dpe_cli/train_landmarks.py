@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dpe_cli.crop import cut
 from dpe_cli.dataset import CROP, split_of
+from dpe_cli.engine import choose_device
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box
 from dpe_cli.landmark_net import framing, to_pixels
@@ -564,8 +565,9 @@ def train_landmarks(
     """Trains for `config.minutes`; writes `landmarks.safetensors` (moving average, fp16) and `landmarks.jsonl`.
 
     `net` goes on from its weights and keeps its face model; one that has none gets the training split's. space: its
-    coordinates count too. Returns the weights' path. Raises InputError when there is nothing to train on.
+    coordinates count too. Returns the weights' path. Raises InputError when there is nothing to train on, DeviceError.
     """
+    device = str(choose_device(device))
     cv2.setNumThreads(1)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)

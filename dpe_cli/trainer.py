@@ -150,7 +150,10 @@ class Trainer:
         return {**parts, "average": self.average, "step_number": self.step_number, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
+        """Goes on where `state_dict` was taken, on this device or another."""
+        (group,) = self.optimiser.param_groups
+        for saved in state["optimiser"]["param_groups"]:
+            saved["fused"] = group["fused"]  # as is fast here: it also says where counts of steps lie
         for name in self._parts():
             getattr(self, name).load_state_dict(state[name])
         self.average = {k: v.to(self.device) for k, v in state["average"].items()}
@@ -189,17 +192,16 @@ class Trainer:
         losses.total.backward()
         average_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, phase.clip)
-        if torch.isfinite(norm):
-            losses.terms["grad"], self.skipped = norm, 0
+        if finite := bool(torch.isfinite(norm)):
+            losses.terms["grad"] = norm
             with colours_kept(self.model, phase.stage == "codes"):
                 self.optimiser.step()
             separate(self.model)
-        else:
-            self.skipped += 1
-            if self.skipped >= PATIENCE:
-                raise DPEError(f"{PATIENCE} steps without a finite gradient", "start from the last state with less lr")
-        if fakes is not None and self.discriminator is not None:
-            losses.terms["d"] = self.update_discriminator(fakes.detach(), reals)
+            if fakes is not None and self.discriminator is not None:  # of other pictures it would learn nothing but NaN
+                losses.terms["d"], finite = self.update_discriminator(fakes.detach(), reals)
+        self.skipped = 0 if finite else self.skipped + 1
+        if self.skipped >= PATIENCE:
+            raise DPEError(f"{PATIENCE} steps without a finite gradient", "start from the last state with less lr")
         self.step_number += 1
         follow(self.average, self.model, phase.ema, self.step_number)
         return losses.terms
@@ -322,7 +324,7 @@ class Trainer:
             weight = weight + phase.unseen_weight * phase.unseen_gain * unseen[:, 0]
         losses.add("exp", weighted_l1(result.image, target, weight), phase.image_weight)
         losses.add("exp_flow", self.flow_error("exp", result.flows, batch), phase.flow_weight)
-        self.add_perceptual(losses, result.image, target, batch["weight"])
+        self.add_perceptual(losses, result.image, target, self.looked_at(batch["weight"]))
 
     def add_pose(self, losses: Losses, target: Encoded, batch: dict[str, Tensor], share: float = 1.0) -> None:
         """Terms of T -> D: the pose generator on the measured code of the driving frame, for the first targets."""
@@ -334,7 +336,7 @@ class Trainer:
         if self.phase.inside_weight:
             losses.add("inside", beyond(posed.flows), self.phase.inside_weight * share)
         if self.phase.stage == "posing":
-            self.add_perceptual(losses, image, driving, batch["pose_weight"])
+            self.add_perceptual(losses, image, driving, self.looked_at(batch["pose_weight"]))
 
     def before_still(self, posed: Rendered, picture: Tensor) -> Tensor:
         """Pose pictures as an edit shows them: what stands still behind a head is as it was, and not learnt."""
@@ -361,18 +363,19 @@ class Trainer:
         self_expression, self_pose = self.express(of_source, source_code), self.turn(of_source, source_code)
 
         weight, pose_weight = batch["weight"], batch["pose_weight"]
+        of_face, of_driven = self.looked_at(weight), self.looked_at(pose_weight)
         losses.add("end", weighted_l1(end_source.image, driving, pose_weight))
         losses.add("end", weighted_l1(end_driving.image, source, weight))
-        self.add_perceptual(losses, end_source.image, driving, pose_weight)
-        self.add_perceptual(losses, end_driving.image, source, weight)
+        self.add_perceptual(losses, end_source.image, driving, of_driven)
+        self.add_perceptual(losses, end_driving.image, source, of_face)
         if phase.middle_weight:  # asymmetric back-propagation: D' is a constant here
             middle = turned.image.detach().float()
             losses.add("middle", weighted_l1(expressed.image, middle, weight), phase.middle_weight)
-            self.add_perceptual(losses, expressed.image, middle, weight, phase.middle_weight)
+            self.add_perceptual(losses, expressed.image, middle, of_face, phase.middle_weight)
         if phase.self_weight:
             for result in (self_expression, self_pose):
                 losses.add("self", weighted_l1(result.image, source, weight), phase.self_weight)
-                self.add_perceptual(losses, result.image, source, weight, phase.self_weight)
+                self.add_perceptual(losses, result.image, source, of_face, phase.self_weight)
         if self.expression is not None and phase.expression_weight:
             with torch.no_grad():
                 wanted = self.expression(driving)
@@ -390,20 +393,24 @@ class Trainer:
             losses.add("gan", F.softplus(-self.discriminator(fakes).float()).mean(), phase.gan_weight)
         return losses, fakes, reals
 
-    def add_perceptual(self, losses: Losses, image: Tensor, target: Tensor, weight: Tensor, share: float = 1.0) -> None:
-        """Perceptual distance, where `perceptual_size` says so on a window that is centred on mouth and eyes."""
-        phase = self.phase
-        if self.perceptual is None or not phase.perceptual_weight:
-            return
-        pictures = (image, target)
-        if 0 < phase.perceptual_size < image.shape[-1]:
-            parts = windows(weight, phase.perceptual_size)
-            pictures = (torch.cat([x[part] for part in parts]) for x in pictures)
-        pictures = (x.contiguous(memory_format=torch.channels_last) for x in pictures)
-        losses.add("vgg", self.perceptual(*pictures), phase.perceptual_weight * share)
+    def looked_at(self, weight: Tensor) -> list[tuple[slice, ...]]:
+        """Where in pictures with these weights (B, R, R) the perceptual network looks: see `perceptual_size`."""
+        side = self.phase.perceptual_size
+        if self.perceptual is None or not self.phase.perceptual_weight:
+            return []
+        return windows(weight, side) if 0 < side < weight.shape[-1] else [()]
 
-    def update_discriminator(self, fakes: Tensor, reals: Tensor) -> Tensor:
-        """Non-saturating loss of the discriminator on the final images."""
+    def add_perceptual(
+        self, losses: Losses, image: Tensor, target: Tensor, parts: list[tuple[slice, ...]], share: float = 1.0
+    ) -> None:
+        """Perceptual distance of the parts that `looked_at` tells; nothing where there are none."""
+        if parts:
+            pictures = (torch.cat([x[part] for part in parts]) for x in (image, target))
+            pictures = (x.contiguous(memory_format=torch.channels_last) for x in pictures)
+            losses.add("vgg", self.perceptual(*pictures), self.phase.perceptual_weight * share)
+
+    def update_discriminator(self, fakes: Tensor, reals: Tensor) -> tuple[Tensor, bool]:
+        """Non-saturating loss of the discriminator on final images; whether its gradient was finite and was used."""
         self.discriminator.requires_grad_(True)
         with torch.autocast(self.device.type, torch.bfloat16):
             fake, real = self.discriminator(fakes).float(), self.discriminator(reals).float()
@@ -411,8 +418,10 @@ class Trainer:
         self.discriminator_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.discriminator.parameters())
-        self.discriminator_optimiser.step()
-        return loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), math.inf)  # measured, not clipped
+        if finite := bool(torch.isfinite(norm)):
+            self.discriminator_optimiser.step()
+        return loss.detach(), finite
 
     def averaged(self) -> DPE:
         """A copy of the networks with the moving average of the weights."""

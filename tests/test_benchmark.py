@@ -185,6 +185,14 @@ def peak_here(*_: object) -> float | None:
     return benchmark.peak_memory()
 
 
+def test_what_is_waited_for_is_the_device_that_is_measured(monkeypatch: pytest.MonkeyPatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *devices: waited.append(devices))
+    benchmark.synchroniser(torch.device("cuda:1"))()
+    benchmark.synchroniser(torch.device("cpu"))()
+    assert waited == [(torch.device("cuda:1"),)]
+
+
 def test_the_command_prints_tables_or_json(quick: Choice):
     arguments = ["benchmark", "--size", "360p", "--frames", "8", "--weights", quick.weights, "--device", "cpu"]
     tables = CliRunner().invoke(cli, arguments)

@@ -303,6 +303,7 @@ MAY_IMPORT = {
     "trainer": {"initialise", "matte", "mesh", "models", "motion_space", "recipe", "errors"},
     "train": {
         "dataset",
+        "engine",
         "initialise",
         "matte",
         "mesh",
@@ -321,6 +322,7 @@ MAY_IMPORT = {
     "train_landmarks": {
         "crop",
         "dataset",
+        "engine",
         "face",
         "trainer",
         "pipeline",

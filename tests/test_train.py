@@ -2,11 +2,15 @@
 
 import copy
 import json
+import math
 import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import weakref
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +21,8 @@ import torch
 from click.testing import CliRunner
 from simulated_gpu import simulated_gpu
 
-from dpe_cli.dataset import is_held_out
-from dpe_cli.errors import DPEError, InputError, OutputError
+from dpe_cli.dataset import is_held_out, load_clips
+from dpe_cli.errors import DeviceError, DPEError, InputError, OutputError, WeightsError
 from dpe_cli.initialise import (
     INSIDE,
     TEETH,
@@ -34,11 +38,23 @@ from dpe_cli.initialise import (
 )
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
-from dpe_cli.motion_space import POSE_DIM
+from dpe_cli.motion_space import POSE_DIM, normalise
 from dpe_cli.recipe import Phase, read_recipe
-from dpe_cli.train import LOG_STEPS, Inputs, _PhaseRun, join_processes, matrix_rate, train
-from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1
-from dpe_cli.weights import load
+from dpe_cli.train import (
+    LOG_STEPS,
+    SHOWN,
+    Clips,
+    Inputs,
+    _PhaseRun,
+    batches,
+    evaluate,
+    held_out_batches,
+    join_processes,
+    matrix_rate,
+    train,
+)
+from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1, windows
+from dpe_cli.weights import folder, load
 
 TINY = {4: 8, 8: 8, 16: 8, 32: 8, 64: 8}
 
@@ -440,6 +456,21 @@ def test_our_own_recipes_are_within_the_ranges(name):
     assert read_recipe(Path(__file__).parent.parent / "weights" / name)
 
 
+def test_the_gpu_s_flows_begin_with_the_encoder_that_learnt_the_codes(prepared, tmp_path, tiny, monkeypatch):
+    short = [f"{name}={value}" for name, value in (SMALL | {"steps": 2}).items()]
+    phases = read_recipe(Path(__file__).parent.parent / "weights" / "gpu.toml", short)[:2]
+    begun, go = [], _PhaseRun.go
+
+    def remembered(run, *arguments):
+        begun.append(copy.deepcopy(run.trainer.model.state_dict()))
+        return go(run, *arguments)
+
+    monkeypatch.setattr(_PhaseRun, "go", remembered)
+    train(Inputs(prepared, tmp_path / "run"), phases)
+    learnt = torch.load(tmp_path / "run" / "state-0-2.pt", weights_only=True)["trainer"]["average"]
+    assert all(torch.equal(begun[1][name], learnt[name]) for name in learnt if name.startswith("encoder"))
+
+
 @pytest.mark.parametrize("stage", ["audio", "pose", "landmarks", "reader", "retouch", "matte", "factors", "banks"])
 def test_a_stage_that_keeps_no_state_cannot_be_resumed_and_says_so(tmp_path, monkeypatch, stage):
     def terminated(*arguments, **options):
@@ -508,15 +539,19 @@ def test_samples_that_the_shared_memory_cannot_hold_are_refused(prepared, tmp_pa
     train(Inputs(prepared, tmp_path / "room"), [replace(phase, workers=1)])
 
 
-def test_an_error_while_training_leaves_no_process_behind(prepared, tmp_path, tiny, monkeypatch):
+@pytest.mark.parametrize("place", ["warm_up", "show_teeth", "Trainer.step"])
+def test_an_error_while_training_leaves_no_process_behind(prepared, tmp_path, tiny, monkeypatch, place):
     """The makers of samples heed no signal: whoever waits for them at the exit would wait for ever."""
 
     def broken(*arguments):
-        raise RuntimeError("out of memory")
+        next((one for one in arguments if isinstance(one, Iterator)), None)
+        raise RuntimeError("it broke")
 
-    monkeypatch.setattr(Trainer, "step", broken)
-    with pytest.raises(RuntimeError, match="out of memory") as caught:
-        train(Inputs(prepared, tmp_path / "run"), [Phase(**SMALL | {"workers": 1}, stage="codes", steps=2)])
+    monkeypatch.setattr(f"dpe_cli.train.{place}", broken)
+    first = Phase(**SMALL, stage="codes", steps=1)
+    second = Phase(**SMALL | {"workers": 1, "size": 64}, show_teeth=True, warm_up=1, steps=1)
+    with pytest.raises(RuntimeError, match="it broke") as caught:
+        train(Inputs(prepared, tmp_path / "run"), [second] if place == "Trainer.step" else [first, second])
     left = multiprocessing.active_children()  # while the traceback in `caught` holds the loop
     for child in left:
         child.kill()
@@ -534,6 +569,21 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_another_recipe(prepared, 
         train(Inputs(prepared, tmp_path / "other", resume=True), phases)
 
 
+def test_held_out_samples_are_made_once_and_measured_together(prepared, tmp_path, tiny, monkeypatch, model):
+    unknown = next(f"id{n}" for n in range(100) if is_held_out(f"id{n}"))
+    np.savez(prepared / "0.npz", **{**np.load(prepared / "0.npz"), "identity": unknown})
+    made = []
+    monkeypatch.setattr("dpe_cli.train.held_out_batches", lambda *of: made.append(of) or held_out_batches(*of))
+    train(Inputs(prepared, tmp_path / "run"), [Phase(**SMALL, stage="codes", steps=3, save_steps=1, samples=14)])
+    assert len(made) == 1 and len((tmp_path / "run" / "held_out.jsonl").read_text().splitlines()) == 4
+    together, grid = evaluate(model.eval(), held_out_batches(*made[0]))
+    monkeypatch.setattr("dpe_cli.train.MEASURED", 1)
+    alone, same = evaluate(model, held_out_batches(*made[0]))
+    assert grid.shape == same.shape == (SHOWN * 32, 9 * 32, 3) and np.abs(grid.astype(int) - same).max() <= 1
+    for name, value in together.items():
+        assert value == pytest.approx(alone[name], abs=2e-3), name
+
+
 def test_a_phase_of_twice_the_size_grows_the_networks(prepared, tmp_path, tiny):
     unknown = next(f"id{n}" for n in range(100) if is_held_out(f"id{n}"))
     np.savez(prepared / "0.npz", **{**np.load(prepared / "0.npz"), "identity": unknown})
@@ -544,6 +594,37 @@ def test_a_phase_of_twice_the_size_grows_the_networks(prepared, tmp_path, tiny):
     assert [json.loads(line)["phase"] for line in curves.read_text().splitlines()] == ["train", "b"]
     with pytest.raises(InputError, match="size 256"):
         train(Inputs(prepared, tmp_path / "bad"), [Phase(**small), Phase(**large | {"size": 256})])
+
+
+@pytest.mark.parametrize(
+    ("later", "given", "error", "problem"),
+    [
+        ({"size": 128}, {}, InputError, "size 128, the networks have 32; go on"),
+        ({"size": 64}, {"init": folder() / "compact.safetensors"}, InputError, "size 32, the networks have 256"),
+        ({"perceptual_weight": 1}, {}, InputError, "phase late has no perceptual network"),
+        ({"perceptual_weight": 1}, {"perceptual": Path(__file__)}, WeightsError, "test_train.py holds no VGG features"),
+        ({"perceptual_weight": 1}, {"perceptual": folder() / "compact.safetensors"}, WeightsError, "no VGG features"),
+        ({"expression_weight": 1}, {}, InputError, "phase late has no expression network"),
+        ({"gan_weight": 1, "batch": 7}, {}, InputError, "phase late: the discriminator takes no odd batch of 7"),
+    ],
+)
+def test_what_would_stop_a_late_phase_stops_the_run_before_it_begins(tmp_path, later, given, error, problem):
+    phases = [Phase(**SMALL, stage="codes"), Phase(**SMALL | {"stage": "cycle", "name": "late"} | later)]
+    with pytest.raises(error, match=problem):
+        train(Inputs(tmp_path / "nothing to train on", tmp_path / "run", **given), phases)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_larger_than_prepared_ones_are_refused(tmp_path):
+    with pytest.raises(InputError, match="size 512, prepared clips have 256"):
+        train(Inputs(tmp_path / "nothing", tmp_path / "run"), [Phase(size=256), Phase(size=512)])
+
+
+def test_gpu_training_asks_for_its_networks_before_it_prepares(tmp_path):
+    for vgg in ("", tmp_path / "none.safetensors", tmp_path):
+        command = ["make", "gpu-train", "RUN=echo dpe", "CLIPS=talks", f"VGG={vgg}"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+        assert done.returncode and "VGG=" in done.stderr and "dpe prepare" not in done.stdout
 
 
 def no_warm_up(model, small, batches, steps):
@@ -571,7 +652,7 @@ def test_a_phase_begins_on_a_gpu_as_on_a_cpu(prepared, tmp_path, tiny, monkeypat
     monkeypatch.setattr("dpe_cli.train.warm_up", no_warm_up)
     size, begun = begins.get("size", 32), []
     pictures = torch.randint(255, (2, 3, size, size), dtype=torch.uint8)
-    monkeypatch.setattr("dpe_cli.train.batches", lambda *_, **__: iter([{"source": pictures}]))
+    monkeypatch.setattr("dpe_cli.train.batches", lambda *_, **__: nullcontext(iter([{"source": pictures}])))
 
     def go(run, stop, show):
         begun.append(run.trainer.averaged().cpu().state_dict())
@@ -624,6 +705,21 @@ def test_the_expression_loss_sees_both_intermediate_pictures(model, batch):
     assert terms["expression"] > 0
 
 
+def test_the_perceptual_loss_finds_its_windows_once_for_all_pictures(model, batch, monkeypatch):
+    class Network(torch.nn.Module):
+        def forward(self, picture, target):
+            assert picture.shape == target.shape == (4, 3, 8, 8)
+            return (picture - target).abs().mean()
+
+    found = []
+    monkeypatch.setattr("dpe_cli.trainer.windows", lambda *given: found.append(windows(*given)) or found[-1])
+    for name, top in (("weight", 4), ("pose_weight", 20)):
+        batch[name][:, top : top + 8, top : top + 8] = 5
+    phase = Phase(stage="cycle", perceptual_weight=1, perceptual_size=8)
+    assert Trainer(model, phase, Network()).step(batch, 0)["vgg"] > 0
+    assert [parts[0][2].start for parts in found] == [3, 19]
+
+
 def test_a_run_that_diverges_stops(model, batch):
     trainer = Trainer(model, Phase())
     batch["source_code"][:] = float("nan")
@@ -632,6 +728,58 @@ def test_a_run_that_diverges_stops(model, batch):
         for _ in range(100):
             trainer.step(batch, 0)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_state_of_another_device_goes_on_as_is_fast_on_this_one(model, batch, fused):
+    there, here = Trainer(copy.deepcopy(model), Phase()), Trainer(model, Phase())
+    for trainer, one in ((there, not fused), (here, fused)):
+        trainer.optimiser = torch.optim.Adam(trainer.parameters, fused=one)
+    there.step(batch, 0)
+    here.load_state_dict(there.state_dict())
+    assert here.optimiser.param_groups[0]["fused"] == fused
+    here.step(batch, 0)
+    assert here.optimiser.param_groups[0]["fused"] == fused and here.step_number == 2
+
+
+def test_clips_of_another_size_are_the_same_clips(prepared, monkeypatch):
+    read = []
+    monkeypatch.setattr("dpe_cli.dataset.normalise", lambda *given: read.append(1) or normalise(*given))
+    clips = Clips(prepared, None).at(32)
+    count = len(read)
+    found, wanted = clips.at(64).training, load_clips(prepared, clips.space, held_out=False, size=64)[0]
+    assert len(read) == count + len(wanted) and clips.at(256).training[0].frames.shape[1] == 256
+    clips.at(64)
+    for one, two in zip(found, wanted, strict=True):
+        assert np.array_equal(one.frames, two.frames) and np.array_equal(one.mirrored, two.mirrored)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_only_batches_for_a_gpu_take_memory_of_one(prepared, tmp_path, monkeypatch, device):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        "dpe_cli.train.DataLoader", lambda *_, **options: iter(asked.append(options["pin_memory"]) or [])
+    )
+    clips = Clips(prepared, None).at(32)
+    with batches(clips.training, clips.mesh, Phase(**SMALL), device=device):
+        assert asked == [device == "cuda"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_batch_that_is_not_finite_leaves_the_discriminator_as_it_is(model, batch, monkeypatch, bad):
+    trainer = Trainer(model, Phase(stage="cycle", gan_weight=0.1))
+    trainer.step(batch, 0)
+    before = copy.deepcopy(trainer.discriminator.state_dict())
+    with monkeypatch.context() as broken:
+        turn = trainer.turn
+        broken.setattr(trainer, "turn", lambda *given: turn(*given)._replace(image=turn(*given).image * bad))
+        assert "d" not in trainer.step(batch, 0)
+        fakes = torch.full((8, 3, 32, 32), bad)
+        assert not trainer.update_discriminator(fakes, to_image(batch["source"].repeat(2, 1, 1, 1)))[1]
+    assert all(torch.equal(v, before[k]) for k, v in trainer.discriminator.state_dict().items())
+    assert trainer.skipped == 1
+    assert trainer.step(batch, 0)["d"].isfinite() and trainer.skipped == 0
 
 
 SHARED = Phase(**SMALL, stage="cycle", steps=4, lr=1e-4)
@@ -711,11 +859,39 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch, device, own
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.distributed, "init_process_group", chosen.append)
     assert join_processes(device) == own
     assert chosen == ([own] if own != "cpu" else []) + [backend]
+
+
+@pytest.mark.parametrize("stage", ["codes", "landmarks"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "gpu"])
+def test_a_device_that_is_not_there_is_refused_before_clips_are_read(tmp_path, monkeypatch, stage, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command = ["train", "--data", str(tmp_path / "none"), "-o", str(tmp_path / "run"), "--device", device]
+    result = CliRunner().invoke(cli, [*command, "--set", f"stage={stage}"])
+    assert result.exit_code == DeviceError.exit_code and device in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_device_to_train_on_is_a_gpu_else_the_cpu(monkeypatch):
+    for there, device in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert join_processes("auto") == device
+
+
+@pytest.mark.parametrize("place", ["Trainer", "Trainer.step"])
+def test_memory_that_is_too_small_for_a_phase_says_what_to_lower(prepared, tmp_path, tiny, monkeypatch, place):
+    def full(*arguments):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(f"dpe_cli.train.{place}", full)
+    with pytest.raises(DeviceError, match="cpu is too small for phase train; .* below 4: --set train.batch=N"):
+        train(Inputs(prepared, tmp_path / "run"), [Phase(**SMALL, stage="codes", steps=2)])
 
 
 def test_the_rate_of_a_gpu_is_that_of_the_one_in_use(monkeypatch):

@@ -1,5 +1,7 @@
 """Landmark geometry, the motion space and the samples made of it, on a synthetic face: no model file is needed."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from dpe_cli.motion_space import (
     STRAY,
     MotionSpace,
     mirror_blendshapes,
+    mirror_permutation,
     normalise,
     seen_in,
 )
@@ -71,6 +74,22 @@ def test_motion_space_survives_json(prepared, tmp_path):
     (tmp_path / "space.json").write_text(space.to_json())
     again, _ = load_clips(prepared, MotionSpace.load(tmp_path / "space.json"), held_out=False, size=64)
     np.testing.assert_allclose(again[0].expression, clips[0].expression, atol=1e-3)
+
+
+def test_a_face_is_mirrored_once_for_all_clips(prepared, monkeypatch):
+    found = []
+    monkeypatch.setattr("dpe_cli.dataset.mirror_permutation", lambda face: found.append(1) or mirror_permutation(face))
+    assert len(load_clips(prepared, None, held_out=False, size=64)[0]) > len(found) == 1
+
+
+def test_more_clips_may_be_open_than_the_system_first_allows(prepared):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 4, before[1]))
+        assert len(load_clips(prepared, None, held_out=False, size=256)[0]) > 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_the_splits_share_no_identity_and_lose_none(prepared):
