@@ -18,6 +18,9 @@ STAYED, MOVED = 3.0, 10.0  # levels of smoothed difference: up to the first all 
 # second none of it
 FITS, MISSES = 12.0, 40.0  # the same of detail that goes along with a bent face, against the bent source,
 MOVES = 0.5  # and by how many pixels of the crop that has to go to count wholly
+SMOOTH = 1 / 16  # sigma, in crop sides, of the smooth part of a flow,
+UNEVEN = 0.5, 1.5  # and by how many pixels of the crop a flow leaves it: from the first on a little, from the second
+# wholly it is taken instead
 AT_EDGE = 8 / 256  # share of the side: a flow's places that near to the crop's edge pile up there,
 PILED = 0.08, 0.14  # from so far into the crop a little, wholly
 ALIKE = 8  # places along the border within which they are dealt with alike
@@ -80,6 +83,25 @@ def with_what_flows(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> np
     face = drawn.astype(np.float32)
     difference, smooth, share = compared(face, warp(crop, flow, len(crop)), FITS, MISSES)
     return to_levels(face + times(smooth - difference, share))
+
+
+def evened(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A drawn picture whose crop is bent by the smooth part of its flow where that is uneven, and the flow so changed.
+
+    The generator's flow is not sure of itself in hair and on shoulders, and wavers from place to place: strands become
+    waves, ears flames. drawn, crop: (S, S, 3) uint8; flow: (R, R, 2), from where in the crop each place comes, pixels.
+    """
+    size, count = len(crop), len(flow)
+    moved = flow - centres(count, size).astype(np.float32)
+    away = cv2.GaussianBlur(moved, (0, 0), SMOOTH * count) - moved
+    uneven = cv2.GaussianBlur(cv2.magnitude(*cv2.split(away)), (0, 0), SMOOTH * count / 2)
+    share = ramp(uneven, *UNEVEN).astype(np.float32)
+    if not share.any():
+        return drawn, flow
+    flow = flow + share[..., None] * away
+    shown = cv2.resize(share, (size, size))
+    face = times(drawn.astype(np.float32), 1 - shown)
+    return to_levels(face + times(warp(crop, flow, size).astype(np.float32), shown)), flow
 
 
 def stretched(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

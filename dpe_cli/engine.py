@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpe_cli.detail import stretched, with_what_flows, with_what_stays
+from dpe_cli.detail import evened, stretched, with_what_flows, with_what_stays
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.factors import follows_space
 from dpe_cli.landmarks import FaceShape
@@ -301,8 +301,9 @@ class Engine:
                 still = centres(FLOW_SIZE, self.size).astype(np.float32)
                 maps = [over(where, still) for where in maps]
             pictures = [with_what_flows(*three) for three in zip(pictures, before, flows, strict=True)]
-            pairs = [stretched(*three) for three in zip(pictures, before, flows, strict=True)]
-            pictures, flows = zip(*pairs, strict=True)
+            for mended in (evened, stretched):
+                pairs = [mended(*three) for three in zip(pictures, before, flows, strict=True)]
+                pictures, flows = zip(*pairs, strict=True)
             pictures = np.stack([with_still(*three) for three in zip(pictures, before, stands, strict=True)])
             faces = [told.face for told in known]
             pictures, then = self.mesh.looked_at(before, pictures, faces, measured, turned, asked, self.shown, mattes)

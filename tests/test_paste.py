@@ -10,7 +10,7 @@ import pytest
 from test_plugs import blue_is_in_front, brighten
 
 from dpe_cli.crop import cut, gaussian_mask, paste_back
-from dpe_cli.detail import keep_detail, stretched, with_what_flows, with_what_stays
+from dpe_cli.detail import evened, keep_detail, stretched, with_what_flows, with_what_stays
 from dpe_cli.edit import Driving, EditSettings, edit_video
 from dpe_cli.errors import InputError, QualityError, WeightsError
 from dpe_cli.face import Box, Detection
@@ -297,6 +297,22 @@ def test_high_frequencies_come_from_where_the_picture_comes_from():
     assert missed[1] < 0.5 * missed[0]
     green = np.full_like(crop, (0, 255, 0))
     assert np.array_equal(with_what_flows(green, crop, flow), green)  # another picture has none of it
+
+
+def test_where_a_flow_wavers_its_smooth_part_bends_the_crop():
+    crop = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8), (0, 0), 2)
+    smooth = centres(128, 256).astype(np.float32) - [6, 3]
+    waves = np.zeros((128, 128), np.float32)
+    waves[:, :64] = 6 * np.sin(np.arange(128) * 2 * np.pi / 12)[:, None]
+    flow = (smooth + np.dstack([waves, 0 * waves])).astype(np.float32)
+    drawn = np.zeros_like(crop)
+    picture, places = evened(drawn, crop, flow)
+    np.testing.assert_allclose(places[10:-10, 10:40], smooth[10:-10, 10:40], atol=0.7)
+    np.testing.assert_array_equal(places[:, 96:], flow[:, 96:])
+    wanted = warp(crop, smooth.astype(np.float32), 256)
+    assert np.abs(picture[40:-40, 40:80].astype(int) - wanted[40:-40, 40:80]).mean() < 4 and not picture[:, 192:].any()
+    still, same = evened(drawn, crop, smooth.astype(np.float32))
+    assert still is drawn and same.shape == smooth.shape
 
 
 @pytest.mark.parametrize("turns", range(4))
