@@ -154,7 +154,8 @@ def eased(face: np.ndarray, crop: np.ndarray, where: np.ndarray) -> tuple[np.nda
     """
     size = len(crop)
     border = np.minimum(np.arange(size), np.arange(size)[::-1]).astype(np.float32) / size
-    moves = ramp(np.minimum(border[:, None], border), 0, EASED)
+    # As a straight line: by a curve, which is steeper, what moves far would fold over itself.
+    moves = np.minimum(np.minimum(border[:, None], border) / EASED, 1).astype(np.float32)
     places = still(size) + moves[..., None] * (places_of(where, size, size) - still(size))
     drawn = ramp(moves, 0.6, 1)  # further out the crop itself, bent, takes the picture's place
     face = times(face.astype(np.float32), drawn) + times(bent(crop, places).astype(np.float32), 1 - drawn)
