@@ -179,7 +179,8 @@ class MeshWarp:
                 share += worth * (further - share)
             mirror = cv2.resize(cv2.GaussianBlur(from_near.astype(np.float32), (0, 0), SEAM), sides)
             near = warp(picture, back, size)
-            near = mixed(near, warp(spread, back, size), cv2.resize(on_face.astype(np.float32), sides), 1.0)
+            if spread is not picture:
+                near = mixed(near, warp(spread, back, size), cv2.resize(on_face.astype(np.float32), sides), 1.0)
             near = lit_as(face, near, (shown == 1) & lent & ~borrowed) if turns else near
             face = mixed(face, near, mirror, part)
         return face, cv2.resize(share, sides), where
