@@ -85,17 +85,23 @@ def with_what_flows(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> np
     return to_levels(face + times(smooth - difference, share))
 
 
-def evened(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def evened(
+    drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray, inside: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A drawn picture whose crop is bent by the smooth part of its flow where that is uneven, and the flow so changed.
 
     The generator's flow is not sure of itself in hair and on shoulders, and wavers from place to place: strands become
-    waves, ears flames. drawn, crop: (S, S, 3) uint8; flow: (R, R, 2), from where in the crop each place comes, pixels.
+    waves, ears flames. Of faces it is surer. drawn, crop: (S, S, 3) uint8; flow: (R, R, 2), from where in the crop each
+    place comes, pixels; inside: (R, R) uint8, 255 where in the crop the face is.
     """
     size, count = len(crop), len(flow)
     moved = flow - centres(count, size).astype(np.float32)
     away = cv2.GaussianBlur(moved, (0, 0), SMOOTH * count) - moved
     uneven = cv2.GaussianBlur(cv2.magnitude(*cv2.split(away)), (0, 0), SMOOTH * count / 2)
     share = ramp(uneven, *UNEVEN).astype(np.float32)
+    if inside is not None:
+        bent_face = cv2.remap(inside, places_of(flow, count, size), None, cv2.INTER_LINEAR)
+        share *= 1 - cv2.GaussianBlur(bent_face, (0, 0), SMOOTH * count / 4).astype(np.float32) / 255
     if not share.any():
         return drawn, flow
     flow = flow + share[..., None] * away

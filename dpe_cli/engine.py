@@ -26,11 +26,11 @@ from torch import Tensor
 from dpe_cli.detail import evened, stretched, with_what_flows, with_what_stays
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.factors import follows_space
-from dpe_cli.landmarks import FaceShape
+from dpe_cli.landmarks import FACE_OVAL, FaceShape
 from dpe_cli.lending import drawable
 from dpe_cli.matte import Matte, flow_with_still, standing, with_still
 from dpe_cli.measured import MeasuredCodes
-from dpe_cli.mesh import FLOW_SIZE, centres
+from dpe_cli.mesh import FLOW_SIZE, centres, polygon
 from dpe_cli.mesh_warp import MeshWarp, over, through
 from dpe_cli.models import DPE, DPEConfig, Encoded, InferenceDPE
 from dpe_cli.models.checkpoint import Unfilled
@@ -301,11 +301,12 @@ class Engine:
                 still = centres(FLOW_SIZE, self.size).astype(np.float32)
                 maps = [over(where, still) for where in maps]
             pictures = [with_what_flows(*three) for three in zip(pictures, before, flows, strict=True)]
-            for mended in (evened, stretched):
-                pairs = [mended(*three) for three in zip(pictures, before, flows, strict=True)]
-                pictures, flows = zip(*pairs, strict=True)
-            pictures = np.stack([with_still(*three) for three in zip(pictures, before, stands, strict=True)])
             faces = [told.face for told in known]
+            insides = [face and polygon(face.points, FACE_OVAL, self.size, FLOW_SIZE) for face in faces]
+            pairs = [evened(*four) for four in zip(pictures, before, flows, insides, strict=True)]
+            pairs = [stretched(one, crop, flow) for (one, flow), crop in zip(pairs, before, strict=True)]
+            pictures, flows = zip(*pairs, strict=True)
+            pictures = np.stack([with_still(*three) for three in zip(pictures, before, stands, strict=True)])
             pictures, then = self.mesh.looked_at(before, pictures, faces, measured, turned, asked, self.shown, mattes)
             flows = [flow_with_still(*two, self.size) for two in zip(flows, stands, strict=True)]
             then = map(over, then, flows)

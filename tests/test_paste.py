@@ -311,6 +311,9 @@ def test_where_a_flow_wavers_its_smooth_part_bends_the_crop():
     np.testing.assert_array_equal(places[:, 96:], flow[:, 96:])
     wanted = warp(crop, smooth.astype(np.float32), 256)
     assert np.abs(picture[40:-40, 40:80].astype(int) - wanted[40:-40, 40:80]).mean() < 4 and not picture[:, 192:].any()
+    face = np.zeros((128, 128), np.uint8)
+    face[40:80, 20:50] = 255  # in the crop: it is drawn 3 and 2 places further on
+    assert not evened(drawn, crop, flow, face)[0][100:140, 64:80].any()
     still, same = evened(drawn, crop, smooth.astype(np.float32))
     assert still is drawn and same.shape == smooth.shape
 

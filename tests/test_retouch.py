@@ -532,7 +532,7 @@ def test_training_sees_what_the_mesh_shows_unpainted(portrait: np.ndarray):
 
 def test_an_edit_with_the_shipped_weights_turns_the_face_itself(portrait: np.ndarray, monkeypatch):
     for name in ("evened", "stretched"):
-        monkeypatch.setattr(f"dpe_cli.engine.{name}", lambda drawn, crop, flow: (drawn, flow))
+        monkeypatch.setattr(f"dpe_cli.engine.{name}", lambda drawn, crop, flow, *_: (drawn, flow))
     whole, bare = Engine(device="cpu"), Engine(device="cpu", retouch=False)
     own = whole.motion_codes(portrait)
     turned = own.copy()
