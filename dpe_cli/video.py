@@ -655,7 +655,7 @@ def write_speech(
 
     parts = [part(speech, begin, 1.0, **({} if repeat is None else {"stream_loop": -1}))]
     if own is not None:
-        parts.append(part(*own))
+        parts.append(part(*own, stream_loop=0))  # with an option of its own: ffmpeg-python takes equal inputs for one
     heard = ffmpeg.filter(parts, "amix", inputs=2, normalize=0) if own is not None else parts[0]
     written = ffmpeg.output(heard, Name(f"file:{path}"), acodec="pcm_s16le", ac=2, t=seconds)
     written = written.global_args("-copyts", "-v", "error")

@@ -331,6 +331,14 @@ def test_sound_that_begins_late_in_its_file_is_cut_and_mixed_where_it_is_heard(t
     assert begins[2] == pytest.approx(max(begins[0] - first, 0), abs=0.005)
 
 
+def test_a_file_is_mixed_with_itself(tmp_path):
+    tone = 0.2 * np.sin(2 * np.pi * 440 / RATE * np.arange(RATE))
+    sound = write_wave(tmp_path / "tone.wav", tone)
+    write_speech(tmp_path / "mixed.wav", sound, 0.0, 1.0, None, (sound, 0.0, 1.0))
+    heard = np.concatenate(list(read_sound(tmp_path / "mixed.wav", RATE)))
+    assert np.abs(heard[RATE // 4 : RATE // 2]).max() == pytest.approx(0.4, abs=0.02)
+
+
 def test_of_several_sound_tracks_it_is_said_which_is_spoken(tmp_path, clip, speech):
     run_ffmpeg("-i", speech, "-i", speech, "-map", "0", "-map", "1", tmp_path / "two.mka")
     said = "two.mka has 2 sound tracks: the face says what is in the first"
