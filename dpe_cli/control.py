@@ -258,11 +258,11 @@ def parse_choice(name: str, text: str) -> tuple[str | None, dict[str, float]]:
         raise ValueError(f"{text} is not source, driving, neutral or a value of {MAIN[name]}") from None
 
 
-def read_curves(path: Path) -> Curve | tuple[dict[str, Curve], dict[str, Curve]]:
+def read_curves(path: Path, lids_follow: bool = True) -> Curve | tuple[dict[str, Curve], dict[str, Curve]]:
     """Keyframes: of the strength, from lines "seconds,strength"; or of factors' strengths and of sliders.
 
-    Those come from lines "seconds,factor,value", in which gaze is gaze_x and gaze_y on lines of their own. Raises
-    InputError.
+    Those come from lines "seconds,factor,value", in which gaze is gaze_x and gaze_y on lines of their own. blink,
+    which is both, is a strength where the lids follow something. Raises InputError.
     """
     check_file(path, TEXT_BYTES)
     try:
@@ -284,7 +284,7 @@ def read_curves(path: Path) -> Curve | tuple[dict[str, Curve], dict[str, Curve]]
         sliders: dict[str, Curve] = {}
         for name, keys in points.items():
             times, values = zip(*keys, strict=True)
-            if name in (POSE, *NAMES, *JOINT):
+            if name in (POSE, *NAMES, *JOINT) and (lids_follow or name != MAIN["eyes"]):
                 curve = Curve(times, values)
                 strengths |= dict.fromkeys([POSE] if name == POSE else parts(name), curve)
             else:
