@@ -985,6 +985,8 @@ def _planes(frame: Frame, layout: Layout) -> tuple[np.ndarray, ...]:
 
 def _failure(log: str, output: Path) -> OutputError:
     """What to tell of ffmpeg's own words."""
+    if output == PIPE and "Broken pipe" in log:
+        return OutputError("standard output was closed before the end of the video", "let its reader read on")
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it gave no reason"]
     full = next((line for line in lines if "No space left" in line), None)
     remedy = "free some space on that disk" if full else "check that folder and, if it is set, DPE_FFMPEG"

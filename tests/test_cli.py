@@ -1,6 +1,7 @@
 """The commands through CliRunner: exit codes, what goes to stdout and what to stderr, and edits with real networks."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from test_edit import ColourDetector, ColourEngine, clip, picture
 import dpe_cli
 from dpe_cli.commands import shared
 from dpe_cli.commands.edit import parse_edit
-from dpe_cli.errors import DeviceError, WeightsError
+from dpe_cli.container import PIPE
+from dpe_cli.errors import DeviceError, OutputError, WeightsError
 from dpe_cli.main import cli
-from dpe_cli.video import probe, read_frames, write_image
+from dpe_cli.video import probe, read_frames, write_image, write_video
 
 
 def run(*arguments: str | Path) -> Result:
@@ -72,6 +74,31 @@ def test_quiet_is_quiet(clips: Path):
 
 def test_verbose_names_the_networks_and_the_detector(clips: Path):
     assert "stand-in" in edit(clips, "-v").stderr
+
+
+def test_nobody_who_reads_on_is_no_bug():
+    """As with `| head -2`; the help of click itself takes care of that."""
+    command = [sys.executable, "-m", "dpe_cli", "config", "--show"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        told = running.stderr.read()
+    assert (running.returncode, told) == (1, b"")
+
+
+@pytest.mark.parametrize("kind", ["y4m", "nut"])
+def test_a_video_that_nobody_reads_to_its_end_is_told(clips: Path, kind: str):
+    frames = read_frames(clip(clips / "long.mp4", [True] * 200))
+    unread, written = os.pipe()
+    os.close(unread)
+    kept = os.dup(1)
+    try:
+        os.dup2(written, 1)  # ffmpeg writes there itself
+        with pytest.raises(OutputError, match="standard output was closed before the end of the video"):
+            write_video(frames, probe(clips / "long.mp4"), PIPE, pipe=kind)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(written)
 
 
 def test_a_pipe_comes_in_and_goes_out(clips: Path):

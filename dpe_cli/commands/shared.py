@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import os
+import select
 import signal
 import sys
 import threading
@@ -165,6 +166,8 @@ class Command(click.Command):
         except MemoryError as error:
             raise Failure(MEMORY_WORDS, OUT_OF_MEMORY) from error
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and nobody_reads():
+                raise  # click ends without a word, as other programs do
             if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
                 problem = f"{error.filename} is longer than the name of a file may be; name a file that is there"
                 raise Failure(problem, InputError.exit_code) from error
@@ -174,6 +177,16 @@ class Command(click.Command):
                 traceback.print_exc()
             what = f"unexpected {type(error).__name__}: {error}"
             raise Failure(what if ctx.params.get("verbose") else f"{what}; run with -v for the traceback", 1) from error
+
+
+def nobody_reads() -> bool:
+    """Whether who read our standard output has closed it, as `head` does."""
+    asked = select.poll()
+    try:
+        asked.register(sys.stdout, 0)
+    except OSError:  # it is no file
+        return False
+    return bool(asked.poll(0))  # nothing was asked for: errors are always told
 
 
 class Stopped(BaseException):
