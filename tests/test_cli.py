@@ -277,6 +277,17 @@ def test_1_for_a_bug_in_one_line_and_its_traceback_with_v(clips: Path, monkeypat
     assert done.exit_code == 1 and "Traceback" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "words"), [([], "the next run begins anew"), (["--resume"], "a run with --resume goes on where it was")]
+)
+def test_75_for_sigterm_says_whether_it_can_go_on(
+    clips: Path, monkeypatch: pytest.MonkeyPatch, options: list, words: str
+):
+    monkeypatch.setattr(ColourEngine, "edit", lambda *_: signal.raise_signal(signal.SIGTERM))
+    code, line = code_and_line(edit(clips, *options))
+    assert code == 75 and line.endswith(words)
+
+
 def test_130_for_ctrl_c_and_nothing_is_left(clips: Path, monkeypatch: pytest.MonkeyPatch):
     fails(monkeypatch, KeyboardInterrupt())
     before = sorted(clips.iterdir())

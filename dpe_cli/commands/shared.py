@@ -29,8 +29,10 @@ LIMITS = ("allow-network", "max-pixels", "max-seconds", "max-size", "temp")
 INTERRUPTED = 130
 STOPPED = 75  # by SIGTERM; can be resumed
 STOP_SECONDS = 8.0
-STOP_WORDS = "Stopped: nothing was left under the output's name; a run with --resume goes on where it was"
-STOP_META = "dpe_cli.stopped"  # what is said in place of that where a run cannot go on
+STOP_WORDS = "Stopped: nothing was left under the output's name"
+STOP_RESUMED = "a run with --resume goes on where it was"
+STOP_ANEW = "it ran without --resume, the next run begins anew"
+STOP_META = "dpe_cli.stopped"  # what is said in place of that where it is known better
 OUT_OF_MEMORY = 6
 MEMORY_WORDS = "the memory is used up; use a smaller --batch-size"
 NO_MEMORY = ("Insufficient memory", "not enough memory", "Cannot allocate memory")  # of OpenCV, torch, the system
@@ -217,16 +219,23 @@ def stopping(ctx: click.Context) -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
+def stop_words(ctx: click.Context) -> str:
+    """What goes on where a SIGTERM came, and where: only what ran with --resume has kept its segments."""
+    if "resume" not in ctx.params:
+        return ctx.meta.get(STOP_META, STOP_WORDS)
+    return ctx.meta.get(STOP_META, f"{STOP_WORDS}; {STOP_RESUMED if ctx.params['resume'] else STOP_ANEW}")
+
+
 def tell_stopped(ctx: click.Context) -> NoReturn:
     """Says what goes on where a SIGTERM came. Raises Exit."""
-    click.echo(ctx.meta.get(STOP_META, STOP_WORDS), err=True)
+    click.echo(stop_words(ctx), err=True)
     gc.freeze()  # else Python looks through all it holds before it ends: seconds on a busy machine
     raise click.exceptions.Exit(STOPPED)
 
 
 def end_now(ctx: click.Context) -> None:
     """Ends the process where clearing away takes too long: after ten seconds a scheduler would kill it."""
-    click.echo(ctx.meta.get(STOP_META, STOP_WORDS), err=True)
+    click.echo(stop_words(ctx), err=True)
     os._exit(STOPPED)
 
 

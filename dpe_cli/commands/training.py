@@ -14,6 +14,8 @@ from dpe_cli.commands.shared import (
     FOLDER,
     MODES,
     STOP_META,
+    STOP_RESUMED,
+    STOP_WORDS,
     STOPPED,
     WEIGHTS,
     Command,
@@ -148,10 +150,10 @@ def train(
     phases = read_recipe(recipe, changes, budget)
     if device != "cpu" and phases[0].stage in ON_CPU:
         say(f"stage {phases[0].stage} learns on the CPU: --device {device} is left aside")
-    if whole := {phase.stage for phase in phases} & set(WHOLE):
-        if resume:
-            raise click.UsageError(f"--resume cannot go with stage {min(whole)}, which keeps no state: leave it out")
-        click.get_current_context().meta[STOP_META] = STOPPED_WHOLE
+    whole = {phase.stage for phase in phases} & set(WHOLE)
+    if whole and resume:
+        raise click.UsageError(f"--resume cannot go with stage {min(whole)}, which keeps no state: leave it out")
+    click.get_current_context().meta[STOP_META] = STOPPED_WHOLE if whole else f"{STOP_WORDS}; {STOP_RESUMED}"
     if any(phase.stage == "landmarks" for phase in phases):
         click.echo(train_landmark_network(phases, data, output, init, space, device, say))
         return
