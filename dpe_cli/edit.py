@@ -21,7 +21,7 @@ from dpe_cli.container import PIPE, bytes_of, files_of, frame_rate, is_sequence
 from dpe_cli.control import DRIVING, Control
 from dpe_cli.crop import cut
 from dpe_cli.encoding import Wish
-from dpe_cli.errors import FaceError, InputError, OutputError, QualityError
+from dpe_cli.errors import FaceError, InputError, OutputError, QualityError, UsageError
 from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes
 from dpe_cli.jobs import Engine, Job, batched, run_jobs
 from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
@@ -370,25 +370,25 @@ def pastes(edits: Edits, settings: EditSettings) -> bool:
 def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], None]) -> bool:
     """`pastes`, once that makes sense; a moved head goes back only by order, and with a warning.
 
-    Several edits always do. Raises InputError where the crop is asked for all the same, for what a crop has not (a
+    Several edits always do. Raises UsageError where the crop is asked for all the same, for what a crop has not (a
     seam, a region, any of PASTING), for the region of a moved head, and for the size of a crop where there is none.
     """
     if len(edits.each) > 1 and settings.paste is False:
-        raise InputError("several edits do not fit into one crop", "leave --no-paste out, or make one edit a run")
+        raise UsageError("several edits do not fit into one crop", "leave --no-paste out, or make one edit a run")
     paste = pastes(edits, settings)
     if settings.seam_limit is not None and not paste:
-        raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
+        raise UsageError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
+    if settings.region != "all" and edits.mode != "exp":  # the rest of the face would stay where the head was
+        raise UsageError("a region of a head that moves does not fit its face", "leave --region or the pose out")
     if settings.region != "all" and not paste:
-        raise InputError("a crop that is not pasted back has no region", "add --paste or leave --region out")
+        raise UsageError("a crop that is not pasted back has no region", "add --paste or leave --region out")
     for name, option in PASTING.items():
         if not paste and getattr(settings, name) != getattr(EditSettings, name):
-            raise InputError(
+            raise UsageError(
                 f"{option} has no use for a crop that is not pasted back", f"add --paste or leave {option} out"
             )
-    if settings.region != "all" and edits.mode != "exp":  # the rest of the face would stay where the head was
-        raise InputError("a region of a head that moves does not fit its face", "leave --region or the pose out")
     if settings.crop_size is not None and paste:
-        raise InputError("a face that is pasted back has no size of its own", "add --no-paste or leave --crop-size out")
+        raise UsageError("a face that is pasted back has no size of its own", "add --no-paste or leave --crop-size out")
     if edits.mode == "exp":
         return paste
     if paste:

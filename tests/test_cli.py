@@ -19,8 +19,9 @@ import dpe_cli
 from dpe_cli.commands import shared
 from dpe_cli.commands.edit import parse_edit
 from dpe_cli.container import PIPE
-from dpe_cli.errors import DeviceError, OutputError, WeightsError
+from dpe_cli.errors import DeviceError, InputError, OutputError, UsageError, WeightsError
 from dpe_cli.main import cli
+from dpe_cli.people import track_faces
 from dpe_cli.video import probe, read_frames, write_image, write_video
 
 
@@ -195,12 +196,38 @@ def code_and_line(done: Result) -> tuple[int, str]:
         ["--driving", "d.mp4", "--start", "nan"],
         ["--driving", "d.mp4", "--start", "inf"],
         ["--driving", "d.mp4", "--end", "inf"],
+        ["--driving", "d.mp4", "--device", "abacus"],
     ],
     ids=lambda arguments: " ".join(arguments) or "no driving",
 )
 def test_2_for_wrong_usage(arguments: list[str]):
     done = run("edit", "--source", "s.mp4", *arguments)
     assert done.exit_code == 2 and "Error: " in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--crop-size", "512"], "no size of its own"),
+        (["--mode", "pose", "--region", "lips"], "leave --region or the pose out"),
+        (["--mode", "both", "--no-detail"], "leave --no-detail out"),
+        (["--mask", "parsing"], "name its ONNX file"),
+        (["--parsing", "p.onnx"], "no use with --mask gaussian"),
+        (["--codec", "ffv1", "--crf", "3"], "ffv1 has no --crf"),
+    ],
+)
+def test_2_for_options_that_only_the_files_show_to_be_wrong(clips: Path, options: list[str], words: str):
+    code, line = code_and_line(edit(clips, "-o", clips / "o.mkv", *options))
+    assert code == 2 and words in line and not (clips / "o.mkv").exists()
+
+
+def test_2_for_a_face_or_a_detector_that_there_is_none_of(tmp_path: Path):
+    clip(tmp_path / "talk.mp4", [True] * 2)
+    assert run("faces", tmp_path / "talk.mp4", "--detector", "foo").exit_code == 2
+    for face, error in (("foo", UsageError), ("track:x", UsageError), ("anna.jpg", InputError)):
+        with pytest.raises(InputError) as caught:
+            track_faces([], ColourDetector(), face)
+        assert type(caught.value) is error
 
 
 def test_3_for_an_input_that_is_missing_or_no_video(clips: Path):
@@ -260,7 +287,7 @@ def test_5_for_paste_back_models_that_are_not_there(clips: Path):
     code, line = code_and_line(edit(clips, "--mask", "parsing", "--parsing", clips / "none.onnx"))
     assert code == 5 and "none.onnx: no such file" in line
     code, line = code_and_line(edit(clips, "--mask", "parsing"))
-    assert code == 3 and "--parsing" in line
+    assert code == 2 and "--parsing" in line
 
 
 @pytest.mark.parametrize("option", ["--face", "--weights"])
@@ -403,7 +430,7 @@ def test_wrong_weights_and_devices_are_told_in_one_line(tmp_path: Path):
     source = clip(tmp_path / "s.mp4", [True])
     (tmp_path / "w.safetensors").write_bytes(b"<html>not found</html>")
     write_image(tmp_path / "d.png", picture())
-    for option, value, code in (("--weights", tmp_path / "w.safetensors", 5), ("--device", "abacus", 6)):
+    for option, value, code in (("--weights", tmp_path / "w.safetensors", 5), ("--device", "cuda:99", 6)):
         done = run("edit", "--source", source, "--driving", tmp_path / "d.png", option, value)
         assert done.exit_code == code and len(done.stderr.splitlines()) == 1
 

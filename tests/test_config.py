@@ -97,5 +97,7 @@ def test_trains_config_is_its_recipe(folder: Path):
     (folder / "recipe.toml").write_text("no_setting = 1\n")
     done = run("train", "--config", "recipe.toml", "--data", "d", "-o", "o")
     assert done.exit_code == 3 and "no_setting" in done.stderr
+    for wrong in ("no_setting=1", "nowhere.size=64", "size=large"):  # of the command line, not of a file
+        assert run("train", "--set", wrong, "--data", "d", "-o", "o").exit_code == 2
     (folder / "dpe.toml").write_text('[train]\nconfig = "recipe.toml"\n')
     assert "no_setting" in run("train", "--data", "d", "-o", "o").stderr

@@ -22,7 +22,7 @@ from test_speech import babble, write_wave
 from dpe_cli import dub
 from dpe_cli.dub import DubSettings, Extras, LowerFace, Plan, dub_video, mouth_factors, mouthed, plan_length
 from dpe_cli.edit import EditSettings
-from dpe_cli.errors import InputError, OutputError, WeightsError
+from dpe_cli.errors import InputError, OutputError, UsageError, WeightsError
 from dpe_cli.factors import FORMAT, NAMES, SPACE, Factors, coordinate_projectors, fit_of, write_fit
 from dpe_cli.jobs import NO_MASK
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
@@ -427,11 +427,13 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, clip, speech):
     portrait = tmp_path / "portrait.png"
     write_image(portrait, picture())
     for span in ({"start": 1.0}, {"end": 2.0}):
-        with pytest.raises(InputError, match=r"portrait.png is a picture.*leave --start and --end out"):
+        with pytest.raises(UsageError, match=r"portrait.png is a picture.*leave --start and --end out"):
             run(portrait, speech, tmp_path / "no.mkv", edit=span)
     for source, settings in ((clip, {}), (portrait, {"still": True}), (portrait, {"pose": "keep"})):
-        with pytest.raises(InputError, match="leave --no-paste out"):
+        with pytest.raises(UsageError, match="leave --no-paste out"):
             run(source, speech, tmp_path / "no.mkv", edit={"paste": False}, **settings)
+    with pytest.raises(UsageError, match="there is no pose style 46"):
+        run(portrait, speech, tmp_path / "no.mkv", pose_style=46)
 
 
 # Segments
@@ -668,10 +670,10 @@ def test_plans_of_dubs_that_make_no_sense(tmp_path, commands, clip, speech):
         (["-s", clip, "-a", speech, "--end", 1, "--start", 2], 2),
         (["-s", clip, "-a", tmp_path / "none.wav"], 3),
         (["-s", clip, "-a", clip], 3),
-        (["-s", clip, "-a", speech, "--pose", "generate"], 3),
+        (["-s", clip, "-a", speech, "--pose", "generate"], 2),
         (["-s", clip, "-a", speech, "-o", clip], 7),
         (["-s", tmp_path / "portrait.png", "-a", speech], 0),
-        (["-s", tmp_path / "portrait.png", "-a", speech, "--pose-style", 99], 3),
+        (["-s", tmp_path / "portrait.png", "-a", speech, "--pose-style", 99], 2),
         (["-s", clip, "-a", speech, "-o", "o_%03d.png", "--split", 2], 7),
     ]
     for options, code in cases:

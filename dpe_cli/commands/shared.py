@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import os
+import re
 import select
 import signal
 import sys
@@ -297,10 +298,20 @@ def limit_options(function: Callable) -> Callable:
     return function
 
 
+def checked_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The name of a device, there or not. Raises click.BadParameter for what is none."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise click.BadParameter(f"there is no device {value}: use auto, cpu, cuda, cuda:N or mps.")
+    return value
+
+
 def machine_options(function: Callable) -> Callable:
     """Options of every command that runs the networks: --device, --precision, --backend, --batch-size, -q, -v."""
     options = [
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+        click.option(
+            "--device", default="auto", show_default=True, callback=checked_device,
+            help="auto, cpu, cuda, cuda:N or mps.",
+        ),
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
@@ -318,7 +329,7 @@ def machine_options(function: Callable) -> Callable:
         click.option("--batch-size", type=click.IntRange(min=1), help="Frames at once.  [default: by device]"),
         click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors."),
         click.option("-v", "--verbose", is_flag=True, help="Say more; show the traceback of a bug."),
-    ]
+    ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
     return function

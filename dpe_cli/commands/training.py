@@ -20,6 +20,7 @@ from dpe_cli.commands.shared import (
     WEIGHTS,
     Command,
     Finite,
+    checked_device,
     detector_options,
     given,
     machine_options,
@@ -125,7 +126,7 @@ def prepare(
 )
 @click.option("--segmenter", type=FILE, help="MediaPipe's selfie_segmentation.tflite: teaches stage matte.")
 @click.option("--speech", type=FOLDER, help="Clips prepared with sound, for stage banks.  [default: those of --data]")
-@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="cpu", show_default=True, callback=checked_device, help="auto, cpu, cuda or cuda:N.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder; exactly on a CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
 def train(
