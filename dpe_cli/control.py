@@ -195,7 +195,7 @@ def parse_strength(text: str) -> tuple[float | None, dict[str, float]]:
     plain, each = None, {}
     for item in text.split(","):
         name, equals, value = item.partition("=")
-        strength = float(value if equals else name)
+        strength = number_of(value if equals else name, item)
         if not 0 <= strength <= STRONGEST:
             raise ValueError(f"{item} is not between 0 and {STRONGEST:g}")
         if not equals:
@@ -229,10 +229,19 @@ def slider_values(name: str, text: str) -> dict[str, float]:
         across, colon, up = text.partition(":")
         if not colon:
             raise ValueError(f"gaze={text}: give it degrees to the right and up, gaze=10:-5")
-        return {one: float(value) for one, value in zip(PAIR, (across, up), strict=True) if value}
+        both = zip(PAIR, (across, up), strict=True)
+        return {one: number_of(value, f"gaze={text}") for one, value in both if value}
     if name not in known:
         raise ValueError(f"{name} is no slider; there are gaze, {', '.join(known)}")
-    return {name: float(text)}
+    return {name: number_of(text, f"{name}={text}")}
+
+
+def number_of(text: str, said: str) -> float:
+    """The number that the user wrote in `said`. Raises ValueError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{said}: {text or 'nothing'} is no number") from None
 
 
 def parse_choice(name: str, text: str) -> tuple[str | None, dict[str, float]]:

@@ -297,7 +297,7 @@ def test_the_folders_of_a_template_are_made(folder: Path):
         ([{**TALK, "source": {"a": 1}}], ["source must be text"]),
         ([{**TALK, "source": ["a", "b"]}], ["source takes one value"]),
         ([{**TALK, "source": "-"}], ["--source cannot be a pipe"]),
-        ([{**TALK, "quiet": True}], ["edit has no option quiet"]),
+        ([{**TALK, "quiet": True}], ["a list may not set quiet"]),
         ([{**TALK, "cost": -1}], ["cost must be a number from 0"]),
         ([{**TALK, "output": "o.mp4"}, {**LONG, "output": "o.mp4"}], ["line 2: o.mp4 is also written by line 1"]),
         ([TALK, {**LONG, "source": "out/talk.mp4"}], ["out/talk.mp4"]),

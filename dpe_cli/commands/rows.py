@@ -191,7 +191,9 @@ def row_arguments(row: "Row", command: click.Command, problems: list[str]) -> li
     arguments = []
     for name, value in row.options.items():
         option = options.get(name)
-        if option is None:
+        if name in NOT_FOR_ROWS:
+            problems.append(f"line {row.line}: a list may not set {name}")
+        elif option is None:
             close = difflib.get_close_matches(name, options, 1)
             problems.append(
                 f"line {row.line}: {command.name} has no option {name}" + (f"; is it {close[0]}?" if close else "")
