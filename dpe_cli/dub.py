@@ -42,6 +42,7 @@ from dpe_cli.edit import (
     stack_jobs,
     unheard,
     with_sway,
+    without_rate,
     write_clips,
 )
 from dpe_cli.errors import FaceError, InputError, UsageError, WeightsError
@@ -179,6 +180,10 @@ def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings, re
     if not info.is_image and (settings.still or settings.pose not in ("", KEEP) or settings.blink not in ("", OFF)):
         raise UsageError(
             f"{source} is a video, whose own head and eyes stay", "leave --pose, --blink and --still to pictures"
+        )
+    if not info.is_image and (settings.pose_style or settings.seed):
+        raise UsageError(
+            f"{source} is a video, whose own head and eyes stay", "leave --pose-style and --seed to pictures"
         )
     if info.is_image and (settings.edit.start, settings.edit.end) != (None, None):
         raise UsageError(f"{source} is a picture, which has no time of its own", "leave --start and --end out")
@@ -353,6 +358,7 @@ def decide(
 ) -> Dub:  # fmt: skip
     """Hears the speech and looks at the person; begins the report. Raises InputError, FaceError, WeightsError."""
     settings = settled(settings, info)
+    settings = replace(settings, edit=without_rate(settings.edit, [info], remark))
     nets, source = load_nets(), info.path
     mouth_factors(engine)  # what the weights cannot do is known now
     if not 0 <= settings.pose_style < nets.config.styles:

@@ -211,7 +211,7 @@ def edit_video(
     settings, started = settings or EditSettings(), time.monotonic()
     edits = edits_of(driving, settings)
     source_info, driver_infos = check_request(source, edits, output, settings, preview)
-    settings = without_span(settings, source_info, say)
+    settings = without_idle(settings, source_info, driver_infos, say)
     report = start_report(source_info, driver_infos, edits, detector, settings)
     remark = report.remarking(say)
     settings = bind_control(edits, settings, engine, remark)
@@ -325,6 +325,21 @@ def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
         raise OutputError(f"{path} is also an input", "choose another output")
     if not overwrite:
         raise OutputError(f"{path} exists", "choose another output or add --overwrite")
+
+
+def without_idle(
+    settings: EditSettings, source: VideoInfo, drivers: Iterable[VideoInfo], say: Callable[[str], None]
+) -> EditSettings:
+    """The settings less what means nothing for these files, which is said: a span of a still, a rate of a video."""
+    return without_span(without_rate(settings, [source, *drivers], say), source, say)
+
+
+def without_rate(settings: EditSettings, inputs: Iterable[VideoInfo], say: Callable[[str], None]) -> EditSettings:
+    """Only image sequences have no rate of their own; else --fps means nothing, which is said."""
+    if settings.fps is None or any(is_sequence(info.path) for info in inputs):
+        return settings
+    say("--fps is the rate of image sequences, and none is read: it means nothing")
+    return replace(settings, fps=None)
 
 
 def without_span(settings: EditSettings, source: VideoInfo, say: Callable[[str], None]) -> EditSettings:

@@ -447,7 +447,31 @@ def test_several_edits_are_made_in_one_pass(clips: Path):
     assert [(each["mode"], each["strength"]) for each in summary["settings"]["edits"]] == [("exp", 1.0), ("pose", 0.5)]
 
 
-def test_an_edit_is_parsed():
+@pytest.mark.parametrize("option", ["face", "strength"])
+def test_what_each_edit_names_for_itself_is_not_said_for_all(clips: Path, option: str):
+    one = f"driving={clips / 'smile.mp4'}"
+    two, given = f"{one},face=left,strength=0.5", [f"--{option}", {"face": "right", "strength": "1"}[option]]
+    done = run("edit", "-s", clips / "talk.mp4", "--edit", two, "--edit", two, *given)
+    assert done.exit_code == 2 and f"--{option} is for an --edit that names none" in done.stderr
+    assert run("edit", "-s", clips / "talk.mp4", "--edit", one, "--edit", two, *given).exit_code == 0
+
+
+def test_a_misspelt_key_of_an_edit_is_told(clips: Path):
+    done = run("edit", "-s", clips / "talk.mp4", "--edit", f"face=left,driving={clips / 'smile.mp4'},stength=0.5")
+    assert done.exit_code == 2 and "stength is no key; the keys are face, driving" in done.stderr
+
+
+def test_a_rate_that_nothing_asks_for_is_remarked(clips: Path):
+    assert "--fps is the rate of image sequences" in edit(clips, "--fps", "50").stderr
+    assert edit(clips, "-o", clips / "o_%03d.png").exit_code == 0
+    drawn = edit(clips, "--fps", "50", "-o", clips / "a.mp4", driving="o_%03d.png")
+    assert drawn.exit_code == 0 and "--fps" not in drawn.stderr
+
+
+def test_an_edit_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b.jpg", "c,d=e.mp4"):
+        Path(name).touch()
     edit = parse_edit("face=a,b.jpg,driving=c,d=e.mp4,mode=both,strength=2", "largest", 1.0)
     assert (edit.face, edit.strength) == ("a,b.jpg", 2.0)
     assert edit.driving.expression == edit.driving.pose == Path("c,d=e.mp4")

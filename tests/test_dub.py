@@ -432,6 +432,9 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, clip, speech):
     for source, settings in ((clip, {}), (portrait, {"still": True}), (portrait, {"pose": "keep"})):
         with pytest.raises(UsageError, match="leave --no-paste out"):
             run(source, speech, tmp_path / "no.mkv", edit={"paste": False}, **settings)
+    for settings in ({"pose_style": 3}, {"seed": 3}):
+        with pytest.raises(UsageError, match="leave --pose-style and --seed to pictures"):
+            run(clip, speech, tmp_path / "no.mkv", **settings)
     with pytest.raises(UsageError, match="there is no pose style 46"):
         run(portrait, speech, tmp_path / "no.mkv", pose_style=46)
 

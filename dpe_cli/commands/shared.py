@@ -131,6 +131,10 @@ class Command(click.Command):
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
+        root = ctx.find_root().command
+        if isinstance(root, click.Group) and not ctx.params.get("quiet"):
+            for name, close in layers.misspelt(root):
+                click.echo(f"{name} is no setting and means nothing; is it {close}?", err=True)
         try:
             with stopping(ctx) as stopped:
                 try:
