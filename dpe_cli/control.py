@@ -195,7 +195,7 @@ def parse_strength(text: str) -> tuple[float | None, dict[str, float]]:
     plain, each = None, {}
     for item in text.split(","):
         name, equals, value = item.partition("=")
-        strength = float(value if equals else name)
+        strength = number_of(value if equals else name, item)
         if not 0 <= strength <= STRONGEST:
             raise ValueError(f"{item} is not between 0 and {STRONGEST:g}")
         if not equals:
@@ -229,10 +229,19 @@ def slider_values(name: str, text: str) -> dict[str, float]:
         across, colon, up = text.partition(":")
         if not colon:
             raise ValueError(f"gaze={text}: give it degrees to the right and up, gaze=10:-5")
-        return {one: float(value) for one, value in zip(PAIR, (across, up), strict=True) if value}
+        both = zip(PAIR, (across, up), strict=True)
+        return {one: number_of(value, f"gaze={text}") for one, value in both if value}
     if name not in known:
         raise ValueError(f"{name} is no slider; there are gaze, {', '.join(known)}")
-    return {name: float(text)}
+    return {name: number_of(text, f"{name}={text}")}
+
+
+def number_of(text: str, said: str) -> float:
+    """The number that the user wrote in `said`. Raises ValueError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{said}: {text or 'nothing'} is no number") from None
 
 
 def parse_choice(name: str, text: str) -> tuple[str | None, dict[str, float]]:
@@ -258,11 +267,11 @@ def parse_choice(name: str, text: str) -> tuple[str | None, dict[str, float]]:
         raise ValueError(f"{text} is not source, driving, neutral or a value of {MAIN[name]}") from None
 
 
-def read_curves(path: Path) -> Curve | tuple[dict[str, Curve], dict[str, Curve]]:
+def read_curves(path: Path, lids_follow: bool = True) -> Curve | tuple[dict[str, Curve], dict[str, Curve]]:
     """Keyframes: of the strength, from lines "seconds,strength"; or of factors' strengths and of sliders.
 
-    Those come from lines "seconds,factor,value", in which gaze is gaze_x and gaze_y on lines of their own. Raises
-    InputError.
+    Those come from lines "seconds,factor,value", in which gaze is gaze_x and gaze_y on lines of their own. blink,
+    which is both, is a strength where the lids follow something. Raises InputError.
     """
     check_file(path, TEXT_BYTES)
     try:
@@ -284,7 +293,7 @@ def read_curves(path: Path) -> Curve | tuple[dict[str, Curve], dict[str, Curve]]
         sliders: dict[str, Curve] = {}
         for name, keys in points.items():
             times, values = zip(*keys, strict=True)
-            if name in (POSE, *NAMES, *JOINT):
+            if name in (POSE, *NAMES, *JOINT) and (lids_follow or name != MAIN["eyes"]):
                 curve = Curve(times, values)
                 strengths |= dict.fromkeys([POSE] if name == POSE else parts(name), curve)
             else:

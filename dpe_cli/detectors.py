@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dpe_cli.errors import InputError, WeightsError
+from dpe_cli.errors import InputError, UsageError, WeightsError
 from dpe_cli.face import Box, Detection, FaceDetector
 
 THRESHOLD = 0.5  # least score of a face
@@ -34,7 +34,7 @@ RESEARCH_ONLY = "insightface's packs are for non-commercial research only"
 def make(name: str, models: Path | None) -> FaceDetector:
     """The detector of that name; see `face.make_detector`."""
     if name not in NAMES:
-        raise InputError(f"there is no face detector {name}", f"use {', '.join(NAMES)}")
+        raise UsageError(f"there is no face detector {name}", f"use {', '.join(NAMES)}")
     if models is not None and not models.exists():
         raise WeightsError(f"{models}: no such folder or file of face models", "check --face-models")
     if name == "auto":

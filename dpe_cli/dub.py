@@ -42,9 +42,10 @@ from dpe_cli.edit import (
     stack_jobs,
     unheard,
     with_sway,
+    without_rate,
     write_clips,
 )
-from dpe_cli.errors import FaceError, InputError, WeightsError
+from dpe_cli.errors import FaceError, InputError, UsageError, WeightsError
 from dpe_cli.face import Box, FaceDetector, ramp, smooth_boxes
 from dpe_cli.factors import Factors, coordinate_projectors, follows_space
 from dpe_cli.jobs import UNIT, Engine, Job, batched, batched_in_units, run_jobs
@@ -177,17 +178,21 @@ def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings, re
     if settings.mix is not None and not info.has_audio:
         raise InputError(f"{source} has no sound to mix in", "leave --mix out")
     if not info.is_image and (settings.still or settings.pose not in ("", KEEP) or settings.blink not in ("", OFF)):
-        raise InputError(
+        raise UsageError(
             f"{source} is a video, whose own head and eyes stay", "leave --pose, --blink and --still to pictures"
         )
+    if not info.is_image and (settings.pose_style or settings.seed):
+        raise UsageError(
+            f"{source} is a video, whose own head and eyes stay", "leave --pose-style and --seed to pictures"
+        )
     if info.is_image and (settings.edit.start, settings.edit.end) != (None, None):
-        raise InputError(f"{source} is a picture, which has no time of its own", "leave --start and --end out")
+        raise UsageError(f"{source} is a picture, which has no time of its own", "leave --start and --end out")
     if settings.edit.paste is False and not settled(settings, info).head_moves:
-        raise InputError(
+        raise UsageError(
             f"the head of {source} does not move, so that the whole picture is written", "leave --no-paste out"
         )
     if settings.edit.crop_size is not None and not settled(settings, info).crop_only:
-        raise InputError("a face that is pasted back has no size of its own", "leave --crop-size out")
+        raise UsageError("a face that is pasted back has no size of its own", "leave --crop-size out")
     check_writable(replace(info, is_image=False), output, settings.edit.wish)
     return info
 
@@ -353,10 +358,11 @@ def decide(
 ) -> Dub:  # fmt: skip
     """Hears the speech and looks at the person; begins the report. Raises InputError, FaceError, WeightsError."""
     settings = settled(settings, info)
+    settings = replace(settings, edit=without_rate(settings.edit, [info], remark))
     nets, source = load_nets(), info.path
     mouth_factors(engine)  # what the weights cannot do is known now
     if not 0 <= settings.pose_style < nets.config.styles:
-        raise InputError(
+        raise UsageError(
             f"there is no pose style {settings.pose_style}", f"give one from 0 to {nets.config.styles - 1}"
         )
     loudness = read_loudness(audio)

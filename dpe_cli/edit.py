@@ -21,7 +21,7 @@ from dpe_cli.container import PIPE, bytes_of, files_of, frame_rate, is_sequence
 from dpe_cli.control import DRIVING, Control
 from dpe_cli.crop import cut
 from dpe_cli.encoding import Wish
-from dpe_cli.errors import FaceError, InputError, OutputError, QualityError
+from dpe_cli.errors import FaceError, InputError, OutputError, QualityError, UsageError
 from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes
 from dpe_cli.jobs import Engine, Job, batched, run_jobs
 from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
@@ -211,7 +211,7 @@ def edit_video(
     settings, started = settings or EditSettings(), time.monotonic()
     edits = edits_of(driving, settings)
     source_info, driver_infos = check_request(source, edits, output, settings, preview)
-    settings = without_span(settings, source_info, say)
+    settings = without_idle(settings, source_info, driver_infos, say)
     report = start_report(source_info, driver_infos, edits, detector, settings)
     remark = report.remarking(say)
     settings = bind_control(edits, settings, engine, remark)
@@ -327,6 +327,21 @@ def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
         raise OutputError(f"{path} exists", "choose another output or add --overwrite")
 
 
+def without_idle(
+    settings: EditSettings, source: VideoInfo, drivers: Iterable[VideoInfo], say: Callable[[str], None]
+) -> EditSettings:
+    """The settings less what means nothing for these files, which is said: a span of a still, a rate of a video."""
+    return without_span(without_rate(settings, [source, *drivers], say), source, say)
+
+
+def without_rate(settings: EditSettings, inputs: Iterable[VideoInfo], say: Callable[[str], None]) -> EditSettings:
+    """Only image sequences have no rate of their own; else --fps means nothing, which is said."""
+    if settings.fps is None or any(is_sequence(info.path) for info in inputs):
+        return settings
+    say("--fps is the rate of image sequences, and none is read: it means nothing")
+    return replace(settings, fps=None)
+
+
 def without_span(settings: EditSettings, source: VideoInfo, say: Callable[[str], None]) -> EditSettings:
     """A still source has no time of its own: --start and --end mean nothing, which is said; else the same settings."""
     if not source.is_image or (settings.start, settings.end) == (None, None):
@@ -370,25 +385,25 @@ def pastes(edits: Edits, settings: EditSettings) -> bool:
 def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], None]) -> bool:
     """`pastes`, once that makes sense; a moved head goes back only by order, and with a warning.
 
-    Several edits always do. Raises InputError where the crop is asked for all the same, for what a crop has not (a
+    Several edits always do. Raises UsageError where the crop is asked for all the same, for what a crop has not (a
     seam, a region, any of PASTING), for the region of a moved head, and for the size of a crop where there is none.
     """
     if len(edits.each) > 1 and settings.paste is False:
-        raise InputError("several edits do not fit into one crop", "leave --no-paste out, or make one edit a run")
+        raise UsageError("several edits do not fit into one crop", "leave --no-paste out, or make one edit a run")
     paste = pastes(edits, settings)
     if settings.seam_limit is not None and not paste:
-        raise InputError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
+        raise UsageError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
+    if settings.region != "all" and edits.mode != "exp":  # the rest of the face would stay where the head was
+        raise UsageError("a region of a head that moves does not fit its face", "leave --region or the pose out")
     if settings.region != "all" and not paste:
-        raise InputError("a crop that is not pasted back has no region", "add --paste or leave --region out")
+        raise UsageError("a crop that is not pasted back has no region", "add --paste or leave --region out")
     for name, option in PASTING.items():
         if not paste and getattr(settings, name) != getattr(EditSettings, name):
-            raise InputError(
+            raise UsageError(
                 f"{option} has no use for a crop that is not pasted back", f"add --paste or leave {option} out"
             )
-    if settings.region != "all" and edits.mode != "exp":  # the rest of the face would stay where the head was
-        raise InputError("a region of a head that moves does not fit its face", "leave --region or the pose out")
     if settings.crop_size is not None and paste:
-        raise InputError("a face that is pasted back has no size of its own", "add --no-paste or leave --crop-size out")
+        raise UsageError("a face that is pasted back has no size of its own", "add --no-paste or leave --crop-size out")
     if edits.mode == "exp":
         return paste
     if paste:

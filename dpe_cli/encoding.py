@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpe_cli.container import PIPE, is_sequence
-from dpe_cli.errors import InputError, OutputError
+from dpe_cli.errors import InputError, OutputError, UsageError
 from dpe_cli.planes import Layout
 
 CODECS = ("h264", "hevc", "prores", "ffv1", "png")
@@ -102,7 +102,7 @@ def check_encoding(
         where = [container for container in (".mp4", ".mov", ".mkv") if codec in HOLDS[container]]
         raise OutputError(f"{name} cannot hold {codec}", f"name one that ends in {' or '.join(where)}")
     if codec not in CRF and (wish.crf is not None or wish.preset or wish.nvenc):
-        raise OutputError(f"{codec} has no --crf, --preset or --nvenc", "leave them out or choose h264 or hevc")
+        raise UsageError(f"{codec} has no --crf, --preset or --nvenc", "leave them out or choose h264 or hevc")
     if layout.alpha and (codec not in ALPHA or container == "y4m"):
         raise InputError(
             f"the source has transparency, which {codec if container != 'y4m' else 'y4m'} cannot hold",

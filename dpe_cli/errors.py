@@ -21,6 +21,12 @@ class InputError(DPEError):
     exit_code = 3
 
 
+class UsageError(InputError):
+    """Options contradict each other or the input, or there is nothing by the name that one was given."""
+
+    exit_code = 2
+
+
 class FaceError(DPEError):
     """No usable face was found."""
 

@@ -7,6 +7,7 @@ names; `cost`, if given, stands in place of what the clip's length and size say.
 import csv
 import io
 import json
+import os
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,8 @@ def check_template(template: str) -> None:
     """Raises ManifestError unless it holds plain names of FIELDS only, and tells clips apart."""
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-        fill(template, **dict.fromkeys(FIELDS, "x") | {"line": 1})
+        for text in (template, os.path.dirname(template)):
+            fill(text, **dict.fromkeys(FIELDS, "x") | {"line": 1})
     except (ValueError, KeyError, IndexError, AttributeError) as error:
         problem = f"{template} is no template of names ({error})"
         raise ManifestError(problem, f"use {{{'}, {'.join(FIELDS)}}}") from error

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from dpe_cli.crop import FEATHER, MARGIN, gaussian_mask
-from dpe_cli.errors import InputError
+from dpe_cli.errors import InputError, UsageError
 from dpe_cli.face import CROP_SCALE, CROP_SHIFT, face_size
 
 # (S, S, 3) uint8 -> (N, 2 or 3) points of the most prominent face, five as in `face.Detection` or a dense set; or None
@@ -87,7 +87,7 @@ class MaskMaker:
         if way == "landmarks" and landmarks is None:
             raise InputError("--mask landmarks has nothing to find landmarks with", "use --mask ellipse")
         if way == "parsing" and parser is None:
-            raise InputError("--mask parsing needs a face parsing network", "name its ONNX file with --parsing")
+            raise UsageError("--mask parsing needs a face parsing network", "name its ONNX file with --parsing")
         feather = SHARP if feather is None and way == "parsing" else feather
         # a soft edge is four sigmas wide
         sigma = FEATHER if feather is None else feather / 100 * FACE_HEIGHT / 4

@@ -15,7 +15,7 @@ import numpy as np
 
 from dpe_cli.crop import crop_matrix, cut, levels, paste_back, resample, times
 from dpe_cli.detail import eased, keep_detail, to_levels
-from dpe_cli.errors import InputError
+from dpe_cli.errors import UsageError
 from dpe_cli.face import Box, FaceDetector, Measured, connected
 from dpe_cli.landmarks import Landmarker
 from dpe_cli.masks import POINTS_SECONDS, REACH, Landmarks, MaskMaker, Steady
@@ -311,7 +311,7 @@ def make_paster(
     """
     for option, given, way in (("--parsing", parsing, "parsing"), ("--landmarker", landmarker, "landmarks")):
         if given and mask != way:
-            raise InputError(f"{option} has no use with --mask {mask}", f"add --mask {way} or leave {option} out")
+            raise UsageError(f"{option} has no use with --mask {mask}", f"add --mask {way} or leave {option} out")
     landmarks = find_landmarks(detector, landmarker) if mask == "landmarks" else None
     masks = MaskMaker(mask, size, feather, landmarks, FaceParser(parsing) if parsing else None)
     return Paster(masks, colour_match, detail, Enhancer(enhancer) if enhancer else None)

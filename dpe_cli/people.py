@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpe_cli.errors import FaceError, InputError
+from dpe_cli.errors import FaceError, InputError, UsageError
 from dpe_cli.face import Detection, FaceDetector, FaceRecogniser
 from dpe_cli.identity import Identity
 from dpe_cli.tracking import Seen, track_all
@@ -137,7 +137,7 @@ def track_number(choose: str) -> int | None:
         return None
     number = choose.removeprefix(TRACK)
     if not number.isdecimal() or int(number) == 0:
-        raise InputError(
+        raise UsageError(
             f"no face can be chosen by {choose}", "name a track as `dpe faces` lists them, such as track:3"
         )
     return int(number)
@@ -146,7 +146,8 @@ def track_number(choose: str) -> int | None:
 def sign_picture(reference: Path, detector: FaceDetector) -> np.ndarray:
     """The signature of the largest face in a picture. Raises InputError, FaceError."""
     if not reference.is_file():
-        raise InputError(f"no face can be chosen by {reference}", f"use {CHOICES}")
+        wrong = InputError if reference.suffix else UsageError  # a picture that is not there, or no choice at all
+        raise wrong(f"no face can be chosen by {reference}", f"use {CHOICES}")
     if not isinstance(detector, FaceRecogniser):
         raise FaceError(
             f"{detector.name} cannot tell whether a face is the one in {reference}",

@@ -39,7 +39,7 @@ from dpe_cli.edit import (
     silent,
     smoothing_radius,
     unheard,
-    without_span,
+    without_idle,
 )
 from dpe_cli.errors import FaceError, OutputError
 from dpe_cli.face import Box, FaceDetector, crop_box
@@ -75,7 +75,7 @@ def forecast(
     """
     edits = edits_of(driving, settings)
     source_info, driver_infos = check_request(source, edits, output, settings)
-    settings = without_span(settings, source_info, say)
+    settings = without_idle(settings, source_info, driver_infos, say)
     bind_control(edits, settings, engine, say)  # what the weights cannot do is known here
     paste = decide_paste(edits, settings, say)
     paster = paster_for(settings, engine, detector) if paste else None

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dpe_cli.errors import InputError
+from dpe_cli.errors import InputError, UsageError
 from dpe_cli.motion_space import COORDINATES, MOTION_DIM
 
 if sys.version_info >= (3, 11):
@@ -197,7 +197,7 @@ def read_recipe(file: Path | None, changes: Iterable[str] = (), budget: float | 
     budget: minutes that the phases are to take together, each its share; those that go by steps count for nothing.
 
     Raises:
-        InputError: no such file, not TOML, a name or value that does not fit.
+        InputError: no such file, not TOML, a name or value that does not fit; UsageError for one of `changes`.
     """
     table: dict[str, Any] = {}
     if file is not None:
@@ -216,7 +216,11 @@ def read_recipe(file: Path | None, changes: Iterable[str] = (), budget: float | 
         name, _, text = change.partition("=")
         phase, _, setting = name.rpartition(".")
         if phase and phase not in names:
-            raise InputError(f"{change}: there is no phase {phase}", f"the phases are {', '.join(names)}")
+            raise UsageError(f"{change}: there is no phase {phase}", f"the phases are {', '.join(names)}")
+        try:
+            fitting(setting, text)
+        except InputError as error:
+            raise UsageError(*error.args) from error
         for one, its_name in zip(given, names, strict=True):
             if phase in ("", its_name):
                 one[setting] = text

@@ -82,7 +82,7 @@ from dpe_cli.edit import (
     stack_jobs,
     start_report,
     unheard,
-    without_span,
+    without_idle,
 )
 from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.face import Box, FaceDetector
@@ -235,7 +235,7 @@ def make_plan(
     check_container(output)
     if is_still(source_info, driver_infos):
         raise InputError("a still edited by a still is one picture, which has no segments", "leave that out")
-    settings = without_span(settings, source_info, say)
+    settings = without_idle(settings, source_info, driver_infos, say)
     report = start_report(source_info, driver_infos, edits, detector, settings)
     remark = report.remarking(say)
     started = time.monotonic()

@@ -655,7 +655,7 @@ def write_speech(
 
     parts = [part(speech, begin, 1.0, **({} if repeat is None else {"stream_loop": -1}))]
     if own is not None:
-        parts.append(part(*own))
+        parts.append(part(*own, stream_loop=0))  # with an option of its own: ffmpeg-python takes equal inputs for one
     heard = ffmpeg.filter(parts, "amix", inputs=2, normalize=0) if own is not None else parts[0]
     written = ffmpeg.output(heard, Name(f"file:{path}"), acodec="pcm_s16le", ac=2, t=seconds)
     written = written.global_args("-copyts", "-v", "error")
@@ -985,6 +985,8 @@ def _planes(frame: Frame, layout: Layout) -> tuple[np.ndarray, ...]:
 
 def _failure(log: str, output: Path) -> OutputError:
     """What to tell of ffmpeg's own words."""
+    if output == PIPE and "Broken pipe" in log:
+        return OutputError("standard output was closed before the end of the video", "let its reader read on")
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it gave no reason"]
     full = next((line for line in lines if "No space left" in line), None)
     remedy = "free some space on that disk" if full else "check that folder and, if it is set, DPE_FFMPEG"

@@ -269,6 +269,16 @@ def test_the_mode_of_a_name_is_that_of_the_edit(folder: Path):
     assert {path.name for path in (folder / "out").glob("*.mp4")} == {"a_smile_both.mp4", "b_smile_pose.mp4"}
 
 
+def test_the_folders_of_a_template_are_made(folder: Path):
+    """But none for a list that is refused, nor that of a source that is not there."""
+    made = "new/{mode}/{parent}/{id}.mov"
+    assert run(manifest({**TALK, "start": -1}), "--output-template", made).exit_code == 2
+    assert not Path("new").exists()
+    done = run(manifest(TALK, {"id": "gone", "source": "gone/a.mp4"}), "--output-template", made, "--", "--crf", "30")
+    assert done.exit_code == 8 and results()["gone"]["exit_code"] == 3
+    assert Path("new/exp/talk.mov").exists() and not Path("new/exp/gone").exists()
+
+
 # What is wrong is told before anything is started, all of it together
 
 
@@ -287,7 +297,7 @@ def test_the_mode_of_a_name_is_that_of_the_edit(folder: Path):
         ([{**TALK, "source": {"a": 1}}], ["source must be text"]),
         ([{**TALK, "source": ["a", "b"]}], ["source takes one value"]),
         ([{**TALK, "source": "-"}], ["--source cannot be a pipe"]),
-        ([{**TALK, "quiet": True}], ["edit has no option quiet"]),
+        ([{**TALK, "quiet": True}], ["a list may not set quiet"]),
         ([{**TALK, "cost": -1}], ["cost must be a number from 0"]),
         ([{**TALK, "output": "o.mp4"}, {**LONG, "output": "o.mp4"}], ["line 2: o.mp4 is also written by line 1"]),
         ([TALK, {**LONG, "source": "out/talk.mp4"}], ["out/talk.mp4"]),
@@ -317,7 +327,9 @@ def test_2_for_a_csv_with_mistakes(folder: Path, text: str, complaint: str):
     assert done.exit_code == 2 and complaint in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("template", ["out.mp4", "{id", "{0}.mp4", "{id.__class__}.mp4", "{name}.mp4", "{line:x!}.mp4"])
+@pytest.mark.parametrize(
+    "template", ["out.mp4", "{id", "{0}.mp4", "{id.__class__}.mp4", "{name}.mp4", "{line:x!}.mp4", "{line:/>4}.mp4"]
+)
 def test_2_for_a_template_that_names_nothing(folder: Path, template: str):
     assert run(manifest(TALK), "--output-template", template).exit_code == 2
 

@@ -1,6 +1,7 @@
 """The commands through CliRunner: exit codes, what goes to stdout and what to stderr, and edits with real networks."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from test_edit import ColourDetector, ColourEngine, clip, picture
 import dpe_cli
 from dpe_cli.commands import shared
 from dpe_cli.commands.edit import parse_edit
-from dpe_cli.errors import DeviceError, WeightsError
+from dpe_cli.container import PIPE
+from dpe_cli.errors import DeviceError, InputError, OutputError, UsageError, WeightsError
 from dpe_cli.main import cli
-from dpe_cli.video import probe, read_frames, write_image
+from dpe_cli.people import track_faces
+from dpe_cli.video import probe, read_frames, write_image, write_video
 
 
 def run(*arguments: str | Path) -> Result:
@@ -72,6 +75,31 @@ def test_quiet_is_quiet(clips: Path):
 
 def test_verbose_names_the_networks_and_the_detector(clips: Path):
     assert "stand-in" in edit(clips, "-v").stderr
+
+
+def test_nobody_who_reads_on_is_no_bug():
+    """As with `| head -2`; the help of click itself takes care of that."""
+    command = [sys.executable, "-m", "dpe_cli", "config", "--show"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        told = running.stderr.read()
+    assert (running.returncode, told) == (1, b"")
+
+
+@pytest.mark.parametrize("kind", ["y4m", "nut"])
+def test_a_video_that_nobody_reads_to_its_end_is_told(clips: Path, kind: str):
+    frames = read_frames(clip(clips / "long.mp4", [True] * 200))
+    unread, written = os.pipe()
+    os.close(unread)
+    kept = os.dup(1)
+    try:
+        os.dup2(written, 1)  # ffmpeg writes there itself
+        with pytest.raises(OutputError, match="standard output was closed before the end of the video"):
+            write_video(frames, probe(clips / "long.mp4"), PIPE, pipe=kind)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(written)
 
 
 def test_a_pipe_comes_in_and_goes_out(clips: Path):
@@ -168,12 +196,38 @@ def code_and_line(done: Result) -> tuple[int, str]:
         ["--driving", "d.mp4", "--start", "nan"],
         ["--driving", "d.mp4", "--start", "inf"],
         ["--driving", "d.mp4", "--end", "inf"],
+        ["--driving", "d.mp4", "--device", "abacus"],
     ],
     ids=lambda arguments: " ".join(arguments) or "no driving",
 )
 def test_2_for_wrong_usage(arguments: list[str]):
     done = run("edit", "--source", "s.mp4", *arguments)
     assert done.exit_code == 2 and "Error: " in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--crop-size", "512"], "no size of its own"),
+        (["--mode", "pose", "--region", "lips"], "leave --region or the pose out"),
+        (["--mode", "both", "--no-detail"], "leave --no-detail out"),
+        (["--mask", "parsing"], "name its ONNX file"),
+        (["--parsing", "p.onnx"], "no use with --mask gaussian"),
+        (["--codec", "ffv1", "--crf", "3"], "ffv1 has no --crf"),
+    ],
+)
+def test_2_for_options_that_only_the_files_show_to_be_wrong(clips: Path, options: list[str], words: str):
+    code, line = code_and_line(edit(clips, "-o", clips / "o.mkv", *options))
+    assert code == 2 and words in line and not (clips / "o.mkv").exists()
+
+
+def test_2_for_a_face_or_a_detector_that_there_is_none_of(tmp_path: Path):
+    clip(tmp_path / "talk.mp4", [True] * 2)
+    assert run("faces", tmp_path / "talk.mp4", "--detector", "foo").exit_code == 2
+    for face, error in (("foo", UsageError), ("track:x", UsageError), ("anna.jpg", InputError)):
+        with pytest.raises(InputError) as caught:
+            track_faces([], ColourDetector(), face)
+        assert type(caught.value) is error
 
 
 def test_3_for_an_input_that_is_missing_or_no_video(clips: Path):
@@ -233,7 +287,7 @@ def test_5_for_paste_back_models_that_are_not_there(clips: Path):
     code, line = code_and_line(edit(clips, "--mask", "parsing", "--parsing", clips / "none.onnx"))
     assert code == 5 and "none.onnx: no such file" in line
     code, line = code_and_line(edit(clips, "--mask", "parsing"))
-    assert code == 3 and "--parsing" in line
+    assert code == 2 and "--parsing" in line
 
 
 @pytest.mark.parametrize("option", ["--face", "--weights"])
@@ -248,6 +302,17 @@ def test_1_for_a_bug_in_one_line_and_its_traceback_with_v(clips: Path, monkeypat
     assert (code, line) == (1, "Error: unexpected RuntimeError: two lines; run with -v for the traceback")
     done = edit(clips, "-v")
     assert done.exit_code == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [([], "the next run begins anew"), (["--resume"], "a run with --resume goes on where it was")]
+)
+def test_75_for_sigterm_says_whether_it_can_go_on(
+    clips: Path, monkeypatch: pytest.MonkeyPatch, options: list, words: str
+):
+    monkeypatch.setattr(ColourEngine, "edit", lambda *_: signal.raise_signal(signal.SIGTERM))
+    code, line = code_and_line(edit(clips, *options))
+    assert code == 75 and line.endswith(words)
 
 
 def test_130_for_ctrl_c_and_nothing_is_left(clips: Path, monkeypatch: pytest.MonkeyPatch):
@@ -365,7 +430,7 @@ def test_wrong_weights_and_devices_are_told_in_one_line(tmp_path: Path):
     source = clip(tmp_path / "s.mp4", [True])
     (tmp_path / "w.safetensors").write_bytes(b"<html>not found</html>")
     write_image(tmp_path / "d.png", picture())
-    for option, value, code in (("--weights", tmp_path / "w.safetensors", 5), ("--device", "abacus", 6)):
+    for option, value, code in (("--weights", tmp_path / "w.safetensors", 5), ("--device", "cuda:99", 6)):
         done = run("edit", "--source", source, "--driving", tmp_path / "d.png", option, value)
         assert done.exit_code == code and len(done.stderr.splitlines()) == 1
 
@@ -382,7 +447,31 @@ def test_several_edits_are_made_in_one_pass(clips: Path):
     assert [(each["mode"], each["strength"]) for each in summary["settings"]["edits"]] == [("exp", 1.0), ("pose", 0.5)]
 
 
-def test_an_edit_is_parsed():
+@pytest.mark.parametrize("option", ["face", "strength"])
+def test_what_each_edit_names_for_itself_is_not_said_for_all(clips: Path, option: str):
+    one = f"driving={clips / 'smile.mp4'}"
+    two, given = f"{one},face=left,strength=0.5", [f"--{option}", {"face": "right", "strength": "1"}[option]]
+    done = run("edit", "-s", clips / "talk.mp4", "--edit", two, "--edit", two, *given)
+    assert done.exit_code == 2 and f"--{option} is for an --edit that names none" in done.stderr
+    assert run("edit", "-s", clips / "talk.mp4", "--edit", one, "--edit", two, *given).exit_code == 0
+
+
+def test_a_misspelt_key_of_an_edit_is_told(clips: Path):
+    done = run("edit", "-s", clips / "talk.mp4", "--edit", f"face=left,driving={clips / 'smile.mp4'},stength=0.5")
+    assert done.exit_code == 2 and "stength is no key; the keys are face, driving" in done.stderr
+
+
+def test_a_rate_that_nothing_asks_for_is_remarked(clips: Path):
+    assert "--fps is the rate of image sequences" in edit(clips, "--fps", "50").stderr
+    assert edit(clips, "-o", clips / "o_%03d.png").exit_code == 0
+    drawn = edit(clips, "--fps", "50", "-o", clips / "a.mp4", driving="o_%03d.png")
+    assert drawn.exit_code == 0 and "--fps" not in drawn.stderr
+
+
+def test_an_edit_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b.jpg", "c,d=e.mp4"):
+        Path(name).touch()
     edit = parse_edit("face=a,b.jpg,driving=c,d=e.mp4,mode=both,strength=2", "largest", 1.0)
     assert (edit.face, edit.strength) == ("a,b.jpg", 2.0)
     assert edit.driving.expression == edit.driving.pose == Path("c,d=e.mp4")

@@ -48,6 +48,12 @@ def test_values_of_all_kinds_and_names_with_underscores(folder: Path):
     assert settings["device"] == ("cpu", "dpe.toml") and settings["feather"] == (9, "dpe.toml")
 
 
+def test_a_misspelt_variable_is_remarked(folder: Path):
+    done = run("config", DPE_EDIT_STRENGHT="0.5", DPE_HOUSE="1", DPE_SHARED="x", DPE_REQUIRE_SHARED="1")
+    assert done.exit_code == 0
+    assert done.stderr == "DPE_EDIT_STRENGHT is no setting and means nothing; is it DPE_EDIT_STRENGTH?\n"
+
+
 def test_a_command_runs_by_its_layers_and_a_flag_stands_above_all(folder: Path):
     """The source is missing, which is told only if a driver is there; a wrong value is told with its origin."""
     assert "s.mp4 does not exist" in run("edit", "-s", "s.mp4", "--config", "film.toml").stderr
@@ -97,5 +103,7 @@ def test_trains_config_is_its_recipe(folder: Path):
     (folder / "recipe.toml").write_text("no_setting = 1\n")
     done = run("train", "--config", "recipe.toml", "--data", "d", "-o", "o")
     assert done.exit_code == 3 and "no_setting" in done.stderr
+    for wrong in ("no_setting=1", "nowhere.size=64", "size=large"):  # of the command line, not of a file
+        assert run("train", "--set", wrong, "--data", "d", "-o", "o").exit_code == 2
     (folder / "dpe.toml").write_text('[train]\nconfig = "recipe.toml"\n')
     assert "no_setting" in run("train", "--data", "d", "-o", "o").stderr

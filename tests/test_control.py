@@ -94,6 +94,28 @@ def test_curves_have_two_columns_or_three(tmp_path: Path):
     assert sliders["gaze_x"].at(0.5) == -5
 
 
+def test_blink_is_a_slider_where_the_eyes_follow_nothing(talk: Path, monkeypatch: pytest.MonkeyPatch):
+    seen, path = {}, talk.with_name("curve.csv")
+    path.write_text("0,blink,0\n1,blink,1\n")
+
+    def remember(source, driving, output, engine, detector, settings, **more):
+        seen.update(strengths=list(settings.control.strength_curves), sliders=list(settings.control.slider_curves))
+        raise InputError("stop", "here")
+
+    monkeypatch.setattr("dpe_cli.edit.edit_video", remember)
+    for options, slider in (
+        ([], True),
+        (["-d", talk], False),
+        (["-d", talk, "--mode", "pose"], True),
+        (["-d", talk, "--eyes", "source"], True),
+        (["--eyes-driving", talk], False),
+        (["--mouth-driving", talk], True),
+        (["--neutralize"], False),
+    ):
+        run("edit", "-s", talk, "--curve", path, *options, "-o", talk.with_name("o.mp4"))
+        assert seen == {"strengths": [] if slider else ["blink"], "sliders": ["blink"] if slider else []}, options
+
+
 @pytest.mark.parametrize("line", ["0,ear,1", "0,mouth,4", "0,mouth", "x,mouth,1"])
 def test_a_wrong_curve_is_told(tmp_path: Path, line: str):
     path = tmp_path / "curve.csv"
@@ -290,10 +312,15 @@ def test_a_control_that_is_not_available_ends_with_one_line(talk: Path, command:
         (["--mouth", "audio"], "speech drives the mouth in dpe dub"),
         (["--mouth", "driving"], "give --driving"),
         (["--strength", "mouth=1"], "nothing to follow"),
+        (["--strength", "mouth=0.5", "--set", "blink+=0.2"], "mouth has a strength but nothing to follow"),
+        (["--strength", "eyes=0.5", "--mouth-driving", "a.mp4"], "blink has a strength but nothing to follow"),
         (["--strength", "pose=1"], "nothing to follow"),
         (["-d", "a.mp4", "--strength", "pose=1"], "the pose has a strength but nothing to follow"),
         (["--neutralize", "--strength", "pose=1"], "the pose has a strength but nothing to follow"),
         (["--set", "mouth_open"], "not NAME=VALUE"),
+        (["--set", "mouth_open=abc"], "--set: mouth_open=abc: abc is no number"),
+        (["--set", "gaze=a:3"], "--set: gaze=a:3: a is no number"),
+        (["--strength", "mouth=much"], "--strength: mouth=much: much is no number"),
         (["--mouth", "source", "--mouth-driving", "a.mp4"], "say two things"),
         (["--mouth", "0.2", "--set", "mouth_open+=0.1"], "mouth_open is both set and added to"),
         (["--set", "blink=0.2", "--set", "blink+=0.1"], "blink is both set and added to"),
@@ -305,6 +332,12 @@ def test_a_control_that_is_not_available_ends_with_one_line(talk: Path, command:
 def test_what_contradicts_itself_is_a_mistake_of_usage(talk: Path, options: list[str], words: str):
     done = run("edit", "-s", talk, *options)
     assert done.exit_code == 2 and words in done.stderr
+
+
+@pytest.mark.parametrize("strength", ["all=0.5", "emotion=0.5,mouth=1", "0.5,eyes=1"])
+def test_a_joint_strength_is_at_work_where_one_of_its_factors_is(talk: Path, strength: str):
+    done = run("edit", "-s", talk, "--neutralize", "--strength", strength, "-o", talk.with_name("o.mp4"))
+    assert done.exit_code != 2, done.stderr  # 3 where these weights tell gaze too little
 
 
 def test_naming_what_follows_the_driving_leaves_the_rest_alone(talk: Path, monkeypatch: pytest.MonkeyPatch):

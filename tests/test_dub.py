@@ -22,7 +22,7 @@ from test_speech import babble, write_wave
 from dpe_cli import dub
 from dpe_cli.dub import DubSettings, Extras, LowerFace, Plan, dub_video, mouth_factors, mouthed, plan_length
 from dpe_cli.edit import EditSettings
-from dpe_cli.errors import InputError, OutputError, WeightsError
+from dpe_cli.errors import InputError, OutputError, UsageError, WeightsError
 from dpe_cli.factors import FORMAT, NAMES, SPACE, Factors, coordinate_projectors, fit_of, write_fit
 from dpe_cli.jobs import NO_MASK
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
@@ -331,6 +331,14 @@ def test_sound_that_begins_late_in_its_file_is_cut_and_mixed_where_it_is_heard(t
     assert begins[2] == pytest.approx(max(begins[0] - first, 0), abs=0.005)
 
 
+def test_a_file_is_mixed_with_itself(tmp_path):
+    tone = 0.2 * np.sin(2 * np.pi * 440 / RATE * np.arange(RATE))
+    sound = write_wave(tmp_path / "tone.wav", tone)
+    write_speech(tmp_path / "mixed.wav", sound, 0.0, 1.0, None, (sound, 0.0, 1.0))
+    heard = np.concatenate(list(read_sound(tmp_path / "mixed.wav", RATE)))
+    assert np.abs(heard[RATE // 4 : RATE // 2]).max() == pytest.approx(0.4, abs=0.02)
+
+
 def test_of_several_sound_tracks_it_is_said_which_is_spoken(tmp_path, clip, speech):
     run_ffmpeg("-i", speech, "-i", speech, "-map", "0", "-map", "1", tmp_path / "two.mka")
     said = "two.mka has 2 sound tracks: the face says what is in the first"
@@ -419,11 +427,16 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, clip, speech):
     portrait = tmp_path / "portrait.png"
     write_image(portrait, picture())
     for span in ({"start": 1.0}, {"end": 2.0}):
-        with pytest.raises(InputError, match=r"portrait.png is a picture.*leave --start and --end out"):
+        with pytest.raises(UsageError, match=r"portrait.png is a picture.*leave --start and --end out"):
             run(portrait, speech, tmp_path / "no.mkv", edit=span)
     for source, settings in ((clip, {}), (portrait, {"still": True}), (portrait, {"pose": "keep"})):
-        with pytest.raises(InputError, match="leave --no-paste out"):
+        with pytest.raises(UsageError, match="leave --no-paste out"):
             run(source, speech, tmp_path / "no.mkv", edit={"paste": False}, **settings)
+    for settings in ({"pose_style": 3}, {"seed": 3}):
+        with pytest.raises(UsageError, match="leave --pose-style and --seed to pictures"):
+            run(clip, speech, tmp_path / "no.mkv", **settings)
+    with pytest.raises(UsageError, match="there is no pose style 46"):
+        run(portrait, speech, tmp_path / "no.mkv", pose_style=46)
 
 
 # Segments
@@ -660,10 +673,10 @@ def test_plans_of_dubs_that_make_no_sense(tmp_path, commands, clip, speech):
         (["-s", clip, "-a", speech, "--end", 1, "--start", 2], 2),
         (["-s", clip, "-a", tmp_path / "none.wav"], 3),
         (["-s", clip, "-a", clip], 3),
-        (["-s", clip, "-a", speech, "--pose", "generate"], 3),
+        (["-s", clip, "-a", speech, "--pose", "generate"], 2),
         (["-s", clip, "-a", speech, "-o", clip], 7),
         (["-s", tmp_path / "portrait.png", "-a", speech], 0),
-        (["-s", tmp_path / "portrait.png", "-a", speech, "--pose-style", 99], 3),
+        (["-s", tmp_path / "portrait.png", "-a", speech, "--pose-style", 99], 2),
         (["-s", clip, "-a", speech, "-o", "o_%03d.png", "--split", 2], 7),
     ]
     for options, code in cases:

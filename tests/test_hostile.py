@@ -119,7 +119,7 @@ def test_a_list_of_clips_does_not_raise_its_own_limits(clips: Path):
     for name in LIMITS:
         (clips / "list.jsonl").write_text(json.dumps({"source": "talk.mp4", "driving": "smile.mp4", name: "1"}))
         done = run("batch", "list.jsonl", "--output-template", "{id}.mp4")
-        assert done.exit_code == 2 and f"no option {name}" in done.stderr
+        assert done.exit_code == 2 and f"a list may not set {name}" in done.stderr
     (clips / "dpe.toml").write_text("allow-network = true\n")
     assert run("faces", "talk.mp4").exit_code == 2
 

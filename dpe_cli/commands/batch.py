@@ -31,7 +31,8 @@ class Stopped(BaseException):
 @click.option(
     "--output-template",
     metavar="TEXT",
-    help="Name of the outputs of rows that have none: {id}, {stem}, {parent} of the source, {driving}, {mode}, {line}.",
+    help="Name of the outputs of rows that have none: {id}, {stem}, {parent} of the source, {driving}, {mode}, {line}. "
+    "Its folders are made.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option(
@@ -102,7 +103,7 @@ def batch(
     Prints the path of the results file. Exit code 8: some clips failed, which are listed there.
 
     \b
-    dpe batch clips.jsonl --output-template 'out/{id}_{mode}.mp4' --skip-existing -- --codec prores
+    dpe batch clips.jsonl --output-template 'out/{id}_{mode}.mov' --skip-existing -- --codec prores
     """
     from dpe_cli.batch import ProcessPool, counted, raised_by_sigterm, run_batch, write_results
     from dpe_cli.manifest import check_template, parse_shard, read_manifest, shard_of_scheduler

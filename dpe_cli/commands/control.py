@@ -27,7 +27,8 @@ def control_options(function: Callable) -> Callable:
         ),
         click.option(
             "--curve", type=FILE,
-            help="CSV of keyframes: seconds,strength; or seconds,factor,value for factors' strengths and for sliders.",
+            help="CSV of keyframes: seconds,strength; or seconds,factor,value for factors' strengths and for sliders; "
+            "blink is the slider where the eyes follow nothing.",
         ),
         click.option("--mouth", metavar="WHICH", help="source, driving, neutral, or a value of mouth_open."),
         click.option("--eyes", metavar="WHICH", help="source, driving, neutral, or a value of blink."),
@@ -84,10 +85,6 @@ def take_control(ctx: click.Context, settings: dict[str, Any]) -> "Control | Non
 
     plain, strengths = parsed("strength", parse_strength, settings["strength"])
     settings["strength"] = 1.0 if plain is None else plain
-    keyframes = read_curves(curve) if curve else None
-    settings["curve"] = keyframes if isinstance(keyframes, Curve) else None
-    if settings["curve"] and plain is not None and given(ctx, "strength"):
-        raise click.UsageError("--curve stands in place of --strength: give one of them")
     origins: dict[str, Any] = dict.fromkeys(NAMES[:-1], NEUTRAL) | {"rest": SOURCE} if neutralize else {}
     values: dict[str, float] = {}
     for name, text in chosen.items():
@@ -102,6 +99,12 @@ def take_control(ctx: click.Context, settings: dict[str, Any]) -> "Control | Non
         origins |= dict.fromkeys(parts(name), path) if path else {}
     if DRIVING in origins.values():  # who names what follows the driving wants the rest left alone
         origins = dict.fromkeys(NAMES, SOURCE) | origins
+    led = settings["exp_driving"] or (settings["driving"] and settings["mode"] != "pose")
+    lids = origins.get("blink", DRIVING if led else SOURCE)
+    keyframes = read_curves(curve, lids_follow=lids != SOURCE) if curve else None
+    settings["curve"] = keyframes if isinstance(keyframes, Curve) else None
+    if settings["curve"] and plain is not None and given(ctx, "strength"):
+        raise click.UsageError("--curve stands in place of --strength: give one of them")
     steps: dict[str, float] = {}
     for text in sliders:
         some, added = parsed("set", parse_sliders, text)
@@ -129,10 +132,25 @@ def controlled(control: "Control | None", driving: "Driving | None") -> "Driving
     whole = driving is not None and driving.expression is not None
     if DRIVING in control.origins.values() and not whole:
         raise click.UsageError("a factor is to follow the driving: give --driving or --exp-driving")
-    expression = [name for name in (*control.strengths, *control.strength_curves) if name != "pose"]
-    if expression and not (whole or control.origins or control.slider_names or control.steps):
-        raise click.UsageError(f"{expression[0]} has a strength but nothing to follow: give --driving")
+    if not whole and (idle := idle_factors(control)):
+        raise click.UsageError(f"{idle[0]} has a strength but nothing to follow: give --driving")
     posed = driving is not None and driving.pose is not None
     if not posed and "pose" in (*control.strengths, *control.strength_curves):
         raise click.UsageError("the pose has a strength but nothing to follow: give --pose-driving or --mode both")
     return replace(driving or Driving(controlled=True), factors=control.paths, controlled=True)
+
+
+def idle_factors(control: "Control") -> list[str]:
+    """The factors with a strength that nothing moves where there is no driving of the whole expression.
+
+    Those of a joint name, `emotion=0.5`, are at work where one of them is.
+    """
+    from dpe_cli.control import SOURCE
+    from dpe_cli.factors import JOINT
+
+    asked = {name: how for name, how in (control.strengths | control.strength_curves).items() if name != "pose"}
+    at_work = {name for name in asked if control.origins.get(name, SOURCE) != SOURCE}
+    for names in JOINT.values():
+        if at_work.intersection(names) and all(name in asked and asked[name] == asked[names[0]] for name in names):
+            at_work = at_work.union(names)
+    return [name for name in asked if name not in at_work]

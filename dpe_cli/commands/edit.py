@@ -1,6 +1,7 @@
 """dpe edit."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from dpe_cli.commands.shared import (
     closing_words,
     detector_options,
     encoding_options,
+    given,
     progress_for,
     progress_option,
     report_options,
@@ -332,6 +334,10 @@ def read_request(ctx: click.Context) -> "tuple[Driving | Edits, EditSettings]":
     params = dict(ctx.params)
     control = params["control"] = take_control(ctx, params)
     drivers = drivers_of(params, control, params["strength"])
+    named = [{key for key, *_ in edit_pairs(text)} for text in params["several"]]
+    for name in ("face", "strength"):
+        if named and given(ctx, name) and all(name in keys for keys in named):
+            raise click.UsageError(f"--{name} is for an --edit that names none, and each names its own: leave it out")
     if params["end"] is not None and params["end"] <= (params["start"] or 0):
         raise click.UsageError("--end must be after --start")
     if params["neutral_frame"] is not None and params["motion"] != "relative":
@@ -415,6 +421,10 @@ def parse_edit(text: str, face: str, strength: float) -> "Edit":
     if wrong or len(given) < len(pairs):
         what = f"{wrong[0]!r} is not KEY=VALUE" if wrong else "a key comes twice"
         raise click.UsageError(f"--edit {text}: {what}; the keys are {', '.join(EDIT_KEYS)}")
+    for value in given.values():
+        unknown = re.search(r",([\w-]+)=", value)
+        if unknown and not os.path.exists(value):  # a file may be named so
+            raise click.UsageError(f"--edit {text}: {unknown[1]} is no key; the keys are {', '.join(EDIT_KEYS)}")
     try:
         strength = Finite(0, 3).convert(given.get("strength", strength), None, None)
         mode = given.get("mode") and click.Choice(MODES).convert(given["mode"], None, None)

@@ -22,6 +22,8 @@ else:
 
 FOLDER_FILE = Path("dpe.toml")
 META = "dpe.layers"  # the files that were read, weakest first, in the `meta` that all contexts of a run share
+NOT_SETTINGS = ("DPE_CACHE", "DPE_FFMPEG", "DPE_SHARED", "DPE_REQUIRE_")  # what such variables begin with
+SIMILAR = 0.85  # of 1, equal: names that are farther from all settings are somebody else's
 NOT_IN_FILES = ("help", "version", "config", "show", "from", "allow-network")
 
 
@@ -183,6 +185,23 @@ def origin_of(
 def value_of(variable: str) -> str | None:
     """Of the environment; empty counts for nothing, as click has it."""
     return os.environ.get(variable) or None
+
+
+def misspelt(root: click.Group) -> Iterator[tuple[str, str]]:
+    """Variables of the environment that are no settings, but nearly: each with the setting that it is perhaps."""
+    known = set(names_in_environment(root))
+    for name in os.environ:
+        if name.startswith("DPE_") and name not in known and not name.startswith(NOT_SETTINGS):
+            close = difflib.get_close_matches(name, known, 1, SIMILAR)
+            yield from ((name, one) for one in close)
+
+
+def names_in_environment(command: click.Command) -> Iterator[str]:
+    """All variables that options of a command, or of those below it, look at."""
+    for param in command.params:
+        yield from [param.envvar] if isinstance(param.envvar, str) else param.envvar or []
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from names_in_environment(below)
 
 
 @dataclass(frozen=True)

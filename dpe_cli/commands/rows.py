@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import json
 import os
 import shlex
@@ -72,6 +73,7 @@ class Planner:
         self.manifest, self.common, self.template, self.skip = manifest, common, template, skip
         self.defaults = {command.name: layers.values_for(ctx, command) for command in (edit, dub)}
         self.files: set[Path] = set()  # that the clips read or write, by their real names
+        self.folders: set[Path] = set()  # of outputs by the template
 
     def clips(self, rows: list["Row"], shard: "Shard | None") -> list[Clip]:
         """All edits of a shard, the most expensive first; those that cannot be run say why.
@@ -83,6 +85,9 @@ class Planner:
         problems: list[str] = []
         made = [self.clip(row, problems) for row in rows]
         refuse(self.manifest, problems)
+        for folder in self.folders:
+            with contextlib.suppress(OSError):  # `check` will tell that it is not there
+                folder.mkdir(parents=True, exist_ok=True)
         clips, contexts = [clip for clip, _ in made], {clip.row.id: context for clip, context in made}
         count, index = (shard.count, shard.index - 1) if shard else (1, 0)
         early = all(clip.row.cost is not None for clip in clips)  # then the others' files need not be looked at
@@ -130,10 +135,12 @@ class Planner:
         else:
             drivers, _ = read_request(context)
             mode, driving = drivers.mode, drivers.paths[0].stem if drivers.paths else ""
-        return fill(
-            self.template, id=row.id, stem=source.stem, parent=str(source.parent), driving=driving, mode=mode,
-            line=row.line,
-        )  # fmt: skip
+        filled = functools.partial(
+            fill, id=row.id, stem=source.stem, parent=str(source.parent), driving=driving, mode=mode, line=row.line
+        )
+        if source.parent.is_dir():  # not that of a source that is not there
+            self.folders.add(Path(filled(os.path.dirname(self.template))))
+        return filled(self.template)
 
     def check(self, clip: Clip, context: click.Context, problems: list[str]) -> None:
         """Finds out what would make the clip fail at once, what it costs, and its output.
@@ -184,7 +191,9 @@ def row_arguments(row: "Row", command: click.Command, problems: list[str]) -> li
     arguments = []
     for name, value in row.options.items():
         option = options.get(name)
-        if option is None:
+        if name in NOT_FOR_ROWS:
+            problems.append(f"line {row.line}: a list may not set {name}")
+        elif option is None:
             close = difflib.get_close_matches(name, options, 1)
             problems.append(
                 f"line {row.line}: {command.name} has no option {name}" + (f"; is it {close[0]}?" if close else "")

@@ -7,6 +7,8 @@ import gc
 import json
 import math
 import os
+import re
+import select
 import signal
 import sys
 import threading
@@ -28,8 +30,10 @@ LIMITS = ("allow-network", "max-pixels", "max-seconds", "max-size", "temp")
 INTERRUPTED = 130
 STOPPED = 75  # by SIGTERM; can be resumed
 STOP_SECONDS = 8.0
-STOP_WORDS = "Stopped: nothing was left under the output's name; a run with --resume goes on where it was"
-STOP_META = "dpe_cli.stopped"  # what is said in place of that where a run cannot go on
+STOP_WORDS = "Stopped: nothing was left under the output's name"
+STOP_RESUMED = "a run with --resume goes on where it was"
+STOP_ANEW = "it ran without --resume, the next run begins anew"
+STOP_META = "dpe_cli.stopped"  # what is said in place of that where it is known better
 OUT_OF_MEMORY = 6
 MEMORY_WORDS = "the memory is used up; use a smaller --batch-size"
 NO_MEMORY = ("Insufficient memory", "not enough memory", "Cannot allocate memory")  # of OpenCV, torch, the system
@@ -127,6 +131,10 @@ class Command(click.Command):
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
+        root = ctx.find_root().command
+        if isinstance(root, click.Group) and not ctx.params.get("quiet"):
+            for name, close in layers.misspelt(root):
+                click.echo(f"{name} is no setting and means nothing; is it {close}?", err=True)
         try:
             with stopping(ctx) as stopped:
                 try:
@@ -165,6 +173,8 @@ class Command(click.Command):
         except MemoryError as error:
             raise Failure(MEMORY_WORDS, OUT_OF_MEMORY) from error
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and nobody_reads():
+                raise  # click ends without a word, as other programs do
             if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
                 problem = f"{error.filename} is longer than the name of a file may be; name a file that is there"
                 raise Failure(problem, InputError.exit_code) from error
@@ -174,6 +184,16 @@ class Command(click.Command):
                 traceback.print_exc()
             what = f"unexpected {type(error).__name__}: {error}"
             raise Failure(what if ctx.params.get("verbose") else f"{what}; run with -v for the traceback", 1) from error
+
+
+def nobody_reads() -> bool:
+    """Whether who read our standard output has closed it, as `head` does."""
+    asked = select.poll()
+    try:
+        asked.register(sys.stdout, 0)
+    except OSError:  # it is no file
+        return False
+    return bool(asked.poll(0))  # nothing was asked for: errors are always told
 
 
 class Stopped(BaseException):
@@ -204,16 +224,23 @@ def stopping(ctx: click.Context) -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
+def stop_words(ctx: click.Context) -> str:
+    """What goes on where a SIGTERM came, and where: only what ran with --resume has kept its segments."""
+    if "resume" not in ctx.params:
+        return ctx.meta.get(STOP_META, STOP_WORDS)
+    return ctx.meta.get(STOP_META, f"{STOP_WORDS}; {STOP_RESUMED if ctx.params['resume'] else STOP_ANEW}")
+
+
 def tell_stopped(ctx: click.Context) -> NoReturn:
     """Says what goes on where a SIGTERM came. Raises Exit."""
-    click.echo(ctx.meta.get(STOP_META, STOP_WORDS), err=True)
+    click.echo(stop_words(ctx), err=True)
     gc.freeze()  # else Python looks through all it holds before it ends: seconds on a busy machine
     raise click.exceptions.Exit(STOPPED)
 
 
 def end_now(ctx: click.Context) -> None:
     """Ends the process where clearing away takes too long: after ten seconds a scheduler would kill it."""
-    click.echo(ctx.meta.get(STOP_META, STOP_WORDS), err=True)
+    click.echo(stop_words(ctx), err=True)
     os._exit(STOPPED)
 
 
@@ -275,10 +302,20 @@ def limit_options(function: Callable) -> Callable:
     return function
 
 
+def checked_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The name of a device, there or not. Raises click.BadParameter for what is none."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise click.BadParameter(f"there is no device {value}: use auto, cpu, cuda, cuda:N or mps.")
+    return value
+
+
 def machine_options(function: Callable) -> Callable:
     """Options of every command that runs the networks: --device, --precision, --backend, --batch-size, -q, -v."""
     options = [
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+        click.option(
+            "--device", default="auto", show_default=True, callback=checked_device,
+            help="auto, cpu, cuda, cuda:N or mps.",
+        ),
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
@@ -296,7 +333,7 @@ def machine_options(function: Callable) -> Callable:
         click.option("--batch-size", type=click.IntRange(min=1), help="Frames at once.  [default: by device]"),
         click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors."),
         click.option("-v", "--verbose", is_flag=True, help="Say more; show the traceback of a bug."),
-    ]
+    ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
     return function

@@ -14,10 +14,13 @@ from dpe_cli.commands.shared import (
     FOLDER,
     MODES,
     STOP_META,
+    STOP_RESUMED,
+    STOP_WORDS,
     STOPPED,
     WEIGHTS,
     Command,
     Finite,
+    checked_device,
     detector_options,
     given,
     machine_options,
@@ -123,7 +126,7 @@ def prepare(
 )
 @click.option("--segmenter", type=FILE, help="MediaPipe's selfie_segmentation.tflite: teaches stage matte.")
 @click.option("--speech", type=FOLDER, help="Clips prepared with sound, for stage banks.  [default: those of --data]")
-@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="cpu", show_default=True, callback=checked_device, help="auto, cpu, cuda or cuda:N.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in the output folder; exactly on a CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks, only errors.")
 def train(
@@ -148,10 +151,10 @@ def train(
     phases = read_recipe(recipe, changes, budget)
     if device != "cpu" and phases[0].stage in ON_CPU:
         say(f"stage {phases[0].stage} learns on the CPU: --device {device} is left aside")
-    if whole := {phase.stage for phase in phases} & set(WHOLE):
-        if resume:
-            raise click.UsageError(f"--resume cannot go with stage {min(whole)}, which keeps no state: leave it out")
-        click.get_current_context().meta[STOP_META] = STOPPED_WHOLE
+    whole = {phase.stage for phase in phases} & set(WHOLE)
+    if whole and resume:
+        raise click.UsageError(f"--resume cannot go with stage {min(whole)}, which keeps no state: leave it out")
+    click.get_current_context().meta[STOP_META] = STOPPED_WHOLE if whole else f"{STOP_WORDS}; {STOP_RESUMED}"
     if any(phase.stage == "landmarks" for phase in phases):
         click.echo(train_landmark_network(phases, data, output, init, space, device, say))
         return
