@@ -25,7 +25,7 @@ from dpe_cli.retouch import asked_for, outlined
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
 WIDER = 6  # how much further what is mirrored goes: beside what a cheek hides its outline shows the background
 REACH = 24  # and past the outline, onto temple, ear and hair, of heads of which
-PART = 0.03, 0.07  # as much is hidden, as shares of the face: from the first on a little, from the second wholly
+PART = 0.02, 0.05  # as much is hidden, as shares of the face: from the first on a little, from the second wholly
 SEEN = 0.45, 0.7  # and of which the near side shows that as large, over its size in the result: where a head turns away
 # from the front neither side shows it
 SPECK = 10  # places: smaller parts are chance
