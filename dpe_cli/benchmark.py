@@ -551,6 +551,7 @@ def small_networks(engine: Engine, crops: np.ndarray) -> dict[str, Callable[[], 
 
         stages["mesh"] = lambda: [carry(part) for part in parts]
         stages["retouch"] = lambda: [retouch(part) for part in parts]
+        stages["matte"] = lambda: [engine.matte.persons(part) for part in parts]
     return stages
 
 

@@ -106,7 +106,7 @@ def test_networks_of_the_papers_width_are_measured(quick: Choice, tmp_path: Path
 def test_our_own_networks_are_stages_where_an_engine_has_them(quick: Choice):
     engine = Engine(device="cpu", batch_size=2)
     stages = benchmark.small_networks(engine, np.zeros((3, 256, 256, 3), np.uint8))
-    assert [*stages] == ["landmarks", "mesh", "retouch"]
+    assert [*stages] == ["landmarks", "mesh", "retouch", "matte"]
     for stage in stages.values():
         stage()
     assert not benchmark.small_networks(quick.engine(), np.zeros((1, 64, 64, 3), np.uint8))
