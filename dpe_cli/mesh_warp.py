@@ -25,13 +25,15 @@ from dpe_cli.retouch import asked_for, outlined
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
 WIDER = 6  # how much further what is mirrored goes: beside what a cheek hides its outline shows the background
 REACH = 24  # and past the outline, onto temple, ear and hair, of heads of which
-PART = 0.02, 0.05  # as much is hidden, as shares of the face: from the first on a little, from the second wholly
+PART = 0.01, 0.05  # as much is hidden, as shares of the face: from the first on a little, from the second wholly
 SEEN = 0.45, 0.7  # and of which the near side shows that as large, over its size in the result: where a head turns away
 # from the front neither side shows it
 SPECK = 10  # places: smaller parts are chance
 LIGHT = 0.04  # sigma, in crop sides, of what tells how both sides of a face are lit, and how far that is followed
-GAIN = 0.5, 2.0
+GAIN = 0.25, 4.0
 TOLD = 0.02, 0.06  # share of the crop that both sides have to show: followed not at all, and wholly
+AROUND = 0.08  # sigma, in crop sides, of the skin that is seen around, to which by so many levels nearer
+LIKELIER = 0.0, 15.0  # the other side has to be: from the first on a little, from the second wholly
 PERSON, RIM = 0.8, 6  # of a matte what is the person for sure, and pixels of the crop at its edge that may not be
 NODDING = slice(0, 2)  # yaw and pitch
 MOVING = slice(COORDINATES["size"].start, POSE_DIM)  # size and place
@@ -182,7 +184,9 @@ class MeshWarp:
             if spread is not picture:
                 near = mixed(near, warp(spread, back, size), cv2.resize(on_face.astype(np.float32), sides), 1.0)
             near = lit_as(face, near, (shown == 1) & lent & ~borrowed) if turns else near
-            face = mixed(face, near, mirror, part)
+            if turns and part < 1:
+                mirror = mirror * np.maximum(part, likelier(face, near, shown == 1))
+            face = mixed(face, near, mirror, 1.0)
         return face, cv2.resize(share, sides), where
 
 
@@ -200,6 +204,21 @@ def lit_as(face: np.ndarray, mirrored: np.ndarray, both: np.ndarray) -> np.ndarr
     gain = np.clip((sums[0] + 1e-3) / (sums[1] + 1e-3), *GAIN)  # 1 far from all that both show, and in black
     gain = 1 + trust * (gain - 1)
     return np.clip(np.rint(mirrored * gain), 0, 255).astype(np.uint8)
+
+
+def likelier(face: np.ndarray, near: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """How much sooner the mirrored side than the face's own, stretched, looks like the skin around that is seen.
+
+    Where little is hidden both may be right: beside a cheek its own rim may be hair, the other side in the shade.
+    face, near: (S, S, 3) uint8; seen: (R, R) bool. -> (S, S) float32 in [0, 1]
+    """
+    sides, sigma = face.shape[1::-1], AROUND * len(face)
+    share = cv2.resize(inner(seen), sides)
+    skin = cv2.GaussianBlur(share[..., None] * face, (0, 0), sigma) + 1e-3
+    skin /= cv2.GaussianBlur(share, (0, 0), sigma)[..., None] + 1e-5
+    smooth = (cv2.GaussianBlur(one.astype(np.float32), (0, 0), EDGE) for one in (face, near))
+    own, other = (np.abs(one - skin).mean(-1) for one in smooth)
+    return ramp(cv2.GaussianBlur(own - other, (0, 0), EDGE), *LIKELIER).astype(np.float32)
 
 
 def beyond(where: np.ndarray, borrowed: np.ndarray, face: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from dpe_cli.errors import DeviceError, InputError, WeightsError
 from dpe_cli.face import crop_box, make_detector
 from dpe_cli.landmarks import FaceShape
 from dpe_cli.measured import read_codes
-from dpe_cli.mesh_warp import MeshWarp, lit_as, posed_as, through, without_background
+from dpe_cli.mesh_warp import MeshWarp, likelier, lit_as, posed_as, through, without_background
 from dpe_cli.models import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, MotionSpace
 from dpe_cli.parts import EYE, MOUTH, OTHER_EYE, PARTS, UNIT, Patch, cut_patch, of_centres, posed, put_back, to_patch
@@ -275,6 +275,16 @@ def test_few_places_that_both_sides_show_tell_little_of_the_light():
         found = lit_as(face, mirrored, both)
         assert int(found[..., 0].max()) == pytest.approx(wanted, abs=15)
         assert int(found[0, 0, 0]) == pytest.approx(110, abs=2)  # far from there
+
+
+def test_of_a_rim_that_is_hidden_what_looks_like_the_skin_around_is_shown():
+    seen = np.zeros((128, 128), bool)
+    seen[32:96, 32:96] = True
+    skin, hair = np.full((SIZE, SIZE, 3), 180, np.uint8), np.full((SIZE, SIZE, 3), 180, np.uint8)
+    hair[:, 192:] = 30  # beside what is seen
+    rim = np.s_[100:150, 196:204]
+    assert likelier(hair, skin, seen)[rim].min() > 0.9 and likelier(skin, hair, seen)[rim].max() < 0.1
+    assert likelier(skin, skin, seen)[rim].max() < 0.1
 
 
 def test_the_person_goes_on_where_the_background_was():
