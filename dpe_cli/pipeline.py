@@ -61,7 +61,8 @@ def ahead(items: Iterable[T], depth: int = DEPTH) -> Iterator[T]:
             yield value
     finally:
         unwanted.set()
-        thread.join()
+        if threading.current_thread() is not thread:  # whose garbage collector may be what closes this
+            thread.join()
 
 
 @contextmanager

@@ -123,3 +123,22 @@ def test_whoever_leaves_lanes_early_leaves_no_thread():
     assert next(stage) == (0, 0)
     stage.close()
     assert threading.active_count() == before
+
+
+def test_items_that_nobody_wants_any_more_may_be_closed_by_their_own_thread():
+    held, taken, closed, told = {}, threading.Event(), threading.Event(), []
+
+    def items() -> Iterator[int]:
+        yield 1
+        taken.wait(5)
+        try:
+            held["ahead"].close()  # as the garbage collector does, in whatever thread it runs
+        except RuntimeError as error:
+            told.append(error)
+        closed.set()
+        yield 2
+
+    held["ahead"] = ahead(items())
+    assert next(held["ahead"]) == 1
+    taken.set()
+    assert closed.wait(5) and not told
