@@ -47,8 +47,8 @@ def ahead(items: Iterable[T], depth: int = DEPTH) -> Iterator[T]:
                 items.close()
 
     thread = threading.Thread(target=work, daemon=True)
-    thread.start()
     try:
+        thread.start()  # here too Ctrl-C may come
         while True:
             try:
                 kind, value = waiting.get(timeout=PATIENCE)  # not for ever: Ctrl-C shall be heard on every system
@@ -61,7 +61,8 @@ def ahead(items: Iterable[T], depth: int = DEPTH) -> Iterator[T]:
             yield value
     finally:
         unwanted.set()
-        if threading.current_thread() is not thread:  # whose garbage collector may be what closes this
+        # The garbage collector may close this in that very thread.
+        if thread.ident is not None and threading.current_thread() is not thread:
             thread.join()
 
 
