@@ -163,7 +163,7 @@ class MeshWarp:
         on_face, borrowed, part, worth = shown != 0, (shown == AWAY) & lent, 1.0, 0.0
         if turns:
             hidden = touching(borrowed, ~on_face)
-            part = ramp(hidden.sum() / on_face.sum(), *PART)
+            part = ramp(hidden.sum() / max(on_face.sum(), 1), *PART)
             if part:
                 sizes = self.mesh.ratios(after, flipped)[place.index[hidden.ravel()]]
                 worth = part * ramp(np.median(sizes), *SEEN)

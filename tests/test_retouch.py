@@ -1,5 +1,6 @@
 """Mouth and eyes painted over: patches that follow the head, outlines that follow the codes, nothing else touched."""
 
+import warnings
 from pathlib import Path
 
 import cv2
@@ -309,6 +310,13 @@ def test_a_profile_that_turns_back_shows_nothing_of_what_lies_behind(yaw: float)
         found, share, _ = MESH.carried(picture, points, front, turns=True, matte=known)
         dark.append((found[share > 0.9] < 125).mean())
     assert dark[0] > 0.01 and dark[1] < 0.1 * dark[0]
+
+
+def test_a_face_that_leaves_the_crop_is_not_there():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, share, _ = MESH.carried(photograph(), turned(10), turned(10) + [600, 0, 0], turns=True)
+    assert not share.any()
 
 
 @pytest.mark.parametrize("yaw", [40, -40])
