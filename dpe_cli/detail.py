@@ -106,8 +106,7 @@ def evened(
         return drawn, flow
     flow = flow + share[..., None] * away
     shown = cv2.resize(share, (size, size))
-    face = times(drawn.astype(np.float32), 1 - shown)
-    return to_levels(face + times(warp(crop, flow, size).astype(np.float32), shown)), flow
+    return blended(drawn, warp(crop, flow, size), shown), flow
 
 
 def stretched(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,8 +125,7 @@ def stretched(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> tuple[np
     if not share.any():
         return drawn, flow
     shown = cv2.resize(np.ascontiguousarray(share), (size, size))
-    face = times(drawn.astype(np.float32), 1 - shown)
-    return to_levels(face + times(warp(crop, result, size).astype(np.float32), shown)), result
+    return blended(drawn, warp(crop, result, size), shown), result
 
 
 def from_the_left(flow: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,9 +162,14 @@ def eased(face: np.ndarray, crop: np.ndarray, where: np.ndarray) -> tuple[np.nda
     moves = np.minimum(np.minimum(border[:, None], border) / EASED, 1).astype(np.float32)
     places = still(size) + moves[..., None] * (places_of(where, size, size) - still(size))
     drawn = ramp(moves, 0.6, 1)  # further out the crop itself, bent, takes the picture's place
-    face = times(face.astype(np.float32), drawn) + times(bent(crop, places).astype(np.float32), 1 - drawn)
+    face = blended(bent(crop, places), face, drawn)
     small = cv2.resize(places + np.float32(0.5), where.shape[1::-1], interpolation=cv2.INTER_AREA)
-    return to_levels(face), np.dstack([small, where[..., 2]])
+    return face, np.dstack([small, where[..., 2]])
+
+
+def blended(one: np.ndarray, other: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """A picture (S, S, 3) uint8 with a share (S, S) of another. -> (S, S, 3) uint8"""
+    return to_levels(times(one.astype(np.float32), 1 - share) + times(other.astype(np.float32), share))
 
 
 def to_levels(face: np.ndarray) -> np.ndarray:

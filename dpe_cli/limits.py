@@ -136,6 +136,11 @@ def hidden_folder(where: Path | None) -> Iterator[Path]:
             time.sleep(0.1)
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file that takes its name in one step is written: beside it, and short, as that may be at its limit."""
+    return path.with_name(f".dpe-{uuid.uuid4().hex}.part")
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder that is this user's alone. Raises OutputError."""
     try:

@@ -142,13 +142,9 @@ class MeshWarp:
         return result, maps
 
     def carried(
-        self,
-        picture: np.ndarray,
-        before: np.ndarray,
-        after: np.ndarray,
-        turns: bool = False,
+        self, picture: np.ndarray, before: np.ndarray, after: np.ndarray, turns: bool = False,
         matte: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """A picture (S, S, 3) uint8 whose face has other landmarks, where that is to be shown, and the map of it.
 
         before, after: (478, 3) pixels of the crop; turns: whether the head does, and not the expression; matte: of the

@@ -17,7 +17,6 @@ follow from codes by the weights and are there for other programs.
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,7 +29,7 @@ from safetensors.numpy import save_file
 
 from dpe_cli.container import bytes_of
 from dpe_cli.errors import InputError, OutputError, WeightsError
-from dpe_cli.limits import check_file
+from dpe_cli.limits import check_file, partial_of
 from dpe_cli.motion import MotionTrack
 from dpe_cli.video import VideoInfo, probe
 
@@ -103,7 +102,7 @@ def write_motion(
         "source": json.dumps(source),
         "engine": json.dumps({**engine, "weights": Path(engine["weights"]).name}),
     }
-    partial = path.with_name(f".dpe-{uuid.uuid4().hex}.part")
+    partial = partial_of(path)
     try:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial, metadata)
         os.replace(partial, path)

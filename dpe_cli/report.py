@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 import dpe_cli
 from dpe_cli.errors import OutputError
+from dpe_cli.limits import partial_of
 
 PSNR_CEILING = 99.0  # dB; stands for "identical", for which JSON has no number
 FAR_TURN = 30.0  # degrees; heads that are turned further do not look real (weights/README.md)
@@ -193,7 +193,7 @@ class Report:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` so that `path` never exists half-written. Raises OSError."""
-    temporary = path.with_name(f".dpe-{uuid.uuid4().hex}.part")  # short: `path` may have the longest name there is
+    temporary = partial_of(path)
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)

@@ -24,7 +24,6 @@ import math
 import os
 import shutil
 import time
-import uuid
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -88,7 +87,7 @@ from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.face import Box, FaceDetector
 from dpe_cli.jobs import UNIT, Engine, Job, lending_of, run_jobs
 from dpe_cli.lending import BACK
-from dpe_cli.limits import TEXT_BYTES, check_file
+from dpe_cli.limits import TEXT_BYTES, check_file, partial_of
 from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
 from dpe_cli.paste import Paster
@@ -443,7 +442,7 @@ def write_plan(plan: Plan) -> None:
         "key": plan.key,
     }
     table = plan.path.with_suffix(".safetensors")
-    partial = table.with_name(f".dpe-{uuid.uuid4().hex}.part")
+    partial = partial_of(table)
     try:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial)
         words["table"] = hashlib.sha256(partial.read_bytes()).hexdigest()

@@ -149,7 +149,7 @@ MAY_IMPORT = {
     },
     "motion": {"limits", "motion_space", "video", "errors"},
     "motion_file": {"container", "limits", "motion", "video", "errors"},
-    "report": {"errors"},
+    "report": {"limits", "errors"},
     "masks": {"crop", "face", "errors"},
     "plugs": {"detectors", "errors"},
     "detail": {"crop", "face", "mesh"},
