@@ -181,7 +181,7 @@ class MeshWarp:
                 near = mixed(near, warp(spread, back, size), cv2.resize(on_face.astype(np.float32), sides), 1.0)
             near = lit_as(face, near, (shown == 1) & lent & ~borrowed) if turns else near
             if turns and part < 1:
-                mirror = mirror * np.maximum(part, likelier(face, near, shown == 1))
+                mirror *= cv2.resize(np.maximum(part, likelier(face, near, shown == 1)).astype(np.float32), sides)
             face = mixed(face, near, mirror, 1.0)
         return face, cv2.resize(share, sides), where
 
@@ -206,15 +206,16 @@ def likelier(face: np.ndarray, near: np.ndarray, seen: np.ndarray) -> np.ndarray
     """How much sooner the mirrored side than the face's own, stretched, looks like the skin around that is seen.
 
     Where little is hidden both may be right: beside a cheek its own rim may be hair, the other side in the shade.
-    face, near: (S, S, 3) uint8; seen: (R, R) bool. -> (S, S) float32 in [0, 1]
+    face, near: (S, S, 3) uint8; seen: (R, R) bool. -> (R, R) float32 in [0, 1]
     """
-    sides, sigma = face.shape[1::-1], AROUND * len(face)
-    share = cv2.resize(inner(seen), sides)
-    skin = cv2.GaussianBlur(share[..., None] * face, (0, 0), sigma) + 1e-3
+    share, sigma = inner(seen), AROUND * len(seen)
+    own, other = (
+        cv2.resize(one, seen.shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) for one in (face, near)
+    )
+    skin = cv2.GaussianBlur(share[..., None] * own, (0, 0), sigma) + 1e-3
     skin /= cv2.GaussianBlur(share, (0, 0), sigma)[..., None] + 1e-5
-    smooth = (cv2.GaussianBlur(one.astype(np.float32), (0, 0), EDGE) for one in (face, near))
-    own, other = (np.abs(one - skin).mean(-1) for one in smooth)
-    return ramp(cv2.GaussianBlur(own - other, (0, 0), EDGE), *LIKELIER).astype(np.float32)
+    missed = [np.abs(cv2.GaussianBlur(one, (0, 0), EDGE / 2) - skin).mean(-1) for one in (own, other)]
+    return ramp(cv2.GaussianBlur(missed[0] - missed[1], (0, 0), EDGE / 2), *LIKELIER).astype(np.float32)
 
 
 def beyond(where: np.ndarray, borrowed: np.ndarray, face: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
