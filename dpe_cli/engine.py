@@ -13,10 +13,10 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ LANES = {"cuda": 4, "mps": 1, "cpu": 2}
 MAPS, SHARE = 12, 0.5
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 WIDE_BYTES = 2**26  # weights of which a file is larger than this are about as wide as the paper's
+T = TypeVar("T")
 Key = tuple[bytes | None, ...]  # of a crop, or of a crop and its codes
 # Words of CUDA and MPS, the CPU, and of cuDNN and cuBLAS.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
@@ -124,7 +125,7 @@ class Engine:
         self.check_crops(crops)
         if not len(crops):
             return np.zeros((0, self.loaded.config.motion_dim), np.float32)
-        return self.in_batches(self.codes_of, crops)
+        return np.stack([told.code for told in self.read(crops)])
 
     def edit(
         self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None,
@@ -217,27 +218,26 @@ class Engine:
 
     # A batch
 
-    def codes_of(self, crops: np.ndarray) -> np.ndarray:
-        """Motion codes of one batch."""
-        return np.stack([told.code for told in self.read(crops)])
-
     def faces(self, crops: np.ndarray) -> list[FaceShape | None]:
         """Landmarks of each crop (N, S, S, 3) uint8 as codes were measured by them; None without a face, or measure."""
         return [told.face for told in self.read(crops)]
 
     def read(self, crops: np.ndarray) -> list["Told"]:
-        """Codes and landmarks of one batch."""
+        """Codes and landmarks of crops (N, S, S, 3) uint8; those of the last call from memory."""
         keys = keys_of(crops)
         fresh = list({key: row for row, key in enumerate(keys) if key not in self.told}.values())
         if fresh:
-            chosen = crops[fresh]
-            if self.measured:
-                codes, faces = self.measured.measure(chosen, lambda rows: self.encoded_codes(chosen[rows]))
-            else:
-                codes, faces = self.encoded_codes(chosen), [None] * len(fresh)
-            new = zip((keys[row] for row in fresh), map(Told, codes, faces), strict=True)
+            new = zip((keys[row] for row in fresh), self.in_batches(self.newly_read, crops[fresh]), strict=True)
             self.told = {key: self.told[key] for key in keys if key in self.told} | dict(new)
         return [self.told[key] for key in keys]
+
+    def newly_read(self, crops: np.ndarray) -> list["Told"]:
+        """Codes and landmarks of one batch."""
+        if self.measured:
+            codes, faces = self.measured.measure(crops, lambda rows: self.encoded_codes(crops[rows]))
+        else:
+            codes, faces = self.encoded_codes(crops), [None] * len(crops)
+        return list(map(Told, codes, faces))
 
     def encoded_codes(self, crops: np.ndarray) -> np.ndarray:
         """Motion codes of one batch as the encoder reads them."""
@@ -371,9 +371,9 @@ class Engine:
 
     # Batches
 
-    def in_batches(self, function: Callable[..., np.ndarray], *arrays: np.ndarray | None) -> np.ndarray:
-        """Runs a function on slices of arrays, smaller ones where memory is short, and joins the results."""
-        start, results, count = 0, [], len(arrays[0])
+    def in_batches(self, function: Callable[..., Iterable[T]], *arrays: np.ndarray | None) -> Iterator[T]:
+        """What a function makes of each row of arrays, given slices of them, smaller ones where memory is short."""
+        start, count = 0, len(arrays[0])
         while start < count:
             size = min(self.batch_size, count - start)
             batch = [None if array is None else array[start : start + size] for array in arrays]
@@ -381,11 +381,10 @@ class Engine:
             if result is None:
                 self.shrink(size)
             else:
-                results.append(result)
+                yield from result
                 start += size
-        return np.concatenate(results)
 
-    def unless_memory_ends(self, function: Callable[..., np.ndarray], batch: list) -> np.ndarray | None:
+    def unless_memory_ends(self, function: Callable[..., T], batch: list) -> T | None:
         """The function's result, or None where the memory was too small: what it held is free once this returns."""
         try:
             return function(*batch)

@@ -210,7 +210,8 @@ def read_recipe(file: Path | None, changes: Iterable[str] = (), budget: float | 
     parts = table.pop("phase", None) or [{}]
     if not (isinstance(parts, list) and all(isinstance(part, dict) for part in parts)):
         raise InputError(f"{file}: phase is no list of phases", "write [[phase]] above the settings of each")
-    given = [table | part for part in parts]
+    written = [table | part for part in parts]
+    given = [dict(one) for one in written]
     names = [str(one.get("name", Phase.name)) for one in given]
     for change in changes:
         name, _, text = change.partition("=")
@@ -224,11 +225,20 @@ def read_recipe(file: Path | None, changes: Iterable[str] = (), budget: float | 
         for one, its_name in zip(given, names, strict=True):
             if phase in ("", its_name):
                 one[setting] = text
-    phases = [Phase(**{name: fitting(name, value) for name, value in one.items()}) for one in given]
+    try:
+        phases = phases_of(given)
+    except InputError as error:
+        phases_of(written)  # if the file is at fault by itself, it says so
+        raise UsageError(*error.args) from error
     if budget is not None:
         total = sum(phase.minutes for phase in phases if not phase.steps)
         phases = [phase if phase.steps else replace(phase, minutes=phase.minutes * budget / total) for phase in phases]
     return phases
+
+
+def phases_of(tables: Iterable[Mapping[str, Any]]) -> list[Phase]:
+    """Phases of tables of settings. Raises InputError."""
+    return [Phase(**{name: fitting(name, value) for name, value in one.items()}) for one in tables]
 
 
 def fitting(name: str, value: Any) -> Any:

@@ -369,9 +369,12 @@ def check_phases(phases: list[Phase], inputs: Inputs, world: int, begun: DPEConf
 
     world: processes; begun: of the networks that the first phase starts from, None where it makes them.
     """
-    size = begun.size if begun else phases[0].size
+    size, teeth = begun.size if begun else phases[0].size, begun is not None
     for phase in phases:
         share, what = phase.batch // world, f"phase {phase.name}"
+        teeth = teeth or phase.show_teeth
+        if phase.dim_teeth and not teeth:
+            raise InputError(f"{what} has no teeth to dim", "set show_teeth in it, or in a phase before")
         if phase.batch % world:
             raise InputError(f"{world} processes cannot share a batch of {phase.batch}", "choose a multiple")
         if phase.stage in ("cycle", "refine") and phase.gan_weight and 2 * share > GROUP and 2 * share % GROUP:
@@ -413,7 +416,11 @@ def begin_phase(model: DPE | None, phase: Phase, clips: Clips, say: Callable[[st
             with batches(clips.training, clips.mesh, phase, codes_only=True) as loader:
                 show_teeth(model, to_image(next(loader)["source"]))
         if phase.dim_teeth:
-            dim_teeth(model, torch.tensor(phase.teeth_shares()))
+            try:
+                dim_teeth(model, torch.tensor(phase.teeth_shares()))
+            except ValueError as error:  # of networks that were begun elsewhere it is known only now
+                problem = f"phase {phase.name}: {error}"
+                raise InputError(problem, "set show_teeth in it, or in a phase before") from error
         if phase.subtract_own:
             subtract_own(model)
         if phase.subtract_own_pose:

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from simulated_gpu import simulated_gpu
 
 from dpe_cli.dataset import is_held_out, load_clips
-from dpe_cli.errors import DeviceError, DPEError, InputError, OutputError, WeightsError
+from dpe_cli.errors import DeviceError, DPEError, InputError, OutputError, UsageError, WeightsError
 from dpe_cli.initialise import (
     INSIDE,
     TEETH,
@@ -47,6 +47,7 @@ from dpe_cli.train import (
     Inputs,
     _PhaseRun,
     batches,
+    begin_phase,
     evaluate,
     held_out_batches,
     join_processes,
@@ -230,6 +231,11 @@ def test_teeth_show_where_both_masks_are_shut_and_the_rest_stays(model):
         torch.testing.assert_close(share, torch.tensor([0.5, 0.25, 0.0]), atol=0.03, rtol=0)
         generator.to_flows[-2].bias[2] = 2.75
         torch.testing.assert_close(redrawn(model, picture), before, atol=0.03, rtol=0)
+
+
+def test_teeth_that_were_never_shown_cannot_be_dimmed(model):
+    with pytest.raises(InputError, match="phase train: there are no teeth to dim; set show_teeth"):
+        begin_phase(model, Phase(size=32, dim_teeth="0.5,0.4,0.4"), None, print, "cpu")
 
 
 def test_the_second_mask_learns_where_teeth_are(model, batch):
@@ -437,12 +443,14 @@ def test_smoke_a_short_run_learns_what_it_is_shown(prepared, tmp_path, tiny):
         ("", ["workers=-1"], "workers = -1"),
         ("", ["samples=0"], "samples = 0"),
         ("", ["eye_share=2"], "eye_share = 2.0 is out of range; give 0 to 1"),
+        ("batch = 0", ["size=64"], "phase train: batch = 0"),
     ],
 )
 def test_a_wrong_recipe_is_one_clear_line(tmp_path, text, changes, problem):
     (tmp_path / "recipe.toml").write_text(text)
-    with pytest.raises(InputError, match=problem):
+    with pytest.raises(InputError, match=problem) as failure:
         read_recipe(tmp_path / "recipe.toml", changes)
+    assert failure.type is (InputError if text else UsageError)  # the file is at fault, or what was typed
 
 
 def test_a_budget_of_phases_without_minutes_is_one_clear_line(tmp_path):
@@ -606,6 +614,7 @@ def test_a_phase_of_twice_the_size_grows_the_networks(prepared, tmp_path, tiny):
         ({"perceptual_weight": 1}, {"perceptual": folder() / "compact.safetensors"}, WeightsError, "no VGG features"),
         ({"expression_weight": 1}, {}, InputError, "phase late has no expression network"),
         ({"gan_weight": 1, "batch": 7}, {}, InputError, "phase late: the discriminator takes no odd batch of 7"),
+        ({"dim_teeth": "0.5,0.4,0.4"}, {}, InputError, "phase late has no teeth to dim; set show_teeth"),
     ],
 )
 def test_what_would_stop_a_late_phase_stops_the_run_before_it_begins(tmp_path, later, given, error, problem):
