@@ -44,8 +44,9 @@ from dpe_cli.motion_space import MOTION_DIM, POSE_DIM
 from dpe_cli.paste import make_paster
 from dpe_cli.people import track_faces
 from dpe_cli.report import peak_memory
-from dpe_cli.video import Frame, VideoInfo, probe, read_frames, write_image, write_video
+from dpe_cli.video import Frame, VideoInfo, probe, read_frames
 from dpe_cli.weights import save
+from dpe_cli.writer import write_image, write_video
 
 SIZES = {"360p": (640, 360), "1080p": (1920, 1080), "2160p": (3840, 2160)}  # width, height
 MODES, SOURCES = ("exp", "pose", "both"), ("video", "still")

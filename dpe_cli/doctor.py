@@ -74,7 +74,7 @@ def pytorch() -> str:
 
 def ffmpeg() -> str | Check:
     """The version of the program that is used, and whether it encodes H.264."""
-    from dpe_cli.video import ffmpeg_exe
+    from dpe_cli.muxer import ffmpeg_exe
 
     program = ffmpeg_exe()
     version = run(program, "-version").splitlines()[0].partition(" Copyright")[0]

@@ -71,8 +71,9 @@ from dpe_cli.speech_motion import (
     read_loudness,
 )
 from dpe_cli.tracks import audio_codecs
-from dpe_cli.video import Frame, VideoInfo, check_writable, probe, seconds_of, write_speech
+from dpe_cli.video import Frame, VideoInfo, probe, seconds_of
 from dpe_cli.weights import LANDMARKS, SPEECH, digest, find
+from dpe_cli.writer import check_writable, write_speech
 
 AUDIO_ENDS = ("trim", "pad", "loop", "error")
 KEEP, AUTO, OFF = "keep", "auto", "off"

@@ -33,18 +33,9 @@ from dpe_cli.pipeline import ahead, ended
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.regions import RegionMasks, network_landmarks
 from dpe_cli.report import PixelHash, Report
-from dpe_cli.video import (
-    Frame,
-    VideoInfo,
-    audio_codecs,
-    check_image,
-    check_writable,
-    probe,
-    read_frames,
-    seconds_of,
-    write_image,
-    write_video,
-)
+from dpe_cli.tracks import audio_codecs
+from dpe_cli.video import Frame, VideoInfo, probe, read_frames, seconds_of
+from dpe_cli.writer import check_image, check_writable, write_image, write_video
 
 AUDIO = ("auto", "source", "driving", "none")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")

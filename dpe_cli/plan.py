@@ -51,7 +51,8 @@ from dpe_cli.paste import Paster
 from dpe_cli.people import track_faces
 from dpe_cli.pipeline import ahead, ended
 from dpe_cli.report import Report, peak_memory
-from dpe_cli.video import Frame, VideoInfo, frame_times, read_frames, write_video
+from dpe_cli.video import Frame, VideoInfo, frame_times, read_frames
+from dpe_cli.writer import write_video
 
 TRIAL = 24  # frames
 COPIES = 3  # of the output: beside it, while it is made in segments and joined

@@ -14,7 +14,8 @@ import numpy as np
 
 from dpe_cli.errors import OutputError
 from dpe_cli.motion import MotionTrack
-from dpe_cli.video import Frame, VideoInfo, read_frames, write_video
+from dpe_cli.video import Frame, VideoInfo, read_frames
+from dpe_cli.writer import write_video
 
 PREVIEW_HEIGHT = 512  # pixels, at most
 

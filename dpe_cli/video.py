@@ -1,4 +1,4 @@
-"""Video in, video out: the only place, with `container.py` below it, that knows ffmpeg, PyAV and BGR.
+"""Video in. With `container.py` below it and `writer.py` above it the only place that knows ffmpeg, PyAV and BGR.
 
 Time. `Frame.time` is an exact Fraction of seconds. In containers whose zero means something (MP4, MOV, Matroska, AVI)
 it is the frame's presentation time as it stands in the file, so a source that starts at 0.5 s gives an output that
@@ -6,60 +6,42 @@ starts at 0.5 s. MPEG streams count from an arbitrary clock; there zero is the s
 
 Pixels. `Frame.rgb` is what networks see and edits change. A frame that was read `exact` also has its file's own planes
 (`Frame.original`); these are written, with the changed pixels of `rgb` put in: what was not edited is not converted.
-
-Writing. Frames go as raw pictures with their times (a NUT stream made by PyAV) through a pipe into the ffmpeg program,
-which encodes them and copies all other tracks from their file. MP4 and MOV then hold each time exactly; Matroska counts
-in whole milliseconds, so there a time is within half a millisecond.
 """
 
 import contextlib
-import errno
 import math
-import os
-import subprocess
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, product
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
 
 import av
 import cv2
-import ffmpeg
-import imageio_ffmpeg
 import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from dpe_cli.container import (
-    PIPE,
     check_jump,
     check_whole,
     clock_zero,
     decoded,
-    files_of,
     holds_image,
-    input_options,
     is_sequence,
     opened,
-    pattern,
-    picture_numbers,
     rotation,
     side_data,
     sound_streams,
     turn,
     video_stream,
 )
-from dpe_cli.encoding import Encoding, Mastering, Wish, check_encoding, container_of, plan_encoding
-from dpe_cli.errors import InputError, OutputError
-from dpe_cli.limits import check_file, check_seconds, hidden_folder, limits, scratch
-from dpe_cli.marks import mark_file, marked_picture, marked_tags
+from dpe_cli.encoding import Mastering
+from dpe_cli.errors import InputError
+from dpe_cli.limits import check_file, check_seconds, limits
 from dpe_cli.planes import CHROMA, Layout, Original, frame_of, layout_of, oriented, planes_of
-from dpe_cli.tracks import LEAD, Carried, Track, carried, sound_tracks, unknown_sound
-from dpe_cli.tracks import audio_codecs as audio_codecs  # also from here
+from dpe_cli.tracks import unknown_sound
 
 UNSPECIFIED = 2  # of ITU-T H.273, for primaries, transfer and matrix
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # H.273 -> swscale
@@ -67,8 +49,6 @@ SAME_MATRIX = {6: 5, 10: 9}  # equal numbers under another name, for PyAV
 # The default of swscale is faster (1080p: 4 against 9 ms of CPU) but darkens every picture by 1 to 2 levels of 255.
 EXACT = 2 | 0x40000 | 0x2000  # bilinear, accurate rounding, full chroma: numbers, as PyAV 17 has no names for them
 LIMITED_WHITE = 65283  # what swscale makes of 235 of 255, or 940 of 1023, in 16 bits
-T = TypeVar("T")
-LOG_BYTES = 1 << 16
 FASTEST = 1000  # frames a second that are likely a rate and no clock
 
 LIMITED_RANGE, FULL_RANGE = 1, 2  # of ffmpeg: 0 unspecified, 1 limited (tv), 2 full (pc)
@@ -127,35 +107,6 @@ class VideoInfo:
     def written_layout(self) -> Layout:
         """What a writer gets of this source."""
         return self.layout or Layout("gbr")
-
-
-@dataclass(frozen=True)
-class WriteResult:
-    """What was written, and what the user should know about it."""
-
-    frames: int
-    path: Path
-    notes: tuple[str, ...] = ()
-
-
-class Name(str):
-    """A file's name for ffmpeg-python, which asks each word for its UTF-8: names may be no text."""
-
-    def __str__(self) -> str:
-        return ascii(self)
-
-
-def ffmpeg_exe() -> str:
-    """The ffmpeg program: what DPE_FFMPEG names (5.1 or newer), else the one of imageio-ffmpeg. Raises InputError."""
-    if named := os.environ.get("DPE_FFMPEG"):
-        return named
-    try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError as error:
-        raise InputError("no ffmpeg program was found", "reinstall imageio-ffmpeg or set DPE_FFMPEG") from error
-
-
-# Reading
 
 
 def probe(path: Path, fps: Fraction | None = None) -> VideoInfo:
@@ -299,7 +250,7 @@ def read_frames(
     holds more than 8, and the file's own planes. Times rise strictly: a missing one is reckoned from the rate, one
     that repeats is moved on by a millisecond. Raises InputError, also for times that jump back.
     """
-    info, start, end = probe(path, fps), _seconds(start), _seconds(end)
+    info, start, end = probe(path, fps), to_seconds(start), to_seconds(end)
     if info.is_image:
         still = _read_still(path)
         yield still if exact else Frame(0, still.time, still.rgb8)
@@ -339,7 +290,7 @@ def seconds_of(info: VideoInfo) -> float:
     return float(times[-1] - times[0] + 1 / info.fps)
 
 
-def _seconds(value: float | None) -> Fraction | None:
+def to_seconds(value: float | None) -> Fraction | None:
     """What was meant by a float of seconds: 0.04 is 1/25, not a hair more."""
     return None if value is None else Fraction(value).limit_denominator(1_000_000)
 
@@ -406,7 +357,7 @@ def _upright(
     if layout is not None:
         planes = _coded_planes(frame, layout, size)
         frame = frame_of(planes, layout)
-    matrix = _matrix(info.colour.matrix, info.width, info.height)
+    matrix = matrix_of(info.colour.matrix, info.width, info.height)
     full_range = info.colour.range == FULL_RANGE
     deep = exact and info.layout is not None and info.layout.bits > 8
     if deep and layout.family == "yuv" and layout.down > 1:
@@ -445,7 +396,7 @@ def _coded_planes(frame: av.VideoFrame, layout: Layout, size: tuple[int, int]) -
     return planes_of(frame, layout)
 
 
-def _matrix(tag: int, width: int, height: int) -> int:
+def matrix_of(tag: int, width: int, height: int) -> int:
     """The H.273 number of the YUV matrix; an unspecified one is guessed from the size, as players do."""
     return tag if tag in MATRICES else 1 if width >= 1280 or height > 576 else 6
 
@@ -528,628 +479,3 @@ def _decoded(data: np.ndarray, name: str, way: int) -> np.ndarray:
     if bgr is None:
         raise InputError(f"{name} cannot be read as a picture", "give a whole PNG or JPEG file")
     return bgr
-
-
-def write_image(path: Path, rgb: np.ndarray, alpha: np.ndarray | None = None, *, marked: bool = False) -> None:
-    """Writes (H, W, 3) uint8 or uint16 RGB, and (H, W) alpha, as PNG or JPEG, as the name says; replaces what is there.
-
-    JPEG has 8 bits and no alpha. `marked`: as an edited picture, see `dpe_cli.marks`. Raises OutputError.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise OutputError(f"{path} cannot hold a picture", "name a .png or .jpg")
-    check_image(path, Layout("gbr", 8 * rgb.dtype.itemsize, alpha is not None))
-    options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
-    planes = cv2.split(rgb[..., ::-1]) + (() if alpha is None else (alpha,))
-    _, data = cv2.imencode(path.suffix, cv2.merge(planes), options)
-    data = marked_picture(data.tobytes()) if marked else data.tobytes()
-    with workplace(path) as folder:
-        try:
-            (folder / path.name).write_bytes(data)
-            os.replace(folder / path.name, path)
-        except OSError as error:
-            raise OutputError(
-                f"{path} cannot be written: {error.strerror}", "free some space or name another"
-            ) from error
-
-
-def check_image(path: Path, layout: Layout | None) -> None:
-    """Raises OutputError for a picture of this layout, None for a plain one, that `path` cannot hold."""
-    if path.suffix.lower() != ".png" and layout is not None and (layout.alpha or layout.bits > 8):
-        raise OutputError(f"{path} cannot hold the source's transparency or its 16 bits", "name a .png")
-
-
-# Writing
-
-
-def check_writable(info: VideoInfo, output: Path, wish: Wish) -> None:
-    """Finds out, before any work is done, whether `output` can hold such pictures. Raises InputError, OutputError."""
-    check_encoding(info.written_layout, info.codec, output, wish, info.colour.transfer, info.colour.range == FULL_RANGE)
-
-
-def write_video(
-    frames: Iterable[Frame],
-    info: VideoInfo,
-    output: Path,
-    *,
-    audio: Path | None = None,
-    tracks: Path | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    overwrite: bool = False,
-    codec: str | None = None,
-    crf: int | None = None,
-    preset: str | None = None,
-    nvenc: bool | None = None,
-    pipe: str = "nut",
-    marked: bool = False,
-) -> WriteResult:
-    """Writes `frames`, all of one size, each at its own time, with all sound tracks of `audio`, packets unchanged.
-
-    `tracks` is the file whose subtitles, chapters, timecode, dispositions and tags the output gets.
-    `info` gives the exactness of time, the colour tags and the shape of a pixel. `start` and `end` are those that the
-    frames were read with: sound of `info.path` is cut to the same span, to the packet; with `start` the output begins
-    with its first frame at 0, and sound of another file begins with the output and is cut to its length. Without
-    `end` sound is never cut at its end. Sound that the container cannot hold is encoded as AAC, which the notes say.
-    Frames with an original are written in its format where the codec has it, see `dpe_cli.encoding`.
-    `marked`: as an edited video, see `dpe_cli.marks`.
-
-    `output` is an .mp4, .mov or .mkv, or pictures like out_%06d.png, numbered from 1 or as those of `info.path`, or
-    `-` for standard output. Files appear under their names when all is whole. Raises OutputError, InputError and
-    whatever `frames` raises.
-    """
-    output, wish = Path(output), Wish(codec, crf, preset, nvenc, pipe)
-    container = container_of(output, wish.pipe)
-    _check_output(output, overwrite)
-    with workplace(output) as folder:
-        frames = iter(frames)
-        first = next(frames, None)
-        if first is None:
-            raise InputError(f"{info.path} has no frames in the span asked for", "check --start and --end")
-        shift = first.time if start is not None or first.time < 0 else Fraction(0)
-        limit = None if end is None else _seconds(end) - shift
-        sound, notes = _sound(audio, info, container, folder, start, shift, limit)
-        rest = _carried(tracks, info, container, folder, first.time, shift, limit)
-        rest = replace(rest, tags=marked_tags(rest.tags)) if marked else rest
-        layout = _layout_of_frame(first)
-        size = first.rgb.shape[1], first.rgb.shape[0]
-        full = info.colour.range == FULL_RANGE
-        codec = check_encoding(layout, info.codec, output, wish, info.colour.transfer, full)
-        if codec == "png" and layout.family != "gbr":  # the pixels that a reader of the source would have made
-            layout = Layout("gbr", 8 if layout.bits == 8 else 16, layout.alpha)
-        encoding = plan_encoding(codec, layout, size, container, wish, ffmpeg_exe(), info.mastering)
-        if info.written_layout.alpha and not layout.alpha:
-            notes.append(f"the transparency of {info.path.name} is not in these pictures")
-        part, first_number = _part(output, folder, info, first)
-        command = encode_command(info, layout, size, part, container, encoding, sound, rest, first_number)
-        count, steady = _encode(chain([first], frames), command, info, layout, rest, shift, output)
-        if container in ("sequence", "y4m") and not steady:
-            notes.append("the source's frames are not equally long; numbered or raw pictures cannot say so")
-        if output != PIPE:
-            if marked:
-                _mark(part)
-            _check_output(output, overwrite)
-            _publish(part, output, whole=start is None and end is None)
-    return WriteResult(count, output, (*info.notes, *encoding.notes, *rest.notes, *notes))
-
-
-def write_speech(
-    path: Path, speech: Path, begin: float, seconds: float, repeat: float | None, own: tuple[Path, float, float] | None
-) -> None:
-    """Writes a WAV file of `seconds`: the sound of `speech` from `begin` on, silence after its end or the same again
-    after `repeat` seconds; `own` is a file whose sound is mixed in, the second where that begins, its gain. Raises
-    InputError, OutputError.
-    """
-    if repeat is not None:  # of exactly that length, which ffmpeg reckons otherwise
-        once = path.with_name(f"once-{path.name}")
-        write_speech(once, speech, 0.0, repeat, None, None)
-        speech = once
-
-    def part(file: Path, begin: float, gain: float, **options: Any) -> Any:
-        with opened(file, sound=True) as container:  # times are those of `read_sound`, whatever the file begins with
-            zero = clock_zero(container)
-        heard = ffmpeg.input(Name(f"file:{file}"), itsoffset=f"{float(-zero):.6f}", **options, **input_options()).audio
-        heard = heard.filter("aresample", 48000, first_pts=0, **{"async": 1})
-        heard = heard.filter("atrim", start=begin, end=begin + seconds).filter("asetpts", "PTS-STARTPTS")
-        return heard.filter("volume", gain).filter("apad", whole_dur=seconds)
-
-    parts = [part(speech, begin, 1.0, **({} if repeat is None else {"stream_loop": -1}))]
-    if own is not None:
-        parts.append(part(*own, stream_loop=0))  # with an option of its own: ffmpeg-python takes equal inputs for one
-    heard = ffmpeg.filter(parts, "amix", inputs=2, normalize=0) if own is not None else parts[0]
-    written = ffmpeg.output(heard, Name(f"file:{path}"), acodec="pcm_s16le", ac=2, t=seconds)
-    written = written.global_args("-copyts", "-v", "error")
-    done = subprocess.run(written.compile(cmd=ffmpeg_exe()), capture_output=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        log = done.stderr.decode(errors="replace")
-        if "No space left" in log:
-            raise _failure(log, path)
-        words = (log.splitlines() or ["it gave no reason"])[0]
-        raise InputError(f"the sound of {speech} cannot be cut or mixed: {words}", "convert it to .wav")
-
-
-def _sound(
-    audio: Path | None,
-    info: VideoInfo,
-    container: str,
-    folder: Path,
-    start: float | None,
-    shift: Fraction,
-    limit: Fraction | None,
-) -> tuple[list[Track], list[str]]:
-    """The sound tracks for the output, and what the user should know of them."""
-    if audio is None:
-        return [], []
-    own = _same_file(audio, info.path)
-    offset = shift if start is None or own else Fraction(0)
-    suffix = ".nut" if container == "nut" else container
-    if container in ("sequence", "y4m"):
-        return [], [f"the sound of {audio.name} is left out: there is no place for it"] if audio_codecs(audio) else []
-    tracks = sound_tracks(audio, suffix, folder, offset, limit)
-    if not tracks and not own:
-        raise InputError(f"{audio} holds no sound", "name another file or leave the sound out")
-    notes = []
-    if not own:  # of its own the source has said so
-        with opened(audio) as file:
-            notes += unknown_sound(file, audio)
-    if any(track.codec != "copy" for track in tracks):
-        notes.append(f"the sound of {audio.name} does not fit into {suffix} and was encoded as AAC; .mkv would hold it")
-    return tracks, notes
-
-
-def _carried(
-    tracks: Path | None,
-    info: VideoInfo,
-    container: str,
-    folder: Path,
-    first: Fraction,
-    shift: Fraction,
-    limit: Fraction | None,
-) -> Carried:
-    """What `tracks` gives the output beside pictures and sound."""
-    if tracks is None or is_sequence(tracks):
-        return Carried()
-    frames = round((first - info.start) * info.fps)
-    return carried(tracks, container, folder, shift, limit, frames, info.fps)
-
-
-def _layout_of_frame(frame: Frame) -> Layout:
-    """The layout of what is written for a frame."""
-    return frame.original.layout if frame.original else Layout("gbr", 8 * frame.rgb.dtype.itemsize)
-
-
-def _part(output: Path, folder: Path, info: VideoInfo, first: Frame) -> tuple[Path, int]:
-    """Where to write until all is whole, and the number of the first picture of a sequence."""
-    if output == PIPE:
-        return output, 0
-    number = 1
-    if is_sequence(info.path):
-        number = picture_numbers(info.path)[0] + round((first.time - info.start) * info.fps)
-    return folder / (output.name if is_sequence(output) else f"part{output.suffix.lower()}"), number
-
-
-def _mark(part: Path) -> None:
-    """Puts the mark of an edit into what is whole. Raises OutputError."""
-    try:
-        for file in files_of(part):
-            mark_file(file)
-    except OSError as error:
-        raise OutputError(f"{part.name} cannot be written: {error.strerror}", "free some space on that disk") from error
-
-
-def _publish(part: Path, output: Path, whole: bool = True) -> None:
-    """Moves what is whole to its name. Raises OutputError if there is nothing.
-
-    Pictures of an older and longer sequence go if this is the `whole` of its source: beside a span they are the rest.
-    """
-    written = files_of(part)
-    if not written:
-        raise OutputError(f"nothing was written for {output}", "name another output")
-    for file in written:
-        os.replace(file, output.with_name(file.name) if is_sequence(output) else output)
-    if whole and is_sequence(output):
-        names = {file.name for file in written}
-        for file in files_of(output):
-            if file.name not in names:
-                file.unlink()
-
-
-def encode_command(
-    info: VideoInfo,
-    layout: Layout,
-    size: tuple[int, int],
-    output: Path,
-    container: str,
-    encoding: Encoding,
-    sound: list[Track],
-    rest: Carried,
-    first_number: int = 1,
-) -> list[str]:
-    """The ffmpeg command that reads pictures of `layout` and `size` as NUT from standard input and writes `output`."""
-    matrix = _matrix(info.colour.matrix, *size)  # of a crop, as its readers will guess
-    tag = info.colour.matrix if info.colour.matrix in (UNSPECIFIED, matrix) else matrix
-    levels = "pc" if info.colour.range == FULL_RANGE else "tv"
-    # the probe sizes: ffmpeg shall not hoard pictures to guess a frame rate
-    picture = ffmpeg.input("pipe:0", f="nut", probesize=32, analyzeduration=0, fpsprobesize=0, itsoffset=-LEAD)
-    if encoding.pix_fmt != layout.name:
-        conversion: dict[str, Any] = {"flags": "bicubic+accurate_rnd+full_chroma_int"}
-        if layout.family == "gray":  # swscale knows no grey of limited range
-            conversion["in_range"] = "tv" if info.colour.range == LIMITED_RANGE else "pc"
-        elif layout.family == "yuv":
-            conversion |= {"in_color_matrix": MATRICES[matrix], "in_range": levels}
-        if not encoding.rgb:
-            conversion |= {"out_color_matrix": MATRICES[matrix], "out_range": "tv" if encoding.limited else levels}
-        picture = picture.filter("scale", **conversion)
-    picture = (
-        picture.filter("format", encoding.pix_fmt)
-        .filter(
-            "setparams",
-            range=_written_range(info, encoding),
-            color_primaries=info.colour.primaries,
-            color_trc=info.colour.transfer,
-            colorspace=0 if encoding.rgb else tag,
-        )
-        .filter("setsar", str(info.sample_aspect_ratio))
-    )
-    if container == "y4m":  # it has no times but a rate
-        picture = picture.filter("settb", f"{1 / info.fps}").filter("setpts", "N")
-    options: dict[str, Any] = {
-        **encoding.options,
-        "fps_mode": "passthrough",  # each frame keeps its time, none is dropped or doubled
-        # of the pictures alone: sound that is encoded too would be told to lie up to half a step off
-        "enc_time_base:v": str(1 / info.fps if container == "y4m" else info.time_base).replace("/", ":"),
-    }
-    if container == "sequence":
-        options |= {"f": "image2", "start_number": first_number}
-    elif container in ("nut", "y4m"):
-        options["f"] = {"nut": "nut", "y4m": "yuv4mpegpipe"}[container]
-    if info.rotation in (90, 270) and layout.across > 1 and layout == info.layout:
-        # chroma that lay on the left pixel of two lies, after a quarter turn, on the upper or the lower
-        options["chroma_sample_location"] = "top" if info.rotation == 90 else "bottom"
-    return _output_command(picture, "pipe:0", options, output, container, sound, rest)
-
-
-def _output_command(
-    picture: Any,
-    pictures: str,
-    options: dict[str, Any],
-    output: Path,
-    container: str,
-    sound: list[Track],
-    rest: Carried,
-) -> list[str]:
-    """The command for a stream of ffmpeg-python whose input is `pictures`: with all that is copied into the output."""
-    options = {**options, "disposition:v:0": rest.video_disposition}
-    tags = {"v:0": rest.video_tags}
-    if container in (".mp4", ".mov"):
-        options["movflags"] = "+faststart"
-    streams = [picture]
-    count = {"a": 0, "s": 0, "t": 0}
-    for track in [*sound, *rest.tracks]:
-        early = {"itsoffset": -track.lead} if track.lead else {}
-        source = ffmpeg.input(Name(f"file:{track.path}"), **early, **input_options())
-        streams.append(source[f"{track.kind}:{track.number}"])
-        place = f"{track.kind}:{count[track.kind]}"
-        count[track.kind] += 1
-        options[f"c:{place}"] = track.codec
-        if track.codec == "aac":
-            options[f"b:{place}"] = "192k"
-        if track.kind != "t":
-            tags[place] = track.tags
-            options[f"disposition:{place}"] = track.disposition
-    target = "pipe:1" if output == PIPE else f"file:{output}"
-    if container == "sequence":
-        target = pattern(output.absolute())  # image2 takes what stands before a colon for a protocol
-    written = ffmpeg.output(*streams, Name(target), **options).overwrite_output().global_args("-copyts", "-v", "error")
-    command = written.compile(cmd=ffmpeg_exe())
-    # what ffmpeg-python has no way to say: options that repeat, and the number of an input. With the pictures come the
-    # chapters.
-    first = str([command[at + 1] for at, word in enumerate(command) if word == "-i"].index(pictures))
-    more = ["-map_chapters", first, "-map_metadata", first]
-    for place, named in tags.items():
-        more += chain.from_iterable((f"-metadata:s:{place}", f"{key}={value}") for key, value in named.items())
-    at = command.index(target)
-    return [*command[:at], *more, *command[at:]]
-
-
-def _written_range(info: VideoInfo, encoding: Encoding) -> int:
-    """The tag of the range, by ffmpeg's numbers; where it says what the codec cannot hold, ffmpeg would convert."""
-    if encoding.rgb:
-        return FULL_RANGE
-    if encoding.limited and info.colour.range == FULL_RANGE:
-        return LIMITED_RANGE if encoding.codec == "prores" else 0
-    return info.colour.range
-
-
-class Pipe:
-    """The standard input of ffmpeg, for PyAV to write to. Never raises; `broken` says that nobody reads any more."""
-
-    def __init__(self, file: BinaryIO):
-        self.file = file
-        self.broken = False
-        self.interrupt: BaseException | None = None  # a signal that came while it wrote: PyAV would lose it
-
-    def write(self, data: bytes) -> int:
-        if not self.broken:
-            try:
-                self.file.write(data)
-            except OSError:
-                self.broken = True
-            except BaseException as interrupt:
-                self.broken, self.interrupt = True, interrupt
-        return len(data)
-
-
-def _encode(
-    frames: Iterable[Frame],
-    command: list[str],
-    info: VideoInfo,
-    layout: Layout,
-    rest: Carried,
-    shift: Fraction,
-    output: Path,
-) -> tuple[int, bool]:
-    """Runs ffmpeg on the frames; gives their number and whether they are equally long. Raises OutputError."""
-    return _run(command, lambda pipe: _feed(frames, pipe, info, layout, rest, shift), output)
-
-
-def _run(command: list[str], feed: Callable[["Pipe"], T], output: Path) -> T:
-    """Runs ffmpeg on what `feed` writes into its standard input; gives what `feed` returns. Raises OutputError."""
-    stdout = None if output == PIPE else subprocess.DEVNULL
-    try:  # a session of its own: Ctrl-C is for us, who then stop it
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE, start_new_session=True
-        )
-    except OSError as error:
-        raise OutputError(f"{command[0]} does not run: {error.strerror}", "check DPE_FFMPEG") from error
-    log = bytearray()
-    listener = threading.Thread(target=_listen, args=(process.stderr, log), daemon=True, name="ffmpeg's words")
-    listener.start()
-    pipe = Pipe(process.stdin)
-    try:
-        fed = feed(pipe)
-        if pipe.interrupt:
-            raise pipe.interrupt
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        process.wait()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        listener.join()
-        process.stderr.close()
-    if process.returncode or pipe.broken:
-        raise _failure(log.decode(errors="replace"), output)
-    return fed
-
-
-def _listen(stderr: BinaryIO, log: bytearray) -> None:
-    """Takes what ffmpeg says, so that it never waits, and keeps the beginning: it may say much of a hostile file."""
-    while block := stderr.read(1 << 12):
-        if len(log) < LOG_BYTES:
-            log.extend(block)
-
-
-def _feed(
-    frames: Iterable[Frame], pipe: Pipe, info: VideoInfo, layout: Layout, rest: Carried, shift: Fraction
-) -> tuple[int, bool]:
-    """Writes frames as NUT with chapters and tags; stops where nobody reads any more. Gives what `_encode` does."""
-    # without an index and the points to seek to, of which NUT would keep one for each frame until the end
-    lean = {"write_index": "0", "syncpoints": "none", "strict": "experimental"}
-    container = av.open(pipe, "w", format="nut", container_options=lean)
-    container.metadata.update(rest.tags)
-    container.set_chapters(list(rest.chapters))
-    stream, count, first, steady = None, 0, None, True
-    try:
-        for frame in frames:
-            if stream is None:
-                stream = container.add_stream("rawvideo", rate=info.fps)  # the last frame lasts 1 / rate
-                stream.height, stream.width = frame.rgb.shape[:2]
-                stream.pix_fmt = layout.name
-                stream.time_base = stream.codec_context.time_base = info.time_base
-                first = frame.time
-            elif frame.rgb.shape != (stream.height, stream.width, 3):
-                raise ValueError(
-                    f"frame {frame.index} is {frame.rgb.shape}, the first was {stream.height, stream.width, 3}"
-                )
-            picture = frame_of(_planes(frame, layout), layout)
-            picture.pts = round((frame.time - shift + LEAD) / info.time_base)
-            picture.time_base = info.time_base
-            container.mux(stream.encode(picture))
-            if pipe.broken:
-                return count, steady
-            steady = steady and abs((frame.time - first) * info.fps - count) < Fraction(1, 2)
-            count += 1
-        container.mux(stream.encode())
-    except BaseException:
-        pipe.broken = True  # closing must not wait for ffmpeg
-        raise
-    finally:
-        container.close()
-    return count, steady
-
-
-def _planes(frame: Frame, layout: Layout) -> tuple[np.ndarray, ...]:
-    """The planes to be written for a frame: its original's where these have the layout, else its RGB."""
-    if frame.original and frame.original.layout == layout:
-        return frame.original.edited(frame.rgb)
-    red, green, blue = cv2.split(frame.rgb)
-    if not layout.alpha:
-        return green, blue, red
-    alpha, bits = frame.original.planes[-1], frame.original.layout.bits
-    return green, blue, red, alpha if bits == 8 else (alpha << (16 - bits)) | (alpha >> (2 * bits - 16))
-
-
-def _failure(log: str, output: Path) -> OutputError:
-    """What to tell of ffmpeg's own words."""
-    if output == PIPE and "Broken pipe" in log:
-        return OutputError("standard output was closed before the end of the video", "let its reader read on")
-    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it gave no reason"]
-    full = next((line for line in lines if "No space left" in line), None)
-    remedy = "free some space on that disk" if full else "check that folder and, if it is set, DPE_FFMPEG"
-    return OutputError(f"ffmpeg could not write {output}: {full or lines[0]}", remedy)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output != PIPE and (existing := files_of(output)) and not (overwrite and existing[0].is_file()):
-        raise OutputError(f"{existing[0]} exists", "choose another output or add --overwrite")
-
-
-@contextlib.contextmanager
-def workplace(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output` for what is not yet whole, removed whatever happens. Raises OutputError.
-
-    On the disk of `output`, whatever --temp says: what is whole takes its name in one step.
-    """
-    with scratch(output) if output == PIPE else hidden_folder(output.parent) as folder:
-        yield folder
-
-
-@contextlib.contextmanager
-def sealed(output: Path, seal: Callable[[Path], None] | None, overwrite: bool) -> Iterator[Path]:
-    """Where to write an output that `seal` is to change before it appears; `output` itself without one.
-
-    Raises OutputError.
-    """
-    if seal is None:
-        yield output
-        return
-    with workplace(output) as folder:
-        part = folder / output.name
-        yield part
-        seal(part)
-        _check_output(output, overwrite)
-        _publish(part, output)
-
-
-# Joining parts
-
-
-def join_video(
-    parts: Sequence[Path],
-    times: Sequence[Fraction],
-    info: VideoInfo,
-    output: Path,
-    folder: Path,
-    *,
-    audio: Path | None = None,
-    tracks: Path | None = None,
-    start: float | None = None,
-    end: float | None = None,
-    overwrite: bool = False,
-    ready: Callable[[Path], None] = lambda part: None,
-) -> WriteResult:
-    """The edited video that `write_video` would have written of all frames at once, of parts that it wrote one by one.
-
-    `parts` were written with `start`, so that each begins at 0; `times` are those of all frames, in order. Their
-    packets are copied, not encoded again; sound and all else come from `audio` and `tracks` as in `write_video`.
-    `folder`, on the same disk as `output`, takes what is not yet whole, twice the size of the video;
-    `ready` gets the whole file before that takes its name.
-    Raises InputError for parts that do not belong together, OutputError.
-    """
-    container = container_of(output)
-    if container not in (".mp4", ".mov", ".mkv"):
-        raise OutputError(f"{output} cannot be joined of parts", "name an .mp4, .mov or .mkv")
-    shift = times[0] if start is not None or times[0] < 0 else Fraction(0)
-    limit = None if end is None else _seconds(end) - shift
-    sound, notes = _sound(audio, info, container, folder, start, shift, limit)
-    rest = _carried(tracks, info, container, folder, times[0], shift, limit)
-    rest = replace(rest, tags=marked_tags(rest.tags))
-    joined, part = folder / f"joined{container}", folder / f"part{container}"
-    shown = _concatenate(parts, [round((time - shift) / info.time_base) for time in times], info, joined, rest)
-    picture = ffmpeg.input(Name(f"file:{joined}"))["v:0"]
-    options = {"c:v": "copy"} | ({"r:v": str(info.fps)} if container == ".mkv" else {})  # MP4 would count time in it
-    if shown and container == ".mkv":  # PyAV has no way to say it there
-        options["aspect"] = f"{shown.numerator}:{shown.denominator}"
-    command = _output_command(picture, f"file:{joined}", options, part, container, sound, rest)
-    _run(command, lambda pipe: None, output)
-    joined.unlink()
-    _mark(part)
-    ready(part)
-    _check_output(output, overwrite)
-    _publish(part, output)
-    return WriteResult(len(times), output, (*info.notes, *rest.notes, *notes))
-
-
-def _concatenate(
-    parts: Sequence[Path], ticks: list[int], info: VideoInfo, output: Path, rest: Carried
-) -> Fraction | None:
-    """Writes the packets of all parts, each shown at its tick of the time base, with chapters and tags.
-
-    Gives width / height of the pictures as they are shown, None where pixels are square.
-
-    The times of decoding are those of one encoding: the sorted times of showing, later by as many frames as pictures
-    wait at most for others.
-    """
-    orders = [_order(path) for path in parts]
-    if sum(len(ranks) for ranks, _ in orders) != len(ticks):
-        raise InputError("the segments do not hold the planned frames", "make them anew with: dpe edit --segment")
-    late = min(max(late for _, late in orders), len(ticks) - 1)
-    lead = ticks[late] - ticks[0]
-    length = round(1 / info.fps / info.time_base)
-    base, number, settings, shape = 0, 0, None, Fraction(1)
-    try:
-        with av.open(f"file:{output}", "w") as target:
-            for path, (ranks, _) in zip(parts, orders, strict=True):
-                with av.open(f"file:{path}", options=input_options()) as source:
-                    (stream,) = source.streams.video
-                    if number == 0:
-                        settings, copy = stream.codec_context.extradata, target.add_stream_from_template(stream)
-                        copy.time_base = info.time_base
-                        # what a template forgets, and some streams know by their container alone
-                        shape = Fraction(stream.sample_aspect_ratio or 1)
-                        copy.codec_context.sample_aspect_ratio = shape
-                        if output.suffix != ".mkv":
-                            copy.codec_context.codec_tag = stream.codec_context.codec_tag
-                        target.metadata.update(rest.tags)
-                        led = [{**each, **_without_lead(each)} for each in rest.chapters]
-                        target.set_chapters(led)
-                    elif stream.codec_context.extradata != settings:
-                        raise InputError(
-                            f"{path.name} was encoded otherwise than {parts[0].name}",
-                            "make all segments with the same dpe and the same ffmpeg",
-                        )
-                    for packet in source.demux(stream):
-                        if packet.pts is None:  # the empty one at the end
-                            continue
-                        packet.time_base = info.time_base
-                        packet.pts = ticks[base + ranks[packet.pts]]
-                        packet.dts = ticks[number - late] if number >= late else ticks[number] - lead
-                        packet.duration = length
-                        packet.stream = copy
-                        target.mux(packet)
-                        number += 1
-                base += len(ranks)
-    except av.FFmpegError as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        remedy = "free some space on that disk" if full else "make the segments anew"
-        raise OutputError(f"the segments cannot be joined: {error.strerror}", remedy) from error
-    return None if shape == 1 else shape * copy.codec_context.width / copy.codec_context.height
-
-
-def _order(path: Path) -> tuple[dict[int, int], int]:
-    """For each time of showing in a part its place among them, and for how many pictures one waits at most."""
-    shown, before = [], 0
-    try:
-        with av.open(f"file:{path}", options=input_options()) as source:
-            for packet in source.demux(video=0):
-                if packet.pts is not None:
-                    before += packet.dts is None or packet.dts < 0
-                    shown.append(packet.pts)
-    except (av.FFmpegError, OSError) as error:
-        raise InputError(f"{path} is missing or damaged", "make this segment anew") from error
-    ranks = {pts: rank for rank, pts in enumerate(sorted(shown))}
-    return ranks, max(before, max((number - ranks[pts] for number, pts in enumerate(shown)), default=0))
-
-
-def _without_lead(chapter: dict[str, Any]) -> dict[str, int]:
-    """The times of a chapter for a file that is not NUT."""
-    lead = round(LEAD / Fraction(chapter["time_base"]))
-    return {edge: chapter[edge] - lead for edge in ("start", "end")}
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)

@@ -21,7 +21,8 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from skimage.data import astronaut
 
-from dpe_cli.video import Frame, VideoInfo, write_video
+from dpe_cli.video import Frame, VideoInfo
+from dpe_cli.writer import write_video
 
 SCALE = 3  # the portrait is enlarged so much before it is warped, so that edges move by fractions of its pixels
 SECONDS = 4.0

@@ -32,9 +32,10 @@ from dpe_cli.manifest import read_manifest
 from dpe_cli.motion import read_curve
 from dpe_cli.motion_file import probe_driving, read_motion
 from dpe_cli.page import write_page
-from dpe_cli.segments import read_plan
-from dpe_cli.video import probe, write_image
+from dpe_cli.segment_plan import read_plan
+from dpe_cli.video import probe
 from dpe_cli.weights import load_any, save
+from dpe_cli.writer import write_image
 
 HANG = 60  # seconds
 MEMORY = 12 << 30  # bytes of address space

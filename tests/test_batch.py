@@ -21,7 +21,7 @@ from test_edit import ColourDetector, ColourEngine, clip
 from test_speech import write_wave
 
 from dpe_cli import batch as pool_module
-from dpe_cli import dub, ledger, segments
+from dpe_cli import dub, ledger, resume
 from dpe_cli.batch import Event, Item, Outcome, ProcessPool, run_batch
 from dpe_cli.commands import batch as command
 from dpe_cli.commands import rows, worker
@@ -174,7 +174,7 @@ def test_a_row_with_speech_can_be_resumed(folder: Path, dubbing: list, monkeypat
         finish(report)
         return report
 
-    monkeypatch.setattr(segments, "dub_resumable", stand_in)
+    monkeypatch.setattr(resume, "dub_resumable", stand_in)
     listed = manifest(json.dumps({"id": "a", "source": "talk.mp4", "audio": "speech.wav", "resume": True}))
     assert run(listed).exit_code == 0 and run(listed, "--skip-existing").exit_code == 0
     assert asked == [(Path("talk.mp4"), Path("speech.wav"))] and not dubbing

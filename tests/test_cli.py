@@ -22,7 +22,8 @@ from dpe_cli.container import PIPE
 from dpe_cli.errors import DeviceError, InputError, OutputError, UsageError, WeightsError
 from dpe_cli.main import cli
 from dpe_cli.people import track_faces
-from dpe_cli.video import probe, read_frames, write_image, write_video
+from dpe_cli.video import probe, read_frames
+from dpe_cli.writer import write_image, write_video
 
 
 def run(*arguments: str | Path) -> Result:
@@ -383,7 +384,8 @@ def astronaut(path: Path, count: int) -> Path:
 
     from skimage.data import astronaut as portrait
 
-    from dpe_cli.video import Frame, VideoInfo, write_video
+    from dpe_cli.video import Frame, VideoInfo
+    from dpe_cli.writer import write_video
 
     wide = np.pad(portrait()[:320, 64:384], ((0, 0), (40, 40), (0, 0)), mode="edge")
     frames = (Frame(n, Fraction(n, 10), np.ascontiguousarray(wide[:, 40 - n : 360 - n])) for n in range(count))

@@ -18,7 +18,8 @@ from dpe_cli.factors import NAMES, Factors, Slider
 from dpe_cli.main import cli
 from dpe_cli.motion import Curve
 from dpe_cli.regions import PARTS, RegionMasks, region_mask
-from dpe_cli.video import read_image, write_image
+from dpe_cli.video import read_image
+from dpe_cli.writer import write_image
 
 
 def slider(factor: str, place: int, r2: float = 0.9, **more: float) -> Slider:

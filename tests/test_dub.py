@@ -28,12 +28,16 @@ from dpe_cli.jobs import NO_MASK
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
 from dpe_cli.main import cli
 from dpe_cli.models import SpeechConfig, SpeechNets
-from dpe_cli.segments import dub_resumable, edit_segments, join_plan, make_dub_plan, read_plan, work_folder
+from dpe_cli.planner import make_dub_plan
+from dpe_cli.resume import dub_resumable, work_folder
+from dpe_cli.segment_plan import read_plan
+from dpe_cli.segments import edit_segments, join_plan
 from dpe_cli.speech import RATE, Loudness
 from dpe_cli.speech_motion import read_loudness
 from dpe_cli.tracks import read_sound
-from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image, write_image, write_speech, write_video
+from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image
 from dpe_cli.weights import digest, find
+from dpe_cli.writer import write_image, write_speech, write_video
 
 SECONDS = 1.2
 
@@ -587,13 +591,13 @@ STAND_INS = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_dub
-import dpe_cli.dub, dpe_cli.engine, dpe_cli.face, dpe_cli.segments
+import dpe_cli.dub, dpe_cli.engine, dpe_cli.face, dpe_cli.planner
 from dpe_cli.main import cli
 class Slow(test_dub.MoodyEngine):
     def edit(self, *arguments):
         time.sleep(float(sys.argv[1]))
         return super().edit(*arguments)
-dpe_cli.segments.SEGMENT_SECONDS = 0.4
+dpe_cli.planner.SEGMENT_SECONDS = 0.4
 dpe_cli.dub.load_nets, dpe_cli.dub.NetworkLandmarker = test_dub.speech_nets, test_dub.FixedLandmarks
 dpe_cli.engine.Engine = lambda weights, **options: Slow()
 dpe_cli.face.make_detector = lambda name, models: test_dub.ColourDetector()

@@ -21,7 +21,8 @@ from dpe_cli.jobs import Job, psnr, run_jobs
 from dpe_cli.motion import MotionTrack
 from dpe_cli.paste import Paster, make_paster
 from dpe_cli.report import Report
-from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image, write_image, write_video
+from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image
+from dpe_cli.writer import write_image, write_video
 
 SKIN = (20, 220, 30)  # what the stand-in detector takes for a face
 

@@ -18,14 +18,15 @@ from test_edit import DETECTOR, ENGINE, clip, picture
 from test_speech import babble, write_wave
 from test_video import assert_same_sound, assert_same_timing, packets, true_times
 
-from dpe_cli import video
+from dpe_cli import writer
 from dpe_cli.commands import shared
 from dpe_cli.container import files_of, frame_rate, is_sequence, spooled
 from dpe_cli.edit import Driving, EditSettings, check_request, edit_video
 from dpe_cli.encoding import NVENC_PRESETS, PRESETS, nvenc_works
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.face import Box, Detection
-from dpe_cli.video import Colour, probe, read_frames, read_image, write_image, write_video
+from dpe_cli.video import Colour, probe, read_frames, read_image
+from dpe_cli.writer import write_image, write_video
 
 Clip = Callable[..., Path]
 HDR10 = "hdr10=1:master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
@@ -398,7 +399,7 @@ def test_any_name_of_a_sequence_is_read_and_written(make_clip: Clip, tmp_path: P
 
 def test_an_output_that_ffmpeg_wrote_elsewhere_is_no_success(make_clip: Clip, tmp_path: Path, monkeypatch):
     source = tiny(make_clip)
-    monkeypatch.setattr(video, "_encode", lambda *_: (6, True))
+    monkeypatch.setattr(writer, "encode", lambda *_: (6, True))
     for name in ("o_%d.png", "o.mp4"):
         with pytest.raises(OutputError, match="nothing was written"):
             exact(source, tmp_path / name)
@@ -442,7 +443,8 @@ def test_a_pipe_holds_the_same_pictures(make_clip: Clip, tmp_path: Path, pipe: s
     source = tiny(make_clip, pix_fmt, "source.mkv", fps=25, audio=pipe == "nut", alpha=pix_fmt.startswith("yuva"))
     code = f"""
 from pathlib import Path
-from dpe_cli.video import probe, read_frames, write_video
+from dpe_cli.video import probe, read_frames
+from dpe_cli.writer import write_video
 source = Path({str(source)!r})
 audio = source if {pipe == "nut"} else None
 write_video(read_frames(source, exact=True), probe(source), Path("-"), audio=audio, pipe={pipe!r})

@@ -36,10 +36,11 @@ from dpe_cli.models import DPEConfig, LandmarkConfig, SpeechConfig
 from dpe_cli.motion import read_curve
 from dpe_cli.motion_file import probe_driving, read_motion
 from dpe_cli.page import read_report
-from dpe_cli.segments import read_plan
+from dpe_cli.segment_plan import read_plan
 from dpe_cli.tracks import read_sound
-from dpe_cli.video import Frame, VideoInfo, frame_times, probe, read_frames, read_image, write_image, write_video
+from dpe_cli.video import Frame, VideoInfo, frame_times, probe, read_frames, read_image
 from dpe_cli.weights import load, load_any
+from dpe_cli.writer import write_image, write_video
 
 MANY = int(os.environ.get("DPE_FUZZ", "1"))  # times the usual number of inputs
 EXAMPLES = settings(

@@ -15,7 +15,8 @@ from dpe_cli.errors import FaceError, WeightsError
 from dpe_cli.factors import Factors
 from dpe_cli.inspection import CELL, COLUMNS, HEAD, LABEL, STEPS, Course, follow_face, slider_sheet
 from dpe_cli.landmarks import FaceShape
-from dpe_cli.video import read_frames, write_image
+from dpe_cli.video import read_frames
+from dpe_cli.writer import write_image
 
 
 class Brightness:

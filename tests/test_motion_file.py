@@ -17,7 +17,8 @@ from dpe_cli.edit import Driving, EditSettings, edit_video, extract_motion, moti
 from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.motion import Curve
 from dpe_cli.motion_file import probe_driving, read_motion
-from dpe_cli.video import Frame, VideoInfo, probe, read_frames, write_image, write_video
+from dpe_cli.video import Frame, VideoInfo, probe, read_frames
+from dpe_cli.writer import write_image, write_video
 
 __all__ = ["small_weights"]  # a fixture
 WEIGHTS = "ab" * 32

@@ -16,7 +16,7 @@ from dpe_cli.edit import Driving, EditSettings, edit_video
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.main import cli
 from dpe_cli.page import COLUMNS, jitter, page, plot, polylines, write_page
-from dpe_cli.video import write_image
+from dpe_cli.writer import write_image
 
 
 class Elements(HTMLParser):

@@ -18,7 +18,8 @@ from dpe_cli.masks import MaskMaker
 from dpe_cli.mesh import centres, warp
 from dpe_cli.paste import Edge, Paster, colour_difference, enlarged, make_paster
 from dpe_cli.report import Report
-from dpe_cli.video import Frame, VideoInfo, read_frames, write_video
+from dpe_cli.video import Frame, VideoInfo, read_frames
+from dpe_cli.writer import write_video
 
 SIZE = 128
 CAST = np.array([[0.85, 1.0, 0.8], [36, -10, 45]])  # gain and shift of three channels; clips next to nothing

@@ -9,7 +9,8 @@ from test_cli import clips, edit, run
 from test_edit import clip, picture
 
 from dpe_cli.errors import OutputError
-from dpe_cli.video import frame_times, read_frames, write_image
+from dpe_cli.video import frame_times, read_frames
+from dpe_cli.writer import write_image
 
 __all__ = ["clips"]  # a fixture
 

@@ -12,7 +12,8 @@ from test_edit import DETECTOR, ENGINE, clip
 
 from dpe_cli.edit import Driving, EditSettings, edit_video
 from dpe_cli.planes import layout_of
-from dpe_cli.video import probe, read_frames, write_video
+from dpe_cli.video import probe, read_frames
+from dpe_cli.writer import write_video
 
 Clip = Callable[..., Path]
 FORMATS = ["yuv420p", "yuv420p10le", "yuv422p", "yuv422p10le", "yuv444p", "yuv444p12le", "gray", "gray10le", "bgr0"]

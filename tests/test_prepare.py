@@ -35,7 +35,8 @@ from dpe_cli.prepare import (
     steady,
     write_index,
 )
-from dpe_cli.video import Frame, VideoInfo, read_frames, write_video
+from dpe_cli.video import Frame, VideoInfo, read_frames
+from dpe_cli.writer import write_video
 
 SETTINGS = PrepareSettings(Path("landmarks.task"), min_sharpness=1, min_side=64)
 BLUE, BROWN = (40, 60, 160), (150, 110, 60)

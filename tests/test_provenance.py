@@ -20,7 +20,8 @@ from dpe_cli.main import cli
 from dpe_cli.marks import SOURCE_TYPE, WORDS, marked_picture
 from dpe_cli.provenance import read_consent, read_sidecar
 from dpe_cli.report import PixelHash, Report
-from dpe_cli.video import Frame, join_video, probe, read_frames, read_image, write_image, write_video
+from dpe_cli.video import Frame, probe, read_frames, read_image
+from dpe_cli.writer import join_video, write_image, write_video
 
 XMP_READ = {"export_xmp": "1"}
 

@@ -21,7 +21,7 @@ from test_control import factors  # noqa: F401 - a fixture
 from test_edit import SKIN, ColourDetector, ColourEngine, clip
 from test_speech import babble, write_wave
 
-from dpe_cli import segments, video
+from dpe_cli import muxer, resume, segments
 from dpe_cli.control import Control
 from dpe_cli.dub import DubSettings, dub_video
 from dpe_cli.edit import Driving, Edit, Edits, EditSettings, edit_video
@@ -33,19 +33,12 @@ from dpe_cli.jobs import UNIT
 from dpe_cli.lending import BACK
 from dpe_cli.motion import Curve
 from dpe_cli.paste import make_paster
-from dpe_cli.segments import (
-    borders_of,
-    edit_resumable,
-    edit_segments,
-    first_needed,
-    join_plan,
-    make_dub_plan,
-    make_plan,
-    memory_of,
-    read_plan,
-    work_folder,
-)
-from dpe_cli.video import Frame, VideoInfo, probe, read_frames, write_image, write_video
+from dpe_cli.planner import borders_of, make_dub_plan, make_plan
+from dpe_cli.resume import edit_resumable, work_folder
+from dpe_cli.segment_plan import Plan, read_plan
+from dpe_cli.segments import edit_segments, first_needed, join_plan, memory_of
+from dpe_cli.video import Frame, VideoInfo, probe, read_frames
+from dpe_cli.writer import write_image, write_video
 
 FPS = Fraction(25)
 LOSSLESS = {"codec": "ffv1"}
@@ -317,7 +310,7 @@ def test_the_shipped_weights_dub_equal_frames_in_one_and_in_eight_segments(tmp_p
 
 
 @pytest.fixture
-def planned(tmp_path: Path) -> segments.Plan:
+def planned(tmp_path: Path) -> Plan:
     """A plan of three segments, of which two are made."""
     source = moving(tmp_path / "s.mp4", 30)
     settings = EditSettings(**LOSSLESS)
@@ -328,7 +321,7 @@ def planned(tmp_path: Path) -> segments.Plan:
     return plan
 
 
-def test_a_missing_or_cut_segment_is_named(planned: segments.Plan):
+def test_a_missing_or_cut_segment_is_named(planned: Plan):
     with pytest.raises(InputError, match=r"of 3 segments these are not whole: 2; .*--segment 2"):
         join_plan(planned)
     planned.video_of(0).write_bytes(b"")
@@ -337,7 +330,7 @@ def test_a_missing_or_cut_segment_is_named(planned: segments.Plan):
     assert not planned.output.exists()
 
 
-def test_a_segment_of_an_older_plan_is_none(planned: segments.Plan):
+def test_a_segment_of_an_older_plan_is_none(planned: Plan):
     drivers = Driving(planned.edits.paths[0])
     arguments = (planned.path, planned.source, drivers, planned.output, MoodyEngine(), ColourDetector())
     newer = make_plan(*arguments, planned.settings, count=3)
@@ -345,7 +338,7 @@ def test_a_segment_of_an_older_plan_is_none(planned: segments.Plan):
         join_plan(newer)
 
 
-def test_another_source_other_weights_and_another_number_are_refused(planned: segments.Plan):
+def test_another_source_other_weights_and_another_number_are_refused(planned: Plan):
     other = MoodyEngine()
     other.description["sha256"] = "cd" * 32
     with pytest.raises(WeightsError, match="other|sha256"):
@@ -358,13 +351,13 @@ def test_another_source_other_weights_and_another_number_are_refused(planned: se
 
 
 @pytest.mark.parametrize("damage", ["{}", "", "[" * 100_000, '{"schema": "dpe-plan/1"}', "null", "\xff"])
-def test_a_damaged_plan_is_told_in_one_line(planned: segments.Plan, damage: str):
+def test_a_damaged_plan_is_told_in_one_line(planned: Plan, damage: str):
     planned.path.write_text(damage, encoding="latin-1")
     with pytest.raises(InputError, match=r"p\.json"):
         read_plan(planned.path)
 
 
-def test_every_damaged_value_of_a_plan_is_told(planned: segments.Plan):
+def test_every_damaged_value_of_a_plan_is_told(planned: Plan):
     words = json.loads(planned.path.read_text())
     for name in set(words) - {"seconds", "dpe"}:  # those are for people
         for wrong in (None, [], {}, "x", -1, [None], {"x": 1}):
@@ -416,13 +409,13 @@ STAND_INS = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_segments import ColourDetector, MoodyEngine
-import dpe_cli.engine, dpe_cli.face, dpe_cli.segments
+import dpe_cli.engine, dpe_cli.face, dpe_cli.planner
 from dpe_cli.main import cli
 class Slow(MoodyEngine):
     def edit(self, *arguments):
         time.sleep(float(sys.argv[1]))
         return super().edit(*arguments)
-dpe_cli.segments.SEGMENT_SECONDS = 1.0
+dpe_cli.planner.SEGMENT_SECONDS = 1.0
 dpe_cli.engine.Engine = lambda weights, **options: Slow()
 dpe_cli.face.make_detector = lambda name, models: ColourDetector()
 cli(sys.argv[2:])
@@ -520,8 +513,8 @@ def test_an_interrupt_within_a_write_is_not_lost(tmp_path: Path, monkeypatch: py
         def write(self, data: bytes) -> None:
             raise KeyboardInterrupt
 
-    real = video.Pipe
-    monkeypatch.setattr(video, "Pipe", lambda file: real(Interrupted()))
+    real = muxer.Pipe
+    monkeypatch.setattr(muxer, "Pipe", lambda file: real(Interrupted()))
     info = VideoInfo(tmp_path / "s", 160, 120, FPS, 3)
     frames = (Frame(n, n / FPS, np.zeros((120, 160, 3), np.uint8)) for n in range(3))
     with pytest.raises(KeyboardInterrupt):
@@ -592,7 +585,7 @@ def test_a_changed_source_begins_anew(interrupted: Path):
 
 def test_a_run_killed_after_its_output_appeared_is_found_done(interrupted: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
-        patch.setattr(segments, "clear_away", lambda folder: None)
+        patch.setattr(resume, "clear_away", lambda folder: None)
         wanted = resumed(interrupted, [])
     assert (interrupted / "o.mkv").exists() and work_folder(interrupted / "o.mkv").exists()
     found = resumed(interrupted, [], Failing(0))

@@ -15,7 +15,8 @@ from test_video import assert_same_sound, assert_same_timing, copy_video, packet
 from dpe_cli import tracks
 from dpe_cli.errors import OutputError
 from dpe_cli.tracks import moved_timecode
-from dpe_cli.video import probe, write_image
+from dpe_cli.video import probe
+from dpe_cli.writer import write_image
 
 Clip = Callable[..., Path]
 CHAPTERS = """;FFMETADATA1

@@ -20,25 +20,13 @@ import numpy as np
 import pytest
 from conftest import run_ffmpeg
 
-from dpe_cli import video
 from dpe_cli.encoding import Mastering, Wish, plan_encoding
 from dpe_cli.errors import InputError, OutputError
+from dpe_cli.muxer import encode_command, ffmpeg_exe
 from dpe_cli.planes import Layout
-from dpe_cli.tracks import Carried, Track
-from dpe_cli.video import (
-    Colour,
-    Frame,
-    VideoInfo,
-    audio_codecs,
-    encode_command,
-    ffmpeg_exe,
-    probe,
-    read_frames,
-    read_image,
-    seconds_of,
-    write_image,
-    write_video,
-)
+from dpe_cli.tracks import Carried, Track, audio_codecs
+from dpe_cli.video import Colour, Frame, VideoInfo, probe, read_frames, read_image, seconds_of
+from dpe_cli.writer import WriteResult, write_image, write_video
 
 Clip = Callable[..., Path]
 Packet = tuple[Fraction, bytes]  # seconds, content
@@ -59,7 +47,7 @@ def packets(path: Path, track: int = 0) -> list[Packet]:
         return [(packet.pts * packet.time_base, bytes(packet)) for packet in found]
 
 
-def copy_video(source: Path, output: Path, **options) -> video.WriteResult:
+def copy_video(source: Path, output: Path, **options) -> WriteResult:
     """Every frame of the source through reader and writer, with its sound, as fast as can be."""
     frames = read_frames(source, options.get("start"), options.get("end"))
     options = {"audio": source, "preset": "ultrafast", **options}
@@ -631,7 +619,8 @@ import signal, os
 from fractions import Fraction
 from pathlib import Path
 import numpy as np
-from dpe_cli.video import Frame, VideoInfo, write_video
+from dpe_cli.video import Frame, VideoInfo
+from dpe_cli.writer import write_video
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 def frames():
     for index in range(1000):

@@ -104,7 +104,8 @@ def faces(
     from dpe_cli.edit import EditSettings, check_output
     from dpe_cli.face import make_detector
     from dpe_cli.roster import list_faces
-    from dpe_cli.video import probe, read_frames, write_image
+    from dpe_cli.video import probe, read_frames
+    from dpe_cli.writer import write_image
 
     if output:
         if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):

@@ -112,7 +112,7 @@ def dub(
 
     read_consent(consent)
     if resume:
-        from dpe_cli.segments import dub_resumable, finished
+        from dpe_cli.resume import dub_resumable, finished
 
         again = replace(settings.edit, overwrite=settings.edit.overwrite or finished(output) is not None)
         check_dub(source, audio, output, replace(settings, edit=again), report)

@@ -266,7 +266,7 @@ def edit(
     read_consent(consent)
     piped, source = source == PIPE, ctx.with_resource(spooled(source, sys.stdin.buffer, output))
     if resume:
-        from dpe_cli.segments import edit_resumable, finished
+        from dpe_cli.resume import edit_resumable, finished
 
         again = replace(chosen, overwrite=chosen.overwrite or finished(output) is not None)  # it is perhaps our own
         check_request(source, drivers, output, again, preview, report)

@@ -48,8 +48,9 @@ def inspect(
     from dpe_cli.errors import OutputError
     from dpe_cli.factors import Factors
     from dpe_cli.motion_space import MotionSpace
-    from dpe_cli.video import probe, write_image
+    from dpe_cli.video import probe
     from dpe_cli.weights import folder
+    from dpe_cli.writer import write_image
 
     rate = EditSettings(fps=fps).rate
     info = probe(video, rate)

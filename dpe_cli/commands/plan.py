@@ -98,7 +98,7 @@ def plan(
     engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = make_detector(detector, face_models)
     if split or every:
-        from dpe_cli.segments import make_dub_plan, make_plan
+        from dpe_cli.planner import make_dub_plan, make_plan
 
         make = make_dub_plan if planned.command is dub else make_plan
         files = {"weights": weights, "face_models": face_models}  # by full names, where they are files

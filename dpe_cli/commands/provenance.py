@@ -173,7 +173,7 @@ class Record:
         self, work: Callable[[Path], "Report"], overwrite: bool, report: Path | None, say: Callable[[str], None]
     ) -> "Report":
         """Has the output made in one piece by `work`, which is told where, seals it and writes what is to be kept."""
-        from dpe_cli.video import sealed
+        from dpe_cli.writer import sealed
 
         with sealed(self.output, self.signer and self.seal, overwrite) as part:
             done = work(part)

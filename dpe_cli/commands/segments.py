@@ -56,7 +56,8 @@ def edit_segment(
         raise click.UsageError(f"the plan has decided --{decided[0].replace('_', '-')}: leave it out")
 
     from dpe_cli.provenance import check_planned_consent
-    from dpe_cli.segments import check_segment, edit_segments, read_plan
+    from dpe_cli.segment_plan import read_plan
+    from dpe_cli.segments import check_segment, edit_segments
 
     plan = read_plan(path)
     if plan.command != command:
@@ -102,7 +103,8 @@ def join(
     """
     from dpe_cli.edit import check_outputs
     from dpe_cli.provenance import check_planned_consent
-    from dpe_cli.segments import join_plan, read_plan
+    from dpe_cli.segment_plan import read_plan
+    from dpe_cli.segments import join_plan
 
     read = read_plan(plan)
     check_planned_consent(read.asked["made_of"], plan)
