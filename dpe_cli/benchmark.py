@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpe_cli.crop import cut
-from dpe_cli.edit import Driving, Edit, Edits, EditSettings, edit_video
+from dpe_cli.edit import edit_video
 from dpe_cli.engine import AUTOCAST, Engine, describe_device, to_tensor
 from dpe_cli.face import Box, Detection, FaceDetector, make_detector
 from dpe_cli.landmarks import BLENDSHAPES, FaceShape
@@ -44,6 +44,7 @@ from dpe_cli.motion_space import MOTION_DIM, POSE_DIM
 from dpe_cli.paste import make_paster
 from dpe_cli.people import track_faces
 from dpe_cli.report import peak_memory
+from dpe_cli.request import Driving, Edit, Edits, EditSettings
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames
 from dpe_cli.weights import save
 from dpe_cli.writer import write_image, write_video

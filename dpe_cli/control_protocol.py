@@ -13,13 +13,13 @@ from scipy.stats import rankdata
 
 from dpe_cli.control import Control, mixed
 from dpe_cli.dataset import Clip
-from dpe_cli.edit import Progress, silent
 from dpe_cli.errors import InputError
 from dpe_cli.extractors import Extractors
 from dpe_cli.factors import NAMES, Factors
 from dpe_cli.jobs import Engine
 from dpe_cli.landmarks import FaceShape, five_points, head_angles, rotation_between
 from dpe_cli.measures import MEASURES, TABLE, measures_of_faces
+from dpe_cli.pipeline import Progress, silent
 from dpe_cli.protocols import spread, take
 
 STEPS = np.linspace(-2, 2, 11)  # sigma

@@ -21,28 +21,17 @@ import numpy as np
 
 from dpe_cli.container import files_of
 from dpe_cli.crop import cut, gaussian_mask
+from dpe_cli.drivings import read_driver, smoothing_radius, with_sway
 from dpe_cli.edit import (
     NO_FACE,
-    Driving,
-    Edit,
-    Edits,
-    EditSettings,
-    Progress,
     Sight,
     Target,
-    check_outputs,
     describe,
     find_faces,
     follow_source,
     paster_for,
-    read_driver,
     remember_sights,
-    silent,
-    smoothing_radius,
     stack_jobs,
-    unheard,
-    with_sway,
-    without_rate,
     write_clips,
 )
 from dpe_cli.errors import FaceError, InputError, UsageError, WeightsError
@@ -57,8 +46,9 @@ from dpe_cli.motion_file import Driver, probe_driving
 from dpe_cli.motion_space import COORDINATES, POSE_DIM
 from dpe_cli.paste import Paster
 from dpe_cli.people import Picked
-from dpe_cli.pipeline import ahead, ended
+from dpe_cli.pipeline import Progress, ahead, ended, silent, unheard
 from dpe_cli.report import PixelHash, Report
+from dpe_cli.request import Driving, Edit, Edits, EditSettings, check_outputs, without_rate
 from dpe_cli.speech import GRID, Loudness
 from dpe_cli.speech_motion import (
     GENERATE,

@@ -6,167 +6,47 @@ line of the report for each source frame and, for a preview, one second of small
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import tee
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
-
-from dpe_cli.container import PIPE, bytes_of, files_of, frame_rate, is_sequence
-from dpe_cli.control import DRIVING, Control
-from dpe_cli.crop import cut
-from dpe_cli.encoding import Wish
-from dpe_cli.errors import FaceError, InputError, OutputError, QualityError, UsageError
-from dpe_cli.face import SMOOTH_SECONDS, Box, Detection, FaceDetector, crop_box, smooth_boxes
-from dpe_cli.jobs import Engine, Job, batched, run_jobs
-from dpe_cli.motion import SMOOTH_SECONDS as CODE_SECONDS
-from dpe_cli.motion import Curve, MotionTrack, most_neutral, nearest_code, smoothed, swayed
-from dpe_cli.motion_file import Driver, is_motion_file, probe_driving, read_motion, write_motion
+from dpe_cli.container import bytes_of
+from dpe_cli.control import DRIVING
+from dpe_cli.drivings import read_drivers, smoothing_radius
+from dpe_cli.errors import FaceError, InputError, QualityError
+from dpe_cli.face import Box, Detection, FaceDetector, crop_box, smooth_boxes
+from dpe_cli.jobs import Engine, Job, run_jobs
+from dpe_cli.motion_file import Driver, is_motion_file
 from dpe_cli.paste import Paster, make_paster
-from dpe_cli.people import TRACK, Picked, follow, track_faces
-from dpe_cli.pipeline import ahead, ended
+from dpe_cli.people import TRACK, Picked, follow
+from dpe_cli.pipeline import Progress, ahead, ended, silent, unheard
 from dpe_cli.preview import DriverView, PushedVideo, side_by_side
 from dpe_cli.regions import RegionMasks, network_landmarks
 from dpe_cli.report import PixelHash, Report
-from dpe_cli.tracks import audio_codecs
-from dpe_cli.video import Frame, VideoInfo, probe, read_frames, seconds_of
-from dpe_cli.writer import check_image, check_writable, write_image, write_video
+from dpe_cli.request import (
+    PASTING,
+    Driving,
+    Edits,
+    EditSettings,
+    bind_control,
+    check_request,
+    decide_paste,
+    edits_of,
+    is_still,
+    without_idle,
+)
+from dpe_cli.video import Frame, VideoInfo, read_frames, seconds_of
+from dpe_cli.writer import write_image, write_video
 
-AUDIO = ("auto", "source", "driving", "none")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 SAMPLE_SECONDS = 2.0  # between two measurements of the self-reconstruction
 NO_FACE, HELD, OTHERS = "no face", "no face, last box held", "only other faces"
 NO_STRENGTH = "strength 0"
-PASTING = {"mask": "--mask", "feather": "--feather", "colour_match": "--no-colour-match", "detail": "--no-detail",
-           "parsing": "--parsing", "landmarker": "--landmarker", "enhancer": "--enhancer"}  # fmt: skip
 
 T = TypeVar("T")
-
-
-class Progress(Protocol):
-    """Passes `items` on and shows how far they are; `total` is a guess or None, `what` names the work."""
-
-    def __call__(self, items: Iterable[T], total: int | None, what: str) -> Iterator[T]: ...
-
-
-def silent(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
-    """A library neither prints nor draws: the default progress."""
-    yield from items
-
-
-def unheard(message: str) -> None:
-    """The default for remarks, which the report keeps in any case."""
-
-
-@dataclass(frozen=True)
-class Driving:
-    """Whose expression and whose pose are transferred; None keeps the source's own.
-
-    controlled: a Control (`EditSettings.control`) edits the expression too, with or without a driving; `factors` are
-    the drivings of its single factors.
-    """
-
-    expression: Path | None = None
-    pose: Path | None = None
-    factors: tuple[Path, ...] = ()
-    controlled: bool = False
-
-    def __post_init__(self) -> None:
-        if self.expression is None and self.pose is None and not self.controlled:
-            raise InputError("there is no driving video", "give one for the expression, the pose or both")
-
-    @property
-    def mode(self) -> str:
-        if self.expression is None and not self.controlled:
-            return "pose"
-        return "exp" if self.pose is None else "both"
-
-    @property
-    def paths(self) -> list[Path]:
-        """The different files, the expression's first; none where a Control alone edits."""
-        wanted = (self.expression, *self.factors, self.pose)
-        return list(dict.fromkeys(path for path in wanted if path is not None))
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One of the edits of a pass: who is edited, by which driving and how strongly."""
-
-    driving: Driving
-    face: str = "largest"  # one of people.CHOICES
-    strength: float = 1.0  # 0 = the source's own motion, 1 = the driving's
-
-
-@dataclass(frozen=True)
-class Edits:
-    """All edits of one pass, in the order in which they are pasted: where two overlap, the later one is on top."""
-
-    each: tuple[Edit, ...]
-
-    @property
-    def mode(self) -> str:
-        """Of all; `both` where they differ."""
-        modes = {edit.driving.mode for edit in self.each}
-        return modes.pop() if len(modes) == 1 else "both"
-
-    @property
-    def paths(self) -> list[Path]:
-        """The different driving files, in order."""
-        return list(dict.fromkeys(path for edit in self.each for path in edit.driving.paths))
-
-
-@dataclass(frozen=True)
-class EditSettings:
-    """How to edit. Times in seconds of the source; `audio` is auto, source, driving, none or the path of a file."""
-
-    strength: float = 1.0  # 0 = the source's own motion, 1 = the driving's
-    curve: Curve | None = None  # keyframes of the strength, in its place; where it is 0, frames are left untouched
-    control: Control | None = None  # of the expression, factor by factor; for a Driving that is `controlled`
-    region: str = "all"  # or one of regions.PARTS: what of the face is pasted back
-    motion: str = "absolute"  # the driving's own motion, or relative: its change against its neutral frame
-    neutral_frame: float | None = None  # seconds in the driving; None: chosen by `most_neutral`
-    sway: bool = True  # heads that are moved go along with the driving's in its frame; else they only turn
-    smooth: float = 1.0  # times the usual smoothing of the source's boxes and the driving's codes; 0 = none
-    driving_end: str = "pingpong"  # hold, loop, pingpong, trim
-    on_no_face: str = "pass"  # pass, hold, fail
-    face: str = "largest"
-    driving_face: str = "largest"
-    audio: str = "auto"
-    start: float | None = None
-    end: float | None = None
-    paste: bool | None = None  # None: pasted back for an expression, the crop otherwise
-    crop_size: int | None = None  # side in pixels of a crop that is not pasted back; None: as it is drawn
-    mask: str = "gaussian"  # one of masks.MASKS
-    feather: float | None = None  # width of the mask's soft edge, percent of the face's height; None: the mask's own
-    colour_match: bool = True
-    detail: bool = True
-    parsing: Path | None = None  # model files: face parsing, MediaPipe's landmarks, face enhancement
-    landmarker: Path | None = None
-    enhancer: Path | None = None
-    seam_limit: float | None = None  # a higher seam score in any frame refuses the result
-    overwrite: bool = False
-    codec: str | None = None  # h264, hevc, prores, ffv1, png; None: by source and container
-    crf: int | None = None
-    preset: str | None = None
-    nvenc: bool | None = None  # None: where there is one
-    pipe: str = "nut"  # or y4m: what standard output gets
-    fps: str | None = None  # of image sequences; None: 25
-
-    @property
-    def rate(self) -> Fraction | None:
-        """`fps` as a number. Raises InputError."""
-        return frame_rate(self.fps) if self.fps else None
-
-    @property
-    def wish(self) -> Wish:
-        """What is asked of the encoding."""
-        return Wish(self.codec, self.crf, self.preset, self.nvenc, self.pipe)
 
 
 @dataclass(frozen=True)
@@ -241,169 +121,6 @@ def edit_video(
     return report
 
 
-# What is asked for, and whether it can be done
-
-
-def edits_of(driving: Driving | Edits, settings: EditSettings) -> Edits:
-    """One driving as the only edit of its pass."""
-    return driving if isinstance(driving, Edits) else Edits((Edit(driving, settings.face, settings.strength),))
-
-
-def check_request(
-    source: Path,
-    driving: Driving | Edits,
-    output: Path,
-    settings: EditSettings,
-    preview: Path | None = None,
-    report: Path | None = None,
-) -> tuple[VideoInfo, list[VideoInfo]]:
-    """Finds out early what would fail late; gives the probed source and drivers. Raises InputError, OutputError."""
-    inputs, outputs = [source, *driving.paths], [path for path in (output, preview, report) if path]
-    if settings.audio not in AUDIO:
-        inputs.append(Path(settings.audio))
-        if not audio_codecs(inputs[-1]):
-            raise InputError(f"{settings.audio} holds no sound", "give --audio another file")
-    check_outputs(outputs, inputs, settings.overwrite)
-    source_info = probe(source, settings.rate)
-    driver_infos = [probe_driving(path, settings.rate) for path in driving.paths]
-    if is_still(source_info, driver_infos):
-        for path in (output, preview):
-            if path and path.suffix.lower() not in IMAGE_SUFFIXES:
-                raise OutputError(
-                    f"{path} cannot hold a picture, which is what a still makes of a still",
-                    f"name a file that ends in one of {' '.join(IMAGE_SUFFIXES)}",
-                )
-        if pastes(edits_of(driving, settings), settings):
-            check_image(output, source_info.layout)
-    else:
-        check_writable(source_info, output, settings.wish)
-        if preview and preview.suffix.lower() not in VIDEO_SUFFIXES:
-            raise OutputError(
-                f"{preview} cannot hold a video", f"name a file that ends in one of {' '.join(VIDEO_SUFFIXES)}"
-            )
-    return source_info, driver_infos
-
-
-def check_outputs(outputs: list[Path], inputs: list[Path], overwrite: bool) -> None:
-    """Raises OutputError if one of the files of a run cannot or must not be written, or two are the same."""
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise OutputError(
-            f"{outputs[0]} is asked for twice", "give the result, the preview and the report different names"
-        )
-    for path in outputs:
-        check_output(path, inputs, overwrite)
-
-
-def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
-    """Raises OutputError if `path` cannot or must not be written."""
-    if path == PIPE:
-        return
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist", "make it or name another")
-    try:
-        folder = path.is_dir()
-    except OSError as error:  # a name that is too long for any file
-        raise OutputError(f"{path} cannot be written: {error.strerror}", "name another") from error
-    if folder:
-        raise OutputError(f"{path} is a folder", "name a file in it")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"nothing can be written in {path.parent}", "name another folder")
-    existing = files_of(path)
-    if not existing:
-        return
-    taken = {(file.stat().st_dev, file.stat().st_ino) for other in inputs for file in files_of(other)}
-    if any((file.stat().st_dev, file.stat().st_ino) in taken for file in existing):
-        raise OutputError(f"{path} is also an input", "choose another output")
-    if not overwrite:
-        raise OutputError(f"{path} exists", "choose another output or add --overwrite")
-
-
-def without_idle(
-    settings: EditSettings, source: VideoInfo, drivers: Iterable[VideoInfo], say: Callable[[str], None]
-) -> EditSettings:
-    """The settings less what means nothing for these files, which is said: a span of a still, a rate of a video."""
-    return without_span(without_rate(settings, [source, *drivers], say), source, say)
-
-
-def without_rate(settings: EditSettings, inputs: Iterable[VideoInfo], say: Callable[[str], None]) -> EditSettings:
-    """Only image sequences have no rate of their own; else --fps means nothing, which is said."""
-    if settings.fps is None or any(is_sequence(info.path) for info in inputs):
-        return settings
-    say("--fps is the rate of image sequences, and none is read: it means nothing")
-    return replace(settings, fps=None)
-
-
-def without_span(settings: EditSettings, source: VideoInfo, say: Callable[[str], None]) -> EditSettings:
-    """A still source has no time of its own: --start and --end mean nothing, which is said; else the same settings."""
-    if not source.is_image or (settings.start, settings.end) == (None, None):
-        return settings
-    say(f"{source.path} is a picture, which has no time of its own: --start and --end mean nothing")
-    return replace(settings, start=None, end=None)
-
-
-def is_still(source: VideoInfo, drivers: Iterable[VideoInfo]) -> bool:
-    """Whether the result is one picture."""
-    return source.is_image and all(driver.is_image for driver in drivers)
-
-
-def bind_control(edits: Edits, settings: EditSettings, engine: Engine, remark: Callable[[str], None]) -> EditSettings:
-    """The settings with their control bound to the factors of the engine's weights; says what has nothing to do.
-
-    Raises WeightsError, InputError for what these cannot do.
-    """
-    if settings.control is None:
-        return settings
-    control, remarks = settings.control.bound(engine.description)
-    for message in remarks:
-        remark(message)
-    for edit in edits.each:
-        driving = edit.driving
-        if edit.strength != 1 and not driving.paths and not control.origins:
-            remark("the strength has no use: nothing is followed, and measures are set as a whole")
-        if driving.expression not in (None, driving.pose) and not control.follows_driving:
-            remark(
-                f"nothing of the face follows {driving.expression.name}: mouth, eyes and brows were all told otherwise"
-            )
-    return replace(settings, control=control)
-
-
-def pastes(edits: Edits, settings: EditSettings) -> bool:
-    """Whether the edited face goes back into the full frame."""
-    several = len(edits.each) > 1
-    return bool(settings.paste) or several or (edits.mode == "exp" and settings.paste is not False)
-
-
-def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], None]) -> bool:
-    """`pastes`, once that makes sense; a moved head goes back only by order, and with a warning.
-
-    Several edits always do. Raises UsageError where the crop is asked for all the same, for what a crop has not (a
-    seam, a region, any of PASTING), for the region of a moved head, and for the size of a crop where there is none.
-    """
-    if len(edits.each) > 1 and settings.paste is False:
-        raise UsageError("several edits do not fit into one crop", "leave --no-paste out, or make one edit a run")
-    paste = pastes(edits, settings)
-    if settings.seam_limit is not None and not paste:
-        raise UsageError("a crop that is not pasted back has no seam to fail for", "add --paste or leave --fail-if out")
-    if settings.region != "all" and edits.mode != "exp":  # the rest of the face would stay where the head was
-        raise UsageError("a region of a head that moves does not fit its face", "leave --region or the pose out")
-    if settings.region != "all" and not paste:
-        raise UsageError("a crop that is not pasted back has no region", "add --paste or leave --region out")
-    for name, option in PASTING.items():
-        if not paste and getattr(settings, name) != getattr(EditSettings, name):
-            raise UsageError(
-                f"{option} has no use for a crop that is not pasted back", f"add --paste or leave {option} out"
-            )
-    if settings.crop_size is not None and paste:
-        raise UsageError("a face that is pasted back has no size of its own", "add --no-paste or leave --crop-size out")
-    if edits.mode == "exp":
-        return paste
-    if paste:
-        remark("a pose is pasted back: neck and background bend between the head and the frame, look at the seam")
-    else:
-        remark("a moved head does not fit into its frame: only the crop is written; --paste bends what is around it")
-    return paste
-
-
 def paster_for(settings: EditSettings, engine: Engine, detector: FaceDetector) -> Paster:
     """What pastes the faces back as the settings say."""
     paster = make_paster(engine.size, detector, **{name: getattr(settings, name) for name in PASTING})
@@ -440,110 +157,6 @@ def describe_driver(driver: Driver) -> dict[str, Any]:
     """The same of a driving that has been read, with the time of its neutral frame in seconds."""
     neutral = None if driver.neutral is None else float(driver.times[0]) + driver.track.times[driver.neutral]
     return {**describe(driver.info), "neutral_frame": neutral and round(float(neutral), 6)}
-
-
-# Driving: pixels to motion
-
-
-def read_drivers(
-    infos: Iterable[VideoInfo], edits: Edits, engine: Engine, detector: FaceDetector, settings: EditSettings,
-    progress: Progress, remark: Callable[[str], None],
-) -> list[Driver]:  # fmt: skip
-    """The drivings of a pass, ready to be followed. Raises InputError, FaceError, WeightsError."""
-    drivers = [read_driver(info, engine, detector, settings, progress) for info in infos]
-    posing = {edit.driving.pose for edit in edits.each}
-    for number, path in enumerate(edits.paths):
-        if path in posing:
-            drivers[number] = with_sway(drivers[number], engine, settings)
-    return [prepare_driver(driver, settings, remark) for driver in drivers]
-
-
-def with_sway(driver: Driver, engine: Engine, settings: EditSettings) -> Driver:
-    """A driver with the movement of the head in its frame; as it is where codes do not tell size and place."""
-    known = settings.sway and engine.description.get("codes") == "landmarks"
-    return replace(driver, track=swayed(driver.track, driver.boxes)) if known else driver
-
-
-def read_driver(
-    info: VideoInfo, engine: Engine, detector: FaceDetector, settings: EditSettings, progress: Progress
-) -> Driver:
-    """Motion codes of the face in a driving video or still, or those of a motion file; not smoothed.
-
-    Raises FaceError if there is none, InputError and WeightsError for a motion file that does not fit.
-    """
-    if is_motion_file(info.path):
-        return motion_of(info.path, engine)
-    times: list[Fraction] = []
-
-    def frames() -> Iterator[Frame]:
-        for frame in progress(read_frames(info.path, fps=settings.rate), info.n_frames, f"reading {info.path.name}"):
-            times.append(frame.time)
-            yield frame
-
-    boxed = smooth_boxes(track_faces(frames(), detector, settings.driving_face), smoothing_radius(info))
-    crops = ((frame.time, box, cut(frame.rgb, box, engine.size)[0]) for frame, box in boxed if box is not None)
-    moments: list[float] = []
-    boxes: list[tuple[float, ...]] = []
-    codes: list[np.ndarray] = []
-    for batch in batched(ahead(crops), engine.batch_size):
-        moments += [float(moment - times[0]) for moment, _, _ in batch]
-        boxes += [(box.x0, box.y0, box.x1, box.y1) for _, box, _ in batch]
-        codes.append(engine.motion_codes(np.stack([crop for _, _, crop in batch])))
-    if not codes:
-        raise FaceError(f"no face was found in {info.path}", "use a driving with a visible face, or another --detector")
-    track = MotionTrack(np.array(moments), np.concatenate(codes), float(times[-1] - times[0]))
-    return Driver(info, times, track, np.array(boxes))
-
-
-def motion_of(path: Path, engine: Engine) -> Driver:
-    """The driving that a motion file holds. Raises InputError and WeightsError for one that does not fit."""
-    none = np.zeros((0, engine.size, engine.size, 3), np.uint8)
-    return read_motion(path, engine.description["sha256"], engine.motion_codes(none).shape[1])
-
-
-def smoothing_radius(info: VideoInfo, smooth: float = 1.0) -> int:
-    """Frames each way that smooth a box."""
-    return 0 if info.is_image or smooth == 0 else max(1, round(float(info.fps) * SMOOTH_SECONDS * smooth))
-
-
-def prepare_driver(driver: Driver, settings: EditSettings, remark: Callable[[str], None]) -> Driver:
-    """The driver with its codes smoothed and, for relative motion, its neutral frame.
-
-    Raises InputError where relative motion has nothing to go by.
-    """
-    driver = replace(driver, track=smoothed(driver.track, CODE_SECONDS * settings.smooth))
-    if settings.motion == "absolute":
-        return driver
-    path, first, asked = driver.info.path, float(driver.times[0]), settings.neutral_frame
-    if len(driver.track.times) == 1:
-        raise InputError(f"{path} shows one moment, which has no relative motion", "use --motion absolute")
-    try:
-        neutral = most_neutral(driver.track) if asked is None else nearest_code(driver.track, asked - first)
-    except ValueError as error:
-        raise InputError(f"{path} has no such neutral frame: {error}", "check --neutral-frame") from error
-    remark(f"the neutral frame of {path.name} is at {first + driver.track.times[neutral]:.3f} s")
-    return replace(driver, neutral=neutral)
-
-
-def extract_motion(
-    video: Path,
-    output: Path,
-    engine: Engine,
-    detector: FaceDetector,
-    settings: EditSettings | None = None,
-    progress: Progress = silent,
-) -> None:
-    """Writes the motion of the face in a video or still to `output`, a motion file (`motion_file.py`).
-
-    Of `settings` the driving's face, the rate of image sequences and overwrite count. Editing by the file gives the
-    frames that editing by the video gives. Raises InputError, FaceError, OutputError.
-    """
-    settings = settings or EditSettings()
-    check_output(output, [video], settings.overwrite)
-    if not is_motion_file(output):
-        raise OutputError(f"{output} cannot hold motion", "name a file that ends in .safetensors")
-    driver = read_driver(probe(video, settings.rate), engine, detector, settings, progress)
-    write_motion(output, driver, *engine.shifts(driver.track.codes), engine.description)
 
 
 # Source: frames, boxes, jobs
@@ -714,14 +327,6 @@ def refuse_seams(edited: Iterator[T], limit: float | None, report: Report) -> It
             "look at --report, try another --mask or --feather, or allow a higher seam",
             report,
         )
-
-
-def default_output(source: Path, driving: Driving | Edits) -> Path:
-    """`talk.mp4` edited in mode exp becomes `talk_exp.mp4` beside it; a still edited by a still `portrait_exp.png`."""
-    if source == PIPE or is_sequence(source):
-        raise OutputError(f"{source} gives the output no name", "name it with --output")
-    still = is_still(probe(source), [probe_driving(path) for path in driving.paths])
-    return source.with_name(f"{source.stem}_{driving.mode}{'.png' if still else '.mp4'}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 
 from dpe_cli.crop import cut
-from dpe_cli.edit import Progress, silent
 from dpe_cli.errors import FaceError
 from dpe_cli.extractors import Landmarks
 from dpe_cli.face import FaceDetector, crop_box
@@ -23,6 +22,7 @@ from dpe_cli.landmarks import head_angles
 from dpe_cli.measures import MEASURES, TABLE, measures_of_faces
 from dpe_cli.page import polylines
 from dpe_cli.people import track_faces
+from dpe_cli.pipeline import Progress, silent
 from dpe_cli.report import write_text
 from dpe_cli.video import probe, read_frames
 

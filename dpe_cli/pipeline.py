@@ -6,12 +6,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from queue import Empty, Full, Queue
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T, R = TypeVar("T"), TypeVar("R")
 
 DEPTH = 4  # items that wait between two stages; a 4K frame has 25 MB
 PATIENCE = 0.1  # seconds after which a stage looks whether it is still wanted
+
+
+class Progress(Protocol):
+    """Passes `items` on and shows how far they are; `total` is a guess or None, `what` names the work."""
+
+    def __call__(self, items: Iterable[T], total: int | None, what: str) -> Iterator[T]: ...
+
+
+def silent(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
+    """A library neither prints nor draws: the default progress."""
+    yield from items
+
+
+def unheard(message: str) -> None:
+    """The default for remarks, which the report keeps in any case."""
 
 
 def ahead(items: Iterable[T], depth: int = DEPTH) -> Iterator[T]:

@@ -17,30 +17,9 @@ import numpy as np
 
 from dpe_cli.container import PIPE, bytes_of
 from dpe_cli.crop import cut
+from dpe_cli.drivings import motion_of, prepare_driver, smoothing_radius
 from dpe_cli.dub import DubSettings, check_dub, decide, edits_for, shown_frames
-from dpe_cli.edit import (
-    VIDEO_SUFFIXES,
-    Driving,
-    Edit,
-    Edits,
-    EditSettings,
-    Sight,
-    bind_control,
-    check_request,
-    clock,
-    decide_paste,
-    edits_of,
-    find_faces,
-    follow_source,
-    is_still,
-    motion_of,
-    paster_for,
-    prepare_driver,
-    silent,
-    smoothing_radius,
-    unheard,
-    without_idle,
-)
+from dpe_cli.edit import Sight, clock, find_faces, follow_source, paster_for
 from dpe_cli.errors import FaceError, OutputError
 from dpe_cli.face import Box, FaceDetector, crop_box
 from dpe_cli.jobs import Engine, Job, run_jobs
@@ -49,8 +28,21 @@ from dpe_cli.motion import MotionTrack
 from dpe_cli.motion_file import Driver, is_motion_file
 from dpe_cli.paste import Paster
 from dpe_cli.people import track_faces
-from dpe_cli.pipeline import ahead, ended
+from dpe_cli.pipeline import ahead, ended, silent, unheard
 from dpe_cli.report import Report, peak_memory
+from dpe_cli.request import (
+    VIDEO_SUFFIXES,
+    Driving,
+    Edit,
+    Edits,
+    EditSettings,
+    bind_control,
+    check_request,
+    decide_paste,
+    edits_of,
+    is_still,
+    without_idle,
+)
 from dpe_cli.video import Frame, VideoInfo, frame_times, read_frames
 from dpe_cli.writer import write_video
 

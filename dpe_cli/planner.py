@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dpe_cli.container import PIPE, bytes_of
+from dpe_cli.drivings import read_drivers
 from dpe_cli.dub import (
     DubSettings,
     Seen,
@@ -24,34 +25,33 @@ from dpe_cli.dub import (
     shown_frames,
 )
 from dpe_cli.edit import (
-    VIDEO_SUFFIXES,
-    Driving,
-    Edits,
-    EditSettings,
-    Progress,
     Sight,
     Target,
-    bind_control,
-    check_request,
-    decide_paste,
     describe_driver,
-    edits_of,
     find_faces,
     follow_source,
-    is_still,
     paster_for,
     plan_target,
-    read_drivers,
-    silent,
     source_boxes,
     start_report,
-    unheard,
-    without_idle,
 )
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.face import Box, FaceDetector
 from dpe_cli.jobs import Engine
+from dpe_cli.pipeline import Progress, silent, unheard
 from dpe_cli.report import Report
+from dpe_cli.request import (
+    VIDEO_SUFFIXES,
+    Driving,
+    Edits,
+    EditSettings,
+    bind_control,
+    check_request,
+    decide_paste,
+    edits_of,
+    is_still,
+    without_idle,
+)
 from dpe_cli.segment_plan import Plan, write_plan
 from dpe_cli.video import Frame, VideoInfo
 

@@ -23,27 +23,18 @@ from dpe_cli.dub import (
     edits_for,
     networks_used,
 )
-from dpe_cli.edit import (
-    AUDIO,
-    Driving,
-    Edits,
-    EditSettings,
-    Progress,
-    check_request,
-    edits_of,
-    silent,
-    unheard,
-)
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.face import FaceDetector
 from dpe_cli.jobs import Engine
 from dpe_cli.muxer import ffmpeg_exe
+from dpe_cli.pipeline import Progress, silent, unheard
 from dpe_cli.planner import (
     check_container,
     make_dub_plan,
     make_plan,
 )
 from dpe_cli.report import Report, write_text
+from dpe_cli.request import AUDIO, Driving, Edits, EditSettings, check_request, edits_of
 from dpe_cli.segment_plan import (
     SCHEMA,
     Plan,

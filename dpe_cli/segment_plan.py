@@ -34,17 +34,7 @@ from dpe_cli.dub import (
     DubSettings,
 )
 from dpe_cli.dub import Plan as Lengths
-from dpe_cli.edit import (
-    AUDIO,
-    Driving,
-    Edit,
-    Edits,
-    EditSettings,
-    Sight,
-    Target,
-    paster_for,
-    plan_jobs,
-)
+from dpe_cli.edit import Sight, Target, paster_for, plan_jobs
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.face import Box, FaceDetector
 from dpe_cli.jobs import Engine, Job
@@ -53,6 +43,7 @@ from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
 from dpe_cli.paste import Paster
 from dpe_cli.report import FrameFate, Report, write_text
+from dpe_cli.request import AUDIO, Driving, Edit, Edits, EditSettings
 from dpe_cli.speech import Loudness
 from dpe_cli.speech_motion import Person
 from dpe_cli.video import Frame, VideoInfo, probe

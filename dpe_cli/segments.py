@@ -23,23 +23,15 @@ import numpy as np
 from dpe_cli.dub import (
     networks_used,
 )
-from dpe_cli.edit import (
-    Progress,
-    Sight,
-    Target,
-    bind_control,
-    refuse_seams,
-    silent,
-    stack_jobs,
-    unheard,
-)
+from dpe_cli.edit import Sight, Target, refuse_seams, stack_jobs
 from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.face import FaceDetector
 from dpe_cli.jobs import UNIT, Engine, Job, lending_of, run_jobs
 from dpe_cli.lending import BACK
 from dpe_cli.paste import Paster
-from dpe_cli.pipeline import ahead, ended
+from dpe_cli.pipeline import Progress, ahead, ended, silent, unheard
 from dpe_cli.report import PixelHash, Report, write_text
+from dpe_cli.request import bind_control
 from dpe_cli.segment_plan import (
     Plan,
     report_from,

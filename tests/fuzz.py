@@ -151,7 +151,8 @@ def try_checkpoint(file: Path, chance: random.Random) -> str:
 
 
 def motions(folder: Path) -> list[Path]:
-    from dpe_cli.edit import EditSettings, extract_motion
+    from dpe_cli.drivings import extract_motion
+    from dpe_cli.request import EditSettings
 
     stand_in = ColourEngine()
     stand_in.description = {"weights": "stand-in", "sha256": "00"}

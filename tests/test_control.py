@@ -12,12 +12,13 @@ from test_edit import DETECTOR, ENGINE, ColourDetector, ColourEngine, clip, pict
 
 from dpe_cli.commands import control as commands
 from dpe_cli.control import Control, mixed, parse_choice, parse_sliders, parse_strength, read_curves
-from dpe_cli.edit import Driving, EditSettings, edit_video
+from dpe_cli.edit import edit_video
 from dpe_cli.errors import InputError, WeightsError
 from dpe_cli.factors import NAMES, Factors, Slider
 from dpe_cli.main import cli
 from dpe_cli.motion import Curve
 from dpe_cli.regions import PARTS, RegionMasks, region_mask
+from dpe_cli.request import Driving, EditSettings
 from dpe_cli.video import read_image
 from dpe_cli.writer import write_image
 

@@ -21,7 +21,6 @@ from test_speech import babble, write_wave
 
 from dpe_cli import dub
 from dpe_cli.dub import DubSettings, Extras, LowerFace, Plan, dub_video, mouth_factors, mouthed, plan_length
-from dpe_cli.edit import EditSettings
 from dpe_cli.errors import InputError, OutputError, UsageError, WeightsError
 from dpe_cli.factors import FORMAT, NAMES, SPACE, Factors, coordinate_projectors, fit_of, write_fit
 from dpe_cli.jobs import NO_MASK
@@ -29,6 +28,7 @@ from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
 from dpe_cli.main import cli
 from dpe_cli.models import SpeechConfig, SpeechNets
 from dpe_cli.planner import make_dub_plan
+from dpe_cli.request import EditSettings
 from dpe_cli.resume import dub_resumable, work_folder
 from dpe_cli.segment_plan import read_plan
 from dpe_cli.segments import edit_segments, join_plan

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from painted import GREEN, RED, Acquaintance, paint
 
-from dpe_cli import edit, preview
+from dpe_cli import drivings, edit, preview, request
 from dpe_cli.crop import cut
-from dpe_cli.edit import Driver, Driving, Edit, Edits, EditSettings, edit_video, plan_jobs
+from dpe_cli.edit import Driver, edit_video, plan_jobs
 from dpe_cli.errors import FaceError, InputError, OutputError
 from dpe_cli.face import Box, Detection, FaceDetector
 from dpe_cli.jobs import Job, psnr, run_jobs
 from dpe_cli.motion import MotionTrack
 from dpe_cli.paste import Paster, make_paster
+from dpe_cli.pipeline import silent, unheard
 from dpe_cli.report import Report
+from dpe_cli.request import Driving, Edit, Edits, EditSettings
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image
 from dpe_cli.writer import write_image, write_video
 
@@ -199,11 +201,11 @@ def test_one_driver_for_both_is_read_once():
 )
 def test_heads_sway_with_the_drivings_of_the_pose(monkeypatch, driving: Driving, codes: str, sway: bool, moved):
     seen = replace(driver(np.zeros((50, 20)).tolist()), boxes=np.array([[n, 0, n + 60, 60] for n in range(50)]))
-    monkeypatch.setattr(edit, "read_driver", lambda *_: seen)
+    monkeypatch.setattr(drivings, "read_driver", lambda *_: seen)
     engine = ColourEngine()
     engine.description = {**engine.description, "codes": codes}
     asked, settings = Edits((Edit(driving),)), EditSettings(sway=sway)
-    drivers = edit.read_drivers([seen.info] * len(moved), asked, engine, DETECTOR, settings, edit.silent, edit.unheard)
+    drivers = drivings.read_drivers([seen.info] * len(moved), asked, engine, DETECTOR, settings, silent, unheard)
     assert [bool(one.track.codes.any()) for one in drivers] == moved
 
 
@@ -294,18 +296,18 @@ def test_a_pose_is_written_as_the_crop_unless_paste_is_asked(tmp_path: Path, mod
 def test_how_to_paste_is_refused_where_nothing_is_pasted(option: str, chosen: dict):
     posed = Edits((Edit(Driving(pose=Path("d"))),))
     with pytest.raises(InputError, match=f"^{option} has no use for a crop.*add --paste or leave {option} out"):
-        edit.decide_paste(posed, EditSettings(**chosen), edit.unheard)
+        request.decide_paste(posed, EditSettings(**chosen), unheard)
     pasted = replace(EditSettings(**chosen), paste=True, crop_size=None)
-    assert edit.decide_paste(posed, pasted, edit.unheard)
+    assert request.decide_paste(posed, pasted, unheard)
 
 
 def test_a_region_of_a_moved_head_is_refused():
     settings = EditSettings(region="lips", paste=True)
     still, moved = Edit(Driving(Path("d"))), Edit(Driving(Path("d"), Path("d")))
-    assert edit.decide_paste(Edits((still,)), settings, edit.unheard)
+    assert request.decide_paste(Edits((still,)), settings, unheard)
     for each in ((moved,), (still, moved), (Edit(Driving(pose=Path("d"))),)):
         with pytest.raises(InputError, match="leave --region or the pose out"):
-            edit.decide_paste(Edits(each), settings, edit.unheard)
+            request.decide_paste(Edits(each), settings, unheard)
 
 
 @pytest.mark.parametrize("size", [50, 101, 128])
@@ -353,7 +355,7 @@ def test_two_stills_make_a_still_and_its_preview(tmp_path: Path):
     result = read_image(tmp_path / "o.png")
     assert result.shape == (120, 160, 3) and tuple(result[50, 80]) == (90, 160, 0)
     assert read_image(tmp_path / "p.png").shape == (120, 480, 3)
-    assert edit.default_output(tmp_path / "s.png", driving) == tmp_path / "s_exp.png"
+    assert request.default_output(tmp_path / "s.png", driving) == tmp_path / "s_exp.png"
 
 
 def test_start_and_end_cut_the_source_and_the_driving_begins_there(tmp_path: Path):
@@ -468,7 +470,7 @@ def test_the_sound_of_a_talking_portrait_ends_with_its_pictures(tmp_path: Path):
 
     def end(*drivers: Driver, **settings) -> float | None:
         portrait = probe(tmp_path / "s.png")
-        target = edit.plan_target(portrait, list(drivers), EditSettings(**settings), Fraction(0), edit.unheard)
+        target = edit.plan_target(portrait, list(drivers), EditSettings(**settings), Fraction(0), unheard)
         assert target.start is None and target.still
         return target.end
 

@@ -21,10 +21,11 @@ from test_video import assert_same_sound, assert_same_timing, packets, true_time
 from dpe_cli import writer
 from dpe_cli.commands import shared
 from dpe_cli.container import files_of, frame_rate, is_sequence, spooled
-from dpe_cli.edit import Driving, EditSettings, check_request, edit_video
+from dpe_cli.edit import edit_video
 from dpe_cli.encoding import NVENC_PRESETS, PRESETS, nvenc_works
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.face import Box, Detection
+from dpe_cli.request import Driving, EditSettings, check_request
 from dpe_cli.video import Colour, probe, read_frames, read_image
 from dpe_cli.writer import write_image, write_video
 

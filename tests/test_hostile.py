@@ -27,7 +27,7 @@ from test_edit import ColourDetector, ColourEngine, clip, picture
 from dpe_cli.commands.shared import LIMITS
 from dpe_cli.container import files_of
 from dpe_cli.control import Control
-from dpe_cli.edit import Driving, EditSettings, edit_video
+from dpe_cli.edit import edit_video
 from dpe_cli.errors import DPEError, InputError, OutputError, WeightsError
 from dpe_cli.limits import Limits, limits, scratch, set_limits
 from dpe_cli.main import cli
@@ -36,6 +36,7 @@ from dpe_cli.models import DPEConfig, LandmarkConfig, SpeechConfig
 from dpe_cli.motion import read_curve
 from dpe_cli.motion_file import probe_driving, read_motion
 from dpe_cli.page import read_report
+from dpe_cli.request import Driving, EditSettings
 from dpe_cli.segment_plan import read_plan
 from dpe_cli.tracks import read_sound
 from dpe_cli.video import Frame, VideoInfo, frame_times, probe, read_frames, read_image

@@ -10,13 +10,15 @@ import pytest
 from test_edit import DETECTOR, ENGINE, ColourEngine, driver, picture
 
 from dpe_cli.crop import cut
-from dpe_cli.edit import Driving, EditSettings, paster_for, plan_jobs, prepare_driver
+from dpe_cli.drivings import prepare_driver
+from dpe_cli.edit import paster_for, plan_jobs
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box
 from dpe_cli.jobs import Job, run_jobs
 from dpe_cli.motion import Curve, Jitter, MotionTrack, most_neutral, nearest_code, read_curve, smoothed, swayed
 from dpe_cli.motion_space import COORDINATES, LARGER, MOTION_DIM, POSE_SCALE, STRAY
 from dpe_cli.report import Report
+from dpe_cli.request import Driving, EditSettings
 from dpe_cli.video import Frame
 
 NTSC = Fraction(30000, 1001)

@@ -12,11 +12,13 @@ from safetensors.numpy import save_file
 from test_cli import astronaut, run, small_weights
 from test_edit import ColourDetector, ColourEngine, clip, picture
 
-from dpe_cli import edit
-from dpe_cli.edit import Driving, EditSettings, edit_video, extract_motion, motion_of
+from dpe_cli import edit, request
+from dpe_cli.drivings import extract_motion, motion_of
+from dpe_cli.edit import edit_video
 from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.motion import Curve
 from dpe_cli.motion_file import probe_driving, read_motion
+from dpe_cli.request import Driving, EditSettings
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames
 from dpe_cli.writer import write_image, write_video
 
@@ -149,7 +151,7 @@ def test_a_still_makes_a_motion_file_of_one_code(tmp_path: Path):
     write_image(tmp_path / "s.png", picture())
     extract_motion(tmp_path / "d.png", tmp_path / "d.safetensors", HashedEngine(), ColourDetector())
     assert probe_driving(tmp_path / "d.safetensors").is_image
-    assert edit.default_output(tmp_path / "s.png", Driving(tmp_path / "d.safetensors")) == tmp_path / "s_exp.png"
+    assert request.default_output(tmp_path / "s.png", Driving(tmp_path / "d.safetensors")) == tmp_path / "s_exp.png"
     driving = Driving(tmp_path / "d.safetensors")
     edit_video(tmp_path / "s.png", driving, tmp_path / "o.png", HashedEngine(), ColourDetector())
     assert (tmp_path / "o.png").exists()

@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 from test_edit import ColourDetector, ColourEngine, clip, picture
 
-from dpe_cli.edit import Driving, EditSettings, edit_video
+from dpe_cli.edit import edit_video
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.main import cli
 from dpe_cli.page import COLUMNS, jitter, page, plot, polylines, write_page
+from dpe_cli.request import Driving, EditSettings
 from dpe_cli.writer import write_image
 
 

@@ -11,13 +11,14 @@ from test_plugs import blue_is_in_front, brighten
 
 from dpe_cli.crop import cut, gaussian_mask, paste_back
 from dpe_cli.detail import evened, keep_detail, stretched, with_what_flows, with_what_stays
-from dpe_cli.edit import Driving, EditSettings, edit_video
+from dpe_cli.edit import edit_video
 from dpe_cli.errors import InputError, QualityError, WeightsError
 from dpe_cli.face import Box, Detection
 from dpe_cli.masks import MaskMaker
 from dpe_cli.mesh import centres, warp
 from dpe_cli.paste import Edge, Paster, colour_difference, enlarged, make_paster
 from dpe_cli.report import Report
+from dpe_cli.request import Driving, EditSettings
 from dpe_cli.video import Frame, VideoInfo, read_frames
 from dpe_cli.writer import write_video
 

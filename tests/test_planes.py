@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from test_edit import DETECTOR, ENGINE, clip
 
-from dpe_cli.edit import Driving, EditSettings, edit_video
+from dpe_cli.edit import edit_video
 from dpe_cli.planes import layout_of
+from dpe_cli.request import Driving, EditSettings
 from dpe_cli.video import probe, read_frames
 from dpe_cli.writer import write_video
 

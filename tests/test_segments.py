@@ -24,7 +24,7 @@ from test_speech import babble, write_wave
 from dpe_cli import muxer, resume, segments
 from dpe_cli.control import Control
 from dpe_cli.dub import DubSettings, dub_video
-from dpe_cli.edit import Driving, Edit, Edits, EditSettings, edit_video
+from dpe_cli.edit import edit_video
 from dpe_cli.engine import Engine
 from dpe_cli.errors import InputError, OutputError, QualityError, WeightsError
 from dpe_cli.face import make_detector
@@ -34,6 +34,7 @@ from dpe_cli.lending import BACK
 from dpe_cli.motion import Curve
 from dpe_cli.paste import make_paster
 from dpe_cli.planner import borders_of, make_dub_plan, make_plan
+from dpe_cli.request import Driving, Edit, Edits, EditSettings
 from dpe_cli.resume import edit_resumable, work_folder
 from dpe_cli.segment_plan import Plan, read_plan
 from dpe_cli.segments import edit_segments, first_needed, join_plan, memory_of

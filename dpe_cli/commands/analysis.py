@@ -40,7 +40,8 @@ def extract(
     \b
     dpe extract examples/out/driving.mp4 -o motion.safetensors
     """
-    from dpe_cli.edit import EditSettings, check_output, extract_motion
+    from dpe_cli.drivings import extract_motion
+    from dpe_cli.request import EditSettings, check_output
     from dpe_cli.video import probe
 
     chosen = EditSettings(driving_face=driving_face, overwrite=overwrite, fps=fps)
@@ -101,8 +102,8 @@ def faces(
     \b
     dpe faces talk.mp4 -o faces.png
     """
-    from dpe_cli.edit import EditSettings, check_output
     from dpe_cli.face import make_detector
+    from dpe_cli.request import EditSettings, check_output
     from dpe_cli.roster import list_faces
     from dpe_cli.video import probe, read_frames
     from dpe_cli.writer import write_image

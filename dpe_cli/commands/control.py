@@ -10,7 +10,7 @@ from dpe_cli.commands.shared import FILE, given
 
 if TYPE_CHECKING:
     from dpe_cli.control import Control
-    from dpe_cli.edit import Driving
+    from dpe_cli.request import Driving
 
 CHOICES = ("eyes", "emotion", "mouth", "gaze", "brows")  # joint ones first: gaze has the last word over eyes
 DRIVEN = ("eyes", "emotion", "mouth")  # factors that may have a driving of their own
@@ -125,7 +125,7 @@ def controlled(control: "Control | None", driving: "Driving | None") -> "Driving
     Raises click.UsageError where that is nothing.
     """
     from dpe_cli.control import DRIVING
-    from dpe_cli.edit import Driving
+    from dpe_cli.request import Driving
 
     if control is None:
         raise click.UsageError("give --driving, --exp-driving or --pose-driving, or something to --set")

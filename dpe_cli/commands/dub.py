@@ -153,7 +153,7 @@ def asked_for(ctx: click.Context) -> "tuple[Path, DubSettings]":
         raise click.UsageError("--still keeps the pose: leave --pose out")
 
     from dpe_cli.dub import DubSettings
-    from dpe_cli.edit import EditSettings
+    from dpe_cli.request import EditSettings
 
     shared, own = (
         {field.name: params[field.name] for field in fields(kind) if field.name in params}

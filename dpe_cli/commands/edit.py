@@ -37,9 +37,9 @@ from dpe_cli.errors import QualityError
 
 if TYPE_CHECKING:
     from dpe_cli.control import Control
-    from dpe_cli.edit import Driving, Edit, Edits, EditSettings
     from dpe_cli.face import FaceDetector
     from dpe_cli.report import Report
+    from dpe_cli.request import Driving, Edit, Edits, EditSettings
 
 EDIT_KEYS = ("face", "driving", "exp-driving", "pose-driving", "mode", "strength")
 
@@ -260,8 +260,9 @@ def edit(
     drivers, output, chosen = asked_for(ctx)
 
     from dpe_cli.container import PIPE, spooled
-    from dpe_cli.edit import check_request, edit_video
+    from dpe_cli.edit import edit_video
     from dpe_cli.provenance import read_consent
+    from dpe_cli.request import check_request
 
     read_consent(consent)
     piped, source = source == PIPE, ctx.with_resource(spooled(source, sys.stdin.buffer, output))
@@ -343,7 +344,7 @@ def read_request(ctx: click.Context) -> "tuple[Driving | Edits, EditSettings]":
     if params["neutral_frame"] is not None and params["motion"] != "relative":
         raise click.UsageError("--neutral-frame needs --motion relative")
 
-    from dpe_cli.edit import EditSettings
+    from dpe_cli.request import EditSettings
 
     settings = {field.name: params[field.name] for field in fields(EditSettings) if field.name in params}
     return drivers, EditSettings(**settings)
@@ -351,7 +352,7 @@ def read_request(ctx: click.Context) -> "tuple[Driving | Edits, EditSettings]":
 
 def asked_for(ctx: click.Context) -> "tuple[Driving | Edits, Path, EditSettings]":
     """The same with the output, which may have to be named after them."""
-    from dpe_cli.edit import default_output
+    from dpe_cli.request import default_output
 
     drivers, settings = read_request(ctx)
     if not ctx.params["output"]:
@@ -372,7 +373,7 @@ def choose_driving(both: Path | None, expression: Path | None, pose: Path | None
     if mode and mode != given:
         raise click.UsageError(f"--mode {mode} does not go with the drivers given: they make it {given}")
 
-    from dpe_cli.edit import Driving
+    from dpe_cli.request import Driving
 
     return Driving(expression, pose)
 
@@ -393,7 +394,7 @@ def seam_limit(text: str | None) -> float | None:
 
 def choose_edits(several: Iterable[str], face: str, strength: float) -> "Edits":
     """All of `--edit`; `face` and `strength` are for those that name none. Raises click.UsageError."""
-    from dpe_cli.edit import Edits
+    from dpe_cli.request import Edits
 
     return Edits(tuple(parse_edit(text, face, strength) for text in several))
 
@@ -433,6 +434,6 @@ def parse_edit(text: str, face: str, strength: float) -> "Edit":
     except click.UsageError as error:
         raise click.UsageError(f"--edit {text}: {error.message.replace('--', '')}") from None
 
-    from dpe_cli.edit import Edit
+    from dpe_cli.request import Edit
 
     return Edit(driving, given.get("face", face), strength)

@@ -44,10 +44,10 @@ def inspect(
     \b
     dpe inspect examples/out/source.mp4 -o factors
     """
-    from dpe_cli.edit import EditSettings, check_output
     from dpe_cli.errors import OutputError
     from dpe_cli.factors import Factors
     from dpe_cli.motion_space import MotionSpace
+    from dpe_cli.request import EditSettings, check_output
     from dpe_cli.video import probe
     from dpe_cli.weights import folder
     from dpe_cli.writer import write_image

@@ -63,8 +63,8 @@ def plan(
         raise click.UsageError("--plan needs --split or --every")
 
     from dpe_cli.container import PIPE, spooled
-    from dpe_cli.edit import check_output
     from dpe_cli.provenance import read_consent
+    from dpe_cli.request import check_output
 
     read_consent(consent)
     ctx = click.get_current_context()
@@ -75,7 +75,7 @@ def plan(
         (output, chosen), what = dubbing.asked_for(planned), planned.params["audio"]
         inputs, overwrite = [what, *chosen.files], chosen.edit.overwrite
     else:
-        from dpe_cli.edit import check_request as check
+        from dpe_cli.request import check_request as check
 
         what, output, chosen = editing.asked_for(ctx)
         inputs, overwrite = what.paths, chosen.overwrite

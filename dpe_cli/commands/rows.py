@@ -24,8 +24,8 @@ from dpe_cli.errors import DPEError
 
 if TYPE_CHECKING:
     from dpe_cli.batch import Item, Outcome
-    from dpe_cli.edit import Driving, Edits, EditSettings
     from dpe_cli.manifest import Row, Shard
+    from dpe_cli.request import Driving, Edits, EditSettings
 
 # a list does not decide what its own files may do
 NOT_FOR_ROWS = (
@@ -220,7 +220,7 @@ Look = tuple[Path, Callable[[], float], Callable[[bool], object]]  # output, cos
 
 def look_at_edit(context: click.Context) -> Look:
     """What a row of an edit comes to. Raises click.UsageError, InputError."""
-    from dpe_cli.edit import check_request
+    from dpe_cli.request import check_request
 
     params, (drivers, output, chosen) = context.params, asked_for(context)
 

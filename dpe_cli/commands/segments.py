@@ -101,8 +101,8 @@ def join(
     \b
     dpe join talk.plan.json
     """
-    from dpe_cli.edit import check_outputs
     from dpe_cli.provenance import check_planned_consent
+    from dpe_cli.request import check_outputs
     from dpe_cli.segment_plan import read_plan
     from dpe_cli.segments import join_plan
 

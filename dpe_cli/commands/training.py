@@ -223,12 +223,12 @@ def evaluate_command(
     dpe eval --data prepared -o scores
     """
     from dpe_cli.detectors import ArcFace
-    from dpe_cli.edit import check_output
     from dpe_cli.evaluate import evaluate
     from dpe_cli.extractors import Extractors, Lpips
     from dpe_cli.landmark_net import NetworkLandmarker
     from dpe_cli.landmarks import Landmarker
     from dpe_cli.protocols import Plan, systems_of
+    from dpe_cli.request import check_output
     from dpe_cli.scoreboard import JSON_NAME, PAGE_NAME, terminal_tables, write
 
     machine = {"device": device, "precision": precision, "backend": backend, "batch_size": batch_size}
@@ -293,7 +293,6 @@ def evaluate_factors(
     from dpe_cli.control_protocol import evaluate_control, tables
     from dpe_cli.dataset import CROP, load_clips
     from dpe_cli.detectors import ArcFace
-    from dpe_cli.edit import check_output
     from dpe_cli.engine import Engine
     from dpe_cli.extractors import Extractors
     from dpe_cli.factors import Factors
@@ -301,6 +300,7 @@ def evaluate_factors(
     from dpe_cli.landmarks import Landmarker
     from dpe_cli.motion_space import MotionSpace
     from dpe_cli.report import write_text
+    from dpe_cli.request import check_output
     from dpe_cli.weights import folder
 
     output.mkdir(parents=True, exist_ok=True)
@@ -480,13 +480,13 @@ def evaluate_speech(
     """`dpe eval --protocol dub`: numbers to dub.json, its tables to a terminal's stderr."""
     import json
 
-    from dpe_cli.edit import check_output
     from dpe_cli.engine import Engine
     from dpe_cli.evaluate_dub import evaluate_dub
     from dpe_cli.landmark_net import NetworkLandmarker
     from dpe_cli.landmarks import Landmarker
     from dpe_cli.motion_space import MotionSpace
     from dpe_cli.report import write_text
+    from dpe_cli.request import check_output
     from dpe_cli.speech_motion import load_nets
     from dpe_cli.train_speech import load_talks
     from dpe_cli.weights import folder
