@@ -34,8 +34,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpe_cli.crop import cut
+from dpe_cli.device import AUTOCAST, describe_device
 from dpe_cli.edit import edit_video
-from dpe_cli.engine import AUTOCAST, Engine, describe_device, to_tensor
+from dpe_cli.engine import Engine, to_tensor
 from dpe_cli.face import Box, Detection, FaceDetector, make_detector
 from dpe_cli.landmarks import BLENDSHAPES, FaceShape
 from dpe_cli.models import DPE, DPEConfig

@@ -65,7 +65,7 @@ def pytorch() -> str:
     """Its version, and the device and precision that `auto` takes, tried out on a small convolution."""
     import torch
 
-    from dpe_cli.engine import choose_device, choose_precision, describe_device
+    from dpe_cli.device import choose_device, choose_precision, describe_device
 
     device = choose_device("auto")
     torch.nn.functional.conv2d(torch.ones(1, 1, 8, 8, device=device), torch.ones(1, 1, 3, 3, device=device)).cpu()

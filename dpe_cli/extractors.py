@@ -65,7 +65,7 @@ class Lpips:
     def __init__(self, folder: Path, network: str = "alex", device: str = "cpu"):
         from safetensors.torch import load_file
 
-        from dpe_cli.engine import choose_device
+        from dpe_cli.device import choose_device
         from dpe_cli.models import LPIPS
 
         states = []

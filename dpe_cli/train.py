@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpe_cli.dataset import CROP, Clip, Sampler, load_clips, load_frames
-from dpe_cli.engine import choose_device, describe_device, is_out_of_memory
+from dpe_cli.device import choose_device, describe_device, is_out_of_memory
 from dpe_cli.errors import DeviceError, InputError, OutputError, WeightsError
 from dpe_cli.initialise import (
     amplify,

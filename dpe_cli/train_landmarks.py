@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dpe_cli.crop import cut
 from dpe_cli.dataset import CROP, split_of
-from dpe_cli.engine import choose_device
+from dpe_cli.device import choose_device
 from dpe_cli.errors import InputError
 from dpe_cli.face import Box
 from dpe_cli.landmark_net import framing, to_pixels

@@ -109,7 +109,7 @@ def simulated_gpu() -> Iterator[torch.device]:
             stack.enter_context(patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
         stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
         stack.enter_context(
-            patch("dpe_cli.engine.pinned", lambda shape, dtype, device: torch.empty(shape, dtype=dtype))
+            patch("dpe_cli.device.pinned", lambda shape, dtype, device: torch.empty(shape, dtype=dtype))
         )
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, swapped)
         torch.__future__.set_overwrite_module_params_on_conversion(True)

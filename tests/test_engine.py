@@ -8,17 +8,8 @@ import pytest
 import torch
 
 from dpe_cli import engine, weights
-from dpe_cli.engine import (
-    Engine,
-    choose_batch_size,
-    choose_device,
-    choose_precision,
-    fetched,
-    keep_memory,
-    sent,
-    to_pictures,
-    to_tensor,
-)
+from dpe_cli.device import BATCH_SIZES, choose_batch_size, choose_device, choose_precision, fetched, keep_memory, sent
+from dpe_cli.engine import Engine, to_pictures, to_tensor
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.models import DPE, DPEConfig
 
@@ -397,7 +388,7 @@ def test_a_gpus_free_memory_decides_how_many_crops_go_at_once(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free_gib * 2**30), 2**40))
     assert choose_batch_size(torch.device("cuda"), config) == size
     assert choose_batch_size(torch.device("cuda"), config, lanes=4) == max(1, size // 4)
-    assert choose_batch_size(CPU, config) == choose_batch_size(CPU, config, lanes=2) == engine.BATCH_SIZES["cpu"]
+    assert choose_batch_size(CPU, config) == choose_batch_size(CPU, config, lanes=2) == BATCH_SIZES["cpu"]
 
 
 def test_arrays_come_back_from_the_device_as_they_went():

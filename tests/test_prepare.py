@@ -18,23 +18,12 @@ from conftest import synthetic_face
 from dpe_cli.dataset import load_clips
 from dpe_cli.errors import DeviceError, FaceError, InputError, OutputError
 from dpe_cli.face import Box, Detection
+from dpe_cli.journal import JOURNAL, Outcome, PrepareSettings, cluster, split_people, write_index
 from dpe_cli.landmarks import FaceShape, five_points
+from dpe_cli.listing import Source, find_sources
 from dpe_cli.main import cli
 from dpe_cli.motion_space import MotionSpace, mean_face
-from dpe_cli.prepare import (
-    JOURNAL,
-    Outcome,
-    PrepareSettings,
-    Source,
-    Tools,
-    cluster,
-    find_sources,
-    prepare,
-    prepare_source,
-    split_people,
-    steady,
-    write_index,
-)
+from dpe_cli.prepare import Tools, prepare, prepare_source, steady
 from dpe_cli.video import Frame, VideoInfo, read_frames
 from dpe_cli.writer import write_video
 

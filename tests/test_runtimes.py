@@ -10,7 +10,8 @@ import torch
 from click.testing import CliRunner
 
 from dpe_cli import engine, runtimes
-from dpe_cli.engine import Engine, choose_backend
+from dpe_cli.device import choose_backend
+from dpe_cli.engine import Engine
 from dpe_cli.errors import DeviceError, OutputError, WeightsError
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig

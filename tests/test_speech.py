@@ -13,11 +13,12 @@ from conftest import write_clips
 
 from dpe_cli import metrics
 from dpe_cli.errors import InputError
+from dpe_cli.listing import Source
 from dpe_cli.main import cli
 from dpe_cli.models import SpeechConfig, SpeechNets
 from dpe_cli.models.speech import Voice
 from dpe_cli.motion_space import MotionSpace
-from dpe_cli.prepare import Source, cut_sound, open_sound
+from dpe_cli.prepare import cut_sound, open_sound
 from dpe_cli.speech import COLUMNS, HOP, RATE, WINDOW, Loudness, Samples, gate, measure, mel_columns, mel_filters
 from dpe_cli.speech_motion import Person, PoseMotion, SpeechMotion, blink_at, hear, read_loudness
 from dpe_cli.tracks import read_sound

@@ -90,7 +90,7 @@ def prepare(
     \b
     dpe prepare talks/ interview.mp4 -o dataset
     """
-    from dpe_cli.prepare import PrepareSettings
+    from dpe_cli.journal import PrepareSettings
     from dpe_cli.prepare import prepare as run
 
     say = speaker(quiet)
