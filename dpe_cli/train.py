@@ -13,7 +13,6 @@ workers nor interruptions change what is learnt.
 import contextlib
 import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -27,11 +26,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpe_cli.dataset import CROP, Clip, Sampler, load_clips, load_frames
-from dpe_cli.device import choose_device, describe_device, is_out_of_memory
+from dpe_cli.dataset import CROP, Clip, load_clips, load_frames
+from dpe_cli.device import describe_device, is_out_of_memory
 from dpe_cli.errors import DeviceError, InputError, OutputError, WeightsError
 from dpe_cli.initialise import (
     amplify,
@@ -50,14 +48,14 @@ from dpe_cli.mesh import Mesh
 from dpe_cli.models import DPE, DPEConfig, PerceptualLoss
 from dpe_cli.models.discriminator import GROUP
 from dpe_cli.motion_space import MotionSpace
+from dpe_cli.processes import join_processes, share_networks, shared_clock, shared_stop
 from dpe_cli.recipe import Phase, as_table
+from dpe_cli.samples import batches, held_out_batches
 from dpe_cli.trainer import Trainer, weighted_l1
 from dpe_cli.weights import load, save
 
 LOG_STEPS = 20
-MEASURED, SHOWN = 4, 12  # samples of held-out people: measured at once (8 are slower on a CPU), shown in the grid
-PREFETCH = 2  # batches that each maker of samples has ready
-SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps them until they are taken
+SHOWN = 12  # samples of held-out people in the grid
 
 
 @dataclass
@@ -82,98 +80,6 @@ class Progress:
         return f"{head}, {self.waiting:.0%} waiting{use}, {terms}"
 
 
-class _Samples(Dataset):
-    """Samples by number."""
-
-    def __init__(self, clips: list[Clip], mesh: Mesh, phase: Phase, codes_only: bool):
-        names = ("eye_share", "eye_weight", "open_share", "turn_share", "virtual_share", "face_weight", "still_camera")
-        choice = {name: getattr(phase, name) for name in names}
-        self.sampler, self.seed = Sampler(clips, mesh, phase.seed, codes_only=codes_only, **choice), phase.seed
-
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        self.sampler.random = np.random.default_rng([self.seed, number])
-        return self.sampler.sample()
-
-
-class _Numbers:
-    """For each step the numbers of the samples that this process takes, from step `start` on."""
-
-    def __init__(self, batch: int, start: int):
-        self.batch, self.start = batch, start
-        self.rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.share = batch // world
-
-    def __iter__(self) -> Iterator[list[int]]:
-        step = self.start
-        while True:
-            first = step * self.batch + self.rank * self.share
-            yield list(range(first, first + self.share))
-            step += 1
-
-
-@contextlib.contextmanager
-def batches(
-    clips: list[Clip], mesh: Mesh, phase: Phase, start: int = 0, codes_only: bool = False, device: str = "cpu"
-) -> Iterator[Iterator[dict[str, Tensor]]]:
-    """Endless batches of a phase, this process's share of each, from step `start` on; their makers end with it.
-
-    device: where they are going.
-    Raises InputError where the memory that processes share has no room for what is made ahead.
-    """
-    samples, numbers = _Samples(clips, mesh, phase, codes_only or phase.stage == "codes"), _Numbers(phase.batch, start)
-    if phase.workers and SHARED_MEMORY.exists():
-        check_shared_memory(phase.workers * PREFETCH * numbers.share * sum(v.nbytes for v in samples[0].values()))
-    loader = iter(
-        DataLoader(
-            samples,
-            batch_sampler=numbers,
-            num_workers=phase.workers,
-            pin_memory=torch.device(device).type == "cuda",  # that alone takes GPU memory
-            prefetch_factor=PREFETCH if phase.workers else None,
-            worker_init_fn=_leave_signals,
-        )
-    )
-    try:
-        yield loader
-    finally:  # after an error its traceback keeps the loader, whose workers heed no signal, so that we never ended
-        if phase.workers:
-            loader._shutdown_workers()
-
-
-def check_shared_memory(needed: int) -> None:
-    """Raises InputError unless so many bytes are free: what is written beyond ends a process without a word."""
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if needed > free:
-        problem = f"samples need {needed >> 20} MiB of {SHARED_MEMORY}, {free >> 20} MiB are free"
-        raise InputError(problem, "start docker with --ipc=host, or set fewer workers")
-
-
-def _leave_signals(number: int) -> None:
-    """Schedulers signal every process of a job: the makers of samples leave it to the training, which saves first."""
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, signal.SIG_IGN)
-
-
-def join_processes(device: str) -> str:
-    """Joins the other processes that torchrun (or RANK and WORLD_SIZE) speaks of; the device of this one.
-
-    That is the one named (auto: a CUDA GPU, else the CPU), but each process of a machine has a GPU of its own, by
-    LOCAL_RANK. Raises DeviceError if it is not there.
-    """
-    if device == "auto":  # no Apple GPU: nobody has trained on one
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_gpu = choose_device(device).type == "cuda"
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if on_gpu:
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-            choose_device(device)
-            torch.cuda.set_device(device)
-        if not dist.is_initialized():
-            # Gradients go from GPU to GPU; what processes tell each other of clocks and signals lies on the CPU.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    return device
-
-
 @contextlib.contextmanager
 def memory_errors(device: str, phase: Phase) -> Iterator[None]:
     """Memory that a phase has used up becomes a DeviceError, which says what to make smaller."""
@@ -185,29 +91,6 @@ def memory_errors(device: str, phase: Phase) -> Iterator[None]:
         problem = f"the memory of {describe_device(torch.device(device))} is too small for phase {phase.name}"
         remedy = f"begin anew with a batch below {phase.batch}: --set {phase.name}.batch=N"
         raise DeviceError(problem, remedy) from error
-
-
-def share_networks(model: DPE) -> None:
-    """Gives every process the first one's weights, in place on the CPU: each has begun from its own samples alone."""
-    if dist.is_initialized():
-        for value in model.state_dict().values():
-            dist.broadcast(value, 0)
-
-
-def shared_clock(minutes: float) -> float:
-    """The first process's clock, so that all stop at the same step."""
-    if not dist.is_initialized():
-        return minutes
-    clock = torch.tensor([minutes], dtype=torch.float64)
-    dist.broadcast(clock, 0)
-    return float(clock)
-
-
-def held_out_batches(clips: list[Clip], mesh: Mesh, count: int, still_camera: bool = False) -> list[dict[str, Tensor]]:
-    """Always the same samples of people that training never saw, in batches of MEASURED. still_camera: see Sampler."""
-    sampler = Sampler(clips, mesh, seed=7, augment=False, still_camera=still_camera)
-    samples = [{name: torch.from_numpy(value) for name, value in sampler.sample().items()} for _ in range(count)]
-    return [default_collate(samples[first : first + MEASURED]) for first in range(0, count, MEASURED)]
 
 
 @torch.inference_mode()
@@ -646,12 +529,3 @@ def matrix_rate(device: torch.device, seconds: float = 0.2) -> float:
 def significant(value: Any) -> Any:
     """A float with four significant digits; anything else as it is."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def shared_stop(stop: threading.Event) -> bool:
-    """Whether any process was told to stop, so that all stop at the same step."""
-    if not dist.is_initialized():
-        return stop.is_set()
-    flag = torch.tensor([float(stop.is_set())])
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)

@@ -8,11 +8,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dpe_cli import benchmark
-from dpe_cli.benchmark import Choice, DrawnFaces, count_work, drawn
+from dpe_cli import benchmark, roofline
+from dpe_cli.benchmark import Choice
+from dpe_cli.drawn import DrawnFaces, drawn
 from dpe_cli.engine import Engine
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
+from dpe_cli.roofline import count_work
 from dpe_cli.weights import save
 
 
@@ -33,9 +35,9 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choice:
     torch.manual_seed(0)
     config = DPEConfig(64, {4: 16, 8: 16, 16: 16, 32: 8, 64: 8}, latent_dim=32)
     save(tmp_path / "small.safetensors", DPE(config).state_dict(), config)
-    monkeypatch.setattr(benchmark, "REPEATS", 1)
-    monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 128})
-    monkeypatch.setattr(benchmark, "BLOCK", {"cpu": 1024})
+    monkeypatch.setattr(roofline, "REPEATS", 1)
+    monkeypatch.setattr(roofline, "MATRIX", {"cpu": 128})
+    monkeypatch.setattr(roofline, "BLOCK", {"cpu": 1024})
     monkeypatch.setattr(benchmark, "make_detector", lambda name, models: Blind())
     monkeypatch.setattr(benchmark, "GROWTH", (8, 12))
     monkeypatch.setattr(benchmark, "GROWTH_LENGTHS", (8, 10))
@@ -89,7 +91,7 @@ def test_the_straightforward_form_draws_the_same():
         if name.endswith("bias"):
             parameter.add_(0.3 * torch.randn_like(parameter))
     picture, code = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 20)
-    forms = [benchmark.uses_of(form, picture, code) for form in (networks, benchmark.straightforward(networks))]
+    forms = [roofline.uses_of(form, picture, code) for form in (networks, roofline.straightforward(networks))]
     for name in forms[0]:
         torch.testing.assert_close(forms[1][name](), forms[0][name](), rtol=1e-3, atol=1e-4, msg=name)
 
@@ -188,8 +190,8 @@ def peak_here(*_: object) -> float | None:
 def test_what_is_waited_for_is_the_device_that_is_measured(monkeypatch: pytest.MonkeyPatch):
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *devices: waited.append(devices))
-    benchmark.synchroniser(torch.device("cuda:1"))()
-    benchmark.synchroniser(torch.device("cpu"))()
+    roofline.synchroniser(torch.device("cuda:1"))()
+    roofline.synchroniser(torch.device("cpu"))()
     assert waited == [(torch.device("cuda:1"),)]
 
 

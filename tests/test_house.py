@@ -283,10 +283,10 @@ MAY_IMPORT = {
         "report",
         "video",
         "weights",
-        "errors",
         "writer",
         "request",
-        "device",
+        "drawn",
+        "roofline",
     },
     "doctor": EVERYTHING - {"edit", "benchmark", "main", "commands"},
     "landmarks": {"errors"},
@@ -362,7 +362,6 @@ MAY_IMPORT = {
     "trainer": {"initialise", "matte", "mesh", "models", "motion_space", "recipe", "errors"},
     "train": {
         "dataset",
-        "engine",
         "initialise",
         "matte",
         "mesh",
@@ -373,6 +372,8 @@ MAY_IMPORT = {
         "trainer",
         "errors",
         "device",
+        "processes",
+        "samples",
     },
     "metrics": {"landmarks"},
     "extractors": {
@@ -437,6 +438,27 @@ MAY_IMPORT = {
         "dataset",
         "errors",
         "video",
+    },
+    "drawn": {
+        "face",
+        "video",
+        "writer",
+    },
+    "processes": {
+        "device",
+        "models",
+    },
+    "roofline": {
+        "device",
+        "drawn",
+        "engine",
+        "models",
+    },
+    "samples": {
+        "dataset",
+        "errors",
+        "mesh",
+        "recipe",
     },
     "main": {"commands"},
 }

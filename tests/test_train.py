@@ -39,21 +39,10 @@ from dpe_cli.initialise import (
 from dpe_cli.main import cli
 from dpe_cli.models import DPE, DPEConfig
 from dpe_cli.motion_space import POSE_DIM, normalise
+from dpe_cli.processes import join_processes
 from dpe_cli.recipe import Phase, read_recipe
-from dpe_cli.train import (
-    LOG_STEPS,
-    SHOWN,
-    Clips,
-    Inputs,
-    _PhaseRun,
-    batches,
-    begin_phase,
-    evaluate,
-    held_out_batches,
-    join_processes,
-    matrix_rate,
-    train,
-)
+from dpe_cli.samples import batches, held_out_batches
+from dpe_cli.train import LOG_STEPS, SHOWN, Clips, Inputs, _PhaseRun, begin_phase, evaluate, matrix_rate, train
 from dpe_cli.trainer import LANDMARKS, Trainer, beyond, flow_loss, weighted_l1, windows
 from dpe_cli.weights import folder, load
 
@@ -537,7 +526,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(prepared, tmp_path, tiny, sta
 
 def test_samples_that_the_shared_memory_cannot_hold_are_refused(prepared, tmp_path, tiny, monkeypatch):
     free = 2**18  # less than two batches of four pictures of 32 x 32
-    monkeypatch.setattr("dpe_cli.train.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("dpe_cli.samples.SHARED_MEMORY", tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
     phase = Phase(**SMALL, steps=1)
     with pytest.raises(InputError, match=r"samples need \d+ MiB .* 0 MiB are free; .*--ipc=host, or set fewer"):
@@ -585,7 +574,7 @@ def test_held_out_samples_are_made_once_and_measured_together(prepared, tmp_path
     train(Inputs(prepared, tmp_path / "run"), [Phase(**SMALL, stage="codes", steps=3, save_steps=1, samples=14)])
     assert len(made) == 1 and len((tmp_path / "run" / "held_out.jsonl").read_text().splitlines()) == 4
     together, grid = evaluate(model.eval(), held_out_batches(*made[0]))
-    monkeypatch.setattr("dpe_cli.train.MEASURED", 1)
+    monkeypatch.setattr("dpe_cli.samples.MEASURED", 1)
     alone, same = evaluate(model, held_out_batches(*made[0]))
     assert grid.shape == same.shape == (SHOWN * 32, 9 * 32, 3) and np.abs(grid.astype(int) - same).max() <= 1
     for name, value in together.items():
@@ -768,7 +757,7 @@ def test_only_batches_for_a_gpu_take_memory_of_one(prepared, tmp_path, monkeypat
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
-        "dpe_cli.train.DataLoader", lambda *_, **options: iter(asked.append(options["pin_memory"]) or [])
+        "dpe_cli.samples.DataLoader", lambda *_, **options: iter(asked.append(options["pin_memory"]) or [])
     )
     clips = Clips(prepared, None).at(32)
     with batches(clips.training, clips.mesh, Phase(**SMALL), device=device):
