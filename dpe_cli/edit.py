@@ -14,7 +14,7 @@ from itertools import tee
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dpe_cli.container import bytes_of
+from dpe_cli.container import bytes_of, is_sequence
 from dpe_cli.control import DRIVING
 from dpe_cli.drivings import read_drivers, smoothing_radius
 from dpe_cli.errors import FaceError, InputError, QualityError
@@ -39,6 +39,7 @@ from dpe_cli.request import (
     is_still,
     without_idle,
 )
+from dpe_cli.tracks import unknown_sound_of
 from dpe_cli.video import Frame, VideoInfo, read_frames, seconds_of
 from dpe_cli.writer import write_image, write_video
 
@@ -390,6 +391,10 @@ def sound_of(source: VideoInfo, drivers: list[Driver], audio: str, remark: Calla
     if which not in ("source", "driving"):
         return Path(which)
     info = source if which == "source" else clock(drivers).info
+    other = info.is_image or is_motion_file(info.path) or is_sequence(info.path)  # than a video
+    if which == "driving" and not (info.has_audio or other):  # a source says so itself
+        for note in unknown_sound_of(info.path):
+            remark(note)
     if not info.has_audio and audio != "auto":
         remark(f"{info.path} has no sound: the output is silent")
     return info.path if info.has_audio else None

@@ -85,6 +85,12 @@ def unknown_sound(container: av.container.InputContainer, path: Path) -> tuple[s
     return (f"sound tracks of {path.name} in a codec unknown here are left out: {unknown}",) if unknown else ()
 
 
+def unknown_sound_of(path: Path) -> tuple[str, ...]:
+    """The same of a file. Raises InputError if it cannot be read."""
+    with opened(path) as container:
+        return unknown_sound(container, path)
+
+
 def sound_seconds(path: Path) -> float:
     """How long a file with sound says that it is, 0 where it does not say. Raises InputError if it cannot be read."""
     with opened(path, sound=True) as container:

@@ -34,7 +34,7 @@ from dpe_cli.limits import hidden_folder, scratch
 from dpe_cli.marks import mark_file, marked_picture, marked_tags
 from dpe_cli.muxer import Name, encode, encode_command, failure, ffmpeg_exe, output_command, run_ffmpeg
 from dpe_cli.planes import Layout
-from dpe_cli.tracks import LEAD, Carried, Track, audio_codecs, carried, sound_tracks, unknown_sound
+from dpe_cli.tracks import LEAD, Carried, Track, audio_codecs, carried, sound_tracks, unknown_sound_of
 from dpe_cli.video import FULL_RANGE, Frame, VideoInfo, to_seconds
 
 
@@ -210,8 +210,7 @@ def _sound(
         raise InputError(f"{audio} holds no sound", "name another file or leave the sound out")
     notes = []
     if not own:  # of its own the source has said so
-        with opened(audio) as file:
-            notes += unknown_sound(file, audio)
+        notes += unknown_sound_of(audio)
     if any(track.codec != "copy" for track in tracks):
         notes.append(f"the sound of {audio.name} does not fit into {suffix} and was encoded as AAC; .mkv would hold it")
     return tracks, notes

@@ -181,6 +181,7 @@ MAY_IMPORT = {
         "writer",
         "drivings",
         "request",
+        "tracks",
     },
     "manifest": {"limits", "errors"},
     "ledger": {"container", "limits", "report", "weights", "errors"},

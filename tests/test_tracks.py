@@ -13,9 +13,12 @@ from conftest import run_ffmpeg
 from test_video import assert_same_sound, assert_same_timing, copy_video, packets, true_times
 
 from dpe_cli import tracks
+from dpe_cli.edit import sound_of
 from dpe_cli.errors import OutputError
+from dpe_cli.motion import MotionTrack
+from dpe_cli.motion_file import Driver
 from dpe_cli.tracks import moved_timecode
-from dpe_cli.video import probe
+from dpe_cli.video import VideoInfo, probe
 from dpe_cli.writer import write_image
 
 Clip = Callable[..., Path]
@@ -169,6 +172,11 @@ def test_sound_of_an_unknown_codec_is_said_to_be_left_out(make_clip: Clip, tmp_p
     assert_same_sound(source, output)
     other = make_clip("other.mp4")
     assert copy_video(other, tmp_path / "dubbed.mp4", audio=source, tracks=other).notes == notes
+    source.write_bytes(data.replace(b"mp4a", b"apac").replace(b"esds", b"free"))
+    portrait, driving, said = VideoInfo(tmp_path / "s.png", 64, 48, Fraction(25), 1, is_image=True), probe(source), []
+    drivers = [Driver(driving, [Fraction(0)], MotionTrack([0.0], [[0.0]]))]
+    assert sound_of(portrait, drivers, "auto", said.append) is None  # a portrait has the sound of its driving
+    assert said == ["sound tracks of clip.mp4 in a codec unknown here are left out: 2"]
 
 
 def test_covers_and_data_are_said_to_be_left_out(rich, tmp_path: Path):
