@@ -20,7 +20,7 @@ WIDER = 0.5  # of the lids' coordinates: what the asked eyes are more open than 
 HALF = 0.8  # of the lids' coordinates: so much less than a moment before, eyes are on their way to be shut
 PARTED = 0.04  # of a mouth's opening: what a lent one is more open than the source's, and the asked one too
 INSIDE_SHOWN = 0.5  # share of the asked opening from which the source's own mouth shows enough of its inside
-BACK = 1.0  # seconds for which moments are remembered; a blink lasts 0.1 to 0.4
+BACK = 2.0  # seconds for which moments are remembered; a blink lasts 0.1 to 0.4, a pause between words longer
 TURNED = 0.6  # of the coordinates of the head's turn, 6 to 9 degrees: parts of another view do not fit
 
 Look = Callable[[np.ndarray], np.ndarray | None]  # a crop (S, S, 3) uint8 to its landmarks (478, 3) in pixels, or None
