@@ -8,6 +8,7 @@ the place of the shut ones, and the networks edit that crop. Where there is no s
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -18,9 +19,12 @@ LIDS, TURN, MOUTH = COORDINATES["lids"], COORDINATES["turn"], COORDINATES["mouth
 SHUT, AJAR = -1.6, -0.9  # of the lids' coordinates: blendshape eyeBlink at 0.45 and 0.25
 WIDER = 0.5  # of the lids' coordinates: what the asked eyes are more open than the source's, or these are left as is
 HALF = 0.8  # of the lids' coordinates: so much less than a moment before, eyes are on their way to be shut
-PARTED = 0.04  # of a mouth's opening: what a lent one is more open than the source's, and the asked one too
+PARTED = 0.04  # of a mouth's opening: what a lent one is more open than the source's, and the asked one too; half of it
+# for a lent one that shows enough of its inside
 INSIDE_SHOWN = 0.5  # share of the asked opening from which the source's own mouth shows enough of its inside
+LATELY = 0.3  # seconds: what it showed in half of them counts too, or the inside would come and go from frame to frame
 BACK = 2.0  # seconds for which moments are remembered; a blink lasts 0.1 to 0.4, a pause between words longer
+LIT = 40.0  # levels: what was lit so much otherwise, as by a flash, is not shown
 TURNED = 0.6  # of the coordinates of the head's turn, 6 to 9 degrees: parts of another view do not fit
 
 Look = Callable[[np.ndarray], np.ndarray | None]  # a crop (S, S, 3) uint8 to its landmarks (478, 3) in pixels, or None
@@ -53,7 +57,19 @@ class Moment:
     time: float
     crop: np.ndarray  # (S, S, 3) uint8
     code: np.ndarray  # (20,) measured
+    asked: np.ndarray  # (20,) that it was to have
     seen: tuple[np.ndarray | None] | None = None  # its landmarks (478, 3), once they have been looked for
+
+    @cached_property
+    def light(self) -> np.ndarray:
+        """(3,) levels, of the middle of its crop."""
+        size = len(self.crop)
+        return self.crop[size // 4 : -size // 4 : 4, size // 4 : -size // 4 : 4].mean((0, 1))
+
+    @cached_property
+    def shown(self) -> float:
+        """The mouth's opening over the one that was asked for."""
+        return mouth_of(self.code) / max(mouth_of(self.asked), 1e-3)
 
     def points(self, look: Look) -> np.ndarray | None:
         """Its landmarks: a blink asks for them in each of its frames."""
@@ -85,10 +101,15 @@ class Lending:
         for row, (crop, code, time, who) in enumerate(zip(crops, self.read(crops), times, whose, strict=True)):
             recent = {one: [moment for moment in of if time - moment.time <= BACK] for one, of in self.moments.items()}
             self.moments = {one: of for one, of in recent.items() if of}
-            now, before = Moment(time, crop.copy(), code), self.moments.setdefault(who, [])
+            now, before = Moment(time, crop.copy(), code, asked[row]), self.moments.setdefault(who, [])
             fitting = [one for one in before if np.abs(code - one.code)[TURN].max() <= TURNED]
-            for region, choose in (("eyes", open_eyes), ("lips", open_mouth)):
-                lender = choose(code, asked[row], fitting)
+            fitting = [one for one in fitting if np.abs(now.light - one.light).max() <= LIT]
+            lately = [one.shown for one in (*before, now) if time - one.time <= LATELY]
+            shown = min(now.shown, float(np.median(lately)))
+            for region, lender in (
+                ("eyes", open_eyes(code, asked[row], fitting)),
+                ("lips", open_mouth(code, asked[row], fitting, shown)),
+            ):
                 if lender is not None:
                     result[row] = self.lent(result[row], now, lender, region)
             before.append(now)
@@ -97,7 +118,7 @@ class Lending:
     def lent(self, crop: np.ndarray, now: Moment, lender: Moment, region: str) -> np.ndarray:
         """A crop with a region of another moment; itself where no face is found in one of them."""
         here, there = now.points(self.look), lender.points(self.look)
-        return crop if here is None or there is None else transplant(crop, lender.crop, here, there, region)
+        return crop if here is None or there is None else transplant(crop, lender.crop, here, there, region, lit=True)
 
 
 def open_eyes(code: np.ndarray, asked: np.ndarray, moments: Sequence[Moment]) -> Moment | None:
@@ -112,14 +133,15 @@ def open_eyes(code: np.ndarray, asked: np.ndarray, moments: Sequence[Moment]) ->
     return next((one for one in reversed(moments) if one.code[LIDS].min() > widest - HALF / 2), None)
 
 
-def open_mouth(code: np.ndarray, asked: np.ndarray, moments: Sequence[Moment]) -> Moment | None:
+def open_mouth(code: np.ndarray, asked: np.ndarray, moments: Sequence[Moment], shown: float) -> Moment | None:
     """Of some moments the one whose mouth is most nearly as open as a face (20,) is asked to be.
 
-    None where its own mouth shows enough of its inside, or where these are hardly more open or so open that its own is
-    nearer to what is asked for: mouths are closed less well than opened.
+    shown: what it showed of the opening asked for, lately. None where that is enough, or where these are hardly more
+    open or so open that its own is nearer to what is asked for: mouths are closed less well than opened.
     """
     own, wanted = mouth_of(code), mouth_of(asked)
-    if wanted <= own + PARTED or own >= INSIDE_SHOWN * wanted:
+    if wanted <= own + PARTED or shown >= INSIDE_SHOWN:
         return None
-    fitting = [one for one in moments if own + PARTED < mouth_of(one.code) < 2 * wanted - own]
+    least = min(own + PARTED, max(own + PARTED / 2, INSIDE_SHOWN * wanted))
+    fitting = [one for one in moments if least < mouth_of(one.code) < 2 * wanted - own]
     return min(fitting, key=lambda one: abs(mouth_of(one.code) - wanted), default=None)

@@ -9,12 +9,14 @@ from collections.abc import Hashable
 import cv2
 import numpy as np
 
+from dpe_cli.colours import colour_difference
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_OUTER, RIGID
 from dpe_cli.masks import POINTS_SECONDS, Landmarks, MaskMaker, Steady
 
 PARTS = {"lips": [LIPS_OUTER], "eyes": list(EYES), "upper": [FACE_OVAL], "lower": [FACE_OVAL]}
 REACH = {"lips": 0.16, "eyes": 0.16, "upper": 0.12, "lower": 0.12}  # around the landmarks, eye distances
 EDGE = 0.04  # sigma of the soft edge, eye distances
+RING = 6 / 256  # share of the side: how far around a region its light is looked at
 NOSE = {"upper": 195, "lower": 2}  # where the face is halved: on the nose's bridge, under the nose
 
 
@@ -66,11 +68,12 @@ def half(points: np.ndarray, region: str, size: int) -> np.ndarray:
 
 def transplant(
     host: np.ndarray, donor: np.ndarray, host_points: np.ndarray, donor_points: np.ndarray, region: str,
-    spared: str | None = None,
+    spared: str | None = None, lit: bool = False,
 ) -> np.ndarray:  # fmt: skip
     """The host's picture with a region of the donor's face, less another, moved to its place, with a soft edge.
 
-    A similarity moves it. (S, S, 3) uint8 twice, (478, >=2) pixels twice -> (S, S, 3) uint8
+    A similarity moves it. lit: it gets the host's light, see `lit_as_around`. (S, S, 3) uint8 twice, (478, >=2) pixels
+    twice -> (S, S, 3) uint8
     """
     similarity, _ = cv2.estimateAffinePartial2D(
         donor_points[RIGID, :2].astype(np.float32), host_points[RIGID, :2].astype(np.float32), method=cv2.LMEDS
@@ -85,7 +88,19 @@ def transplant(
     share = np.maximum(region_mask(host_points, region, size), region_mask(points, region, size))
     if spared:
         share = share * (1 - region_mask(host_points, spared, size))
-    return np.round(host + share[..., None] * (moved.astype(np.float32) - host)).astype(np.uint8)
+    moved = lit_as_around(moved, host, share) if lit else moved.astype(np.float32)
+    return np.round(host + share[..., None] * (moved - host)).clip(0, 255).astype(np.uint8)
+
+
+def lit_as_around(picture: np.ndarray, host: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """A picture in the host's light, by what both show around a region, (S, S) in [0, 1].
+
+    Else a mouth of another moment glows in the light of that one. (S, S, 3) uint8 twice -> (S, S, 3) float32
+    """
+    width, sigma = 2 * round(RING * len(host)) + 1, RING * len(host) / 2
+    grown = cv2.dilate(share, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width)))
+    gain, shift = colour_difference(picture, host, cv2.GaussianBlur(grown, (0, 0), sigma))
+    return picture * gain + shift
 
 
 def network_landmarks() -> Landmarks:

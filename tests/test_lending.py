@@ -10,6 +10,7 @@ import pytest
 from dpe_cli import weights
 from dpe_cli.face import Box
 from dpe_cli.jobs import Job, run_jobs
+from dpe_cli.landmarks import EYES, LIPS_OUTER
 from dpe_cli.lending import (
     AJAR,
     BACK,
@@ -50,8 +51,14 @@ def code(lids: float, turn: float = 0.0) -> np.ndarray:
     return result
 
 
-def plain(shade: int) -> np.ndarray:
-    return np.full((SIZE, SIZE, 3), shade, np.uint8)
+def plain(shade: int, light: int = 120) -> np.ndarray:
+    """A picture whose eyes, mouth and corner have a shade."""
+    result = np.full((SIZE, SIZE, 3), light, np.uint8)
+    for part in (*EYES, LIPS_OUTER):
+        x0, y0, x1, y1 = np.r_[POINTS[part, :2].min(0), POINTS[part, :2].max(0)].astype(int)
+        result[y0 - 1 : y1 + 2, x0 - 1 : x1 + 2] = shade
+    result[0, 0] = shade
+    return result
 
 
 def opened(lids: list[float], asked: list[float], times: list[float], turns=(0, 0), whose=(0, 0), look=POINTS):
@@ -129,11 +136,35 @@ def test_a_shut_mouth_gets_the_one_of_a_moment_before(mouths, asked, lent):
     assert found[2, eye[1], eye[0], 0] == 200
 
 
+def test_what_a_mouth_showed_lately_counts_too():
+    """Else teeth would come and go where a source that speaks is near the border."""
+    openings = [0.3, 0.09, 0.08, 0.11, 0.09]  # of 0.2 that are asked for; the fourth alone shows enough
+    codes = np.stack([speaking(opening) for opening in openings])
+    crops = np.stack([plain(shade) for shade in (50, 200, 210, 220, 230)])
+    found = Lending(lambda crops: codes, lambda crop: POINTS)(
+        crops, np.stack([speaking(0.2)] * 5), [0, 0.4, 0.44, 0.48, 0.52], [0] * 5
+    )
+    lips = np.round(POINTS[13, :2]).astype(int)
+    assert found[1:, lips[1], lips[0], 0].tolist() == [50] * 4
+
+
+@pytest.mark.parametrize("light", [110, 90, 200])
+def test_what_is_lent_has_the_light_of_its_moment(light):
+    """A flash is not lent at all: there is no telling what it hid."""
+    codes, moments = np.stack([speaking(0.3), speaking(0.0)]), [plain(light - 70, light), plain(200)]
+    lending = Lending(lambda crops: codes, lambda crop: POINTS)
+    found = lending(np.stack(moments), np.stack([speaking(0.3)] * 2), [0, 0.1], [0] * 2)[1]
+    lips = np.round(POINTS[13, :2]).astype(int)
+    beside = lips + [0, -30]
+    assert abs(int(found[lips[1], lips[0], 0]) - (200 if light == 200 else 50)) <= 2
+    assert abs(int(found[beside[1], beside[0], 0]) - 120) <= 2
+
+
 def test_what_is_transplanted_moves_with_the_face():
-    donor = plain(200)
+    donor, host = np.full((2, SIZE, SIZE, 3), 200, np.uint8)
     eye = tuple(np.round(POINTS[159, 1::-1]).astype(int))
     donor[eye[0] - 2 : eye[0] + 3, eye[1] - 2 : eye[1] + 3] = 0
-    moved = transplant(plain(200), donor, POINTS + [20, -10, 0], POINTS, "eyes")
+    moved = transplant(host, donor, POINTS + [20, -10, 0], POINTS, "eyes")
     dark = np.argwhere(moved[..., 0] < 100).mean(0)
     np.testing.assert_allclose(dark, np.add(eye, [-10, 20]), atol=1)
     outside = region_mask(POINTS + [20, -10, 0], "eyes", SIZE) == 0
