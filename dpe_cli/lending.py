@@ -64,7 +64,7 @@ class Moment:
     def light(self) -> np.ndarray:
         """(3,) levels, of the middle of its crop."""
         size = len(self.crop)
-        return self.crop[size // 4 : -size // 4 : 4, size // 4 : -size // 4 : 4].mean((0, 1))
+        return np.median(self.crop[size // 4 : -size // 4 : 4, size // 4 : -size // 4 : 4], (0, 1))
 
     @cached_property
     def shown(self) -> float:
