@@ -39,7 +39,7 @@ from dpe_cli.device import (
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.factors import follows_space
 from dpe_cli.landmarks import FACE_OVAL, FaceShape
-from dpe_cli.lending import drawable
+from dpe_cli.lending import drawable, possible
 from dpe_cli.matte import Matte, flow_with_still, standing, with_still
 from dpe_cli.measured import MeasuredCodes
 from dpe_cli.mesh import FLOW_SIZE, centres, polygon
@@ -245,6 +245,9 @@ class Engine:
     def edited(self, crops: np.ndarray, expression: np.ndarray | None, pose: np.ndarray | None) -> np.ndarray:
         """One batch, edited."""
         known = self.read(crops) if self.measured else []
+        given = expression, pose
+        if self.measured and expression is not None:
+            expression = possible(expression)
         asked, turned = expression, pose
         if self.measured:
             measured = np.stack([told.code for told in known])
@@ -310,7 +313,7 @@ class Engine:
             flows = [flow_with_still(*two, self.size) for two in zip(flows, stands, strict=True)]
             then = map(over, then, flows)
             maps = [through(*pair, self.size) for pair in zip(maps, then, strict=True)]
-        self.maps |= zip(keys_of(crops, asked, turned), maps, strict=True)
+        self.maps |= zip(keys_of(crops, *given), maps, strict=True)
         return pictures
 
     def persons(self, crops: np.ndarray) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from dpe_cli.face import ramp
-from dpe_cli.landmarks import EYES, LIPS_OUTER, FaceShape
+from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_OUTER, FaceShape
 from dpe_cli.lending import PARTED, mouth_of
 from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, centres, dense_map, polygon, warp
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, POSE_SCALE, MotionSpace, mirror_permutation, rotation_of
@@ -23,9 +23,15 @@ from dpe_cli.retouch import asked_for, outlined
 # Of masks, which are of the size of the flows, in pixels: holes that are closed, how far from the face's outline and
 # from what nobody shows the mesh is shown, the sigma of the edge there, and of the edge of what is mirrored.
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
+NEAR = (
+    3,
+    8,
+)  # from the face's outline: up to there wholly, from there on nothing is as the generator of expressions drew it
 WIDER = 6  # how much further what is mirrored goes: beside what a cheek hides its outline shows the background
+PART = 0.01, 0.05  # of the face, what a turn hides: from the first on what is mirrored is shown a little, then wholly
 REACH = 24  # and past the outline, onto temple, ear and hair, of heads of which
-PART = 0.01, 0.05  # as much is hidden, as shares of the face: from the first on a little, from the second wholly
+MUCH = 0.05, 0.12  # as much is hidden, as shares of the face: from the first on a little, from the second wholly;
+FRONTAL, ASKANCE = (12.0, 25.0), 0.05  # of those that look aside, by so many degrees, more has to be, by so much;
 SEEN = 0.45, 0.7  # and of which the near side shows that as large, over its size in the result: where a head turns away
 # from the front neither side shows it
 SPECK = 10  # places: smaller parts are chance
@@ -62,6 +68,9 @@ class MeshWarp:
     ) -> Shown:  # fmt: skip
         """Drawn crops whose faces are the source's, with another expression; as drawn where there is no face.
 
+        What is not near a face, before or after, is the crop's own: the generator's flow is smooth, and moves collars
+        and what is behind heads along with a mouth.
+
         crops, drawn: (N, S, S, 3) uint8, before and after the expression generator; faces: of the crops; own, asked:
         codes (N, 20) that they have and are to have.
         """
@@ -73,7 +82,8 @@ class MeshWarp:
                 carried, share, where = self.carried(crops[row], before.points, after.points)
                 share = share * (1 - self.left(before.points, after.points, own[row], asked[row], len(share)))
                 maps[row] = mapped(where, strength * share)
-                result[row] = mixed(drawn[row], carried, share, strength)
+                near = near_to(before.points, after.points, len(share))
+                result[row] = mixed(mixed(crops[row], drawn[row], near, 1.0), carried, share, strength)
         return result, maps
 
     @staticmethod
@@ -112,7 +122,8 @@ class MeshWarp:
                 before = seen if expression is None else shaped
                 after = posed_as(before, pose[row, :POSE_DIM], float(len(drawn[row])))
                 matte = None if persons is None else persons[row]
-                carried, share, where = self.carried(pictures[row], before.points, after, turns=True, matte=matte)
+                yaw = abs(float(pose[row, 0])) * POSE_SCALE[0]
+                carried, share, where = self.carried(pictures[row], before.points, after, yaw, matte)
                 maps[row] = mapped(where, strength * share)
                 result[row] = mixed(drawn[row], carried, share, strength)
         return result, maps
@@ -142,13 +153,13 @@ class MeshWarp:
         return result, maps
 
     def carried(
-        self, picture: np.ndarray, before: np.ndarray, after: np.ndarray, turns: bool = False,
+        self, picture: np.ndarray, before: np.ndarray, after: np.ndarray, yaw: float | None = None,
         matte: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """A picture (S, S, 3) uint8 whose face has other landmarks, where that is to be shown, and the map of it.
 
-        before, after: (478, 3) pixels of the crop; turns: whether the head does, and not the expression; matte: of the
-        person (R, R) in [0, 1], for faces whose far side is borrowed.
+        before, after: (478, 3) pixels of the crop; yaw: degrees by which a head that turns is then to look aside, None
+        where the expression moves; matte: of the person (R, R) in [0, 1], for faces whose far side is borrowed.
         -> (S, S, 3) uint8, (S, S) float32 in [0, 1], and of `mesh.dense_map` (R, R, 2)
         """
         size, sides = float(len(picture)), picture.shape[1::-1]
@@ -157,12 +168,15 @@ class MeshWarp:
         shown = self.mesh.facing(place, after, before)
         lent = self.mesh.facing(place, after, flipped) == 1
         on_face, borrowed, part, worth = shown != 0, (shown == AWAY) & lent, 1.0, 0.0
+        turns = yaw is not None
         if turns:
             hidden = touching(borrowed, ~on_face)
             part = ramp(hidden.sum() / max(on_face.sum(), 1), *PART)
-            if part:
+            least, whole = np.add(MUCH, ASKANCE * ramp(yaw, *FRONTAL))
+            further = ramp(hidden.sum() / max(on_face.sum(), 1), least, whole)
+            if further:
                 sizes = self.mesh.ratios(after, flipped)[place.index[hidden.ravel()]]
-                worth = part * ramp(np.median(sizes), *SEEN)
+                worth = further * ramp(np.median(sizes), *SEEN)
             borrowed |= (cv2.dilate(hidden.astype(np.uint8), disc(WIDER)) > 0) & lent
         where = dense_map(place, after, before, size)
         # Landmarks of a profile stray past its outline, and then noses are striped by what lies behind.
@@ -184,6 +198,13 @@ class MeshWarp:
                 mirror *= cv2.resize(np.maximum(part, likelier(face, near, shown == 1)).astype(np.float32), sides)
             face = mixed(face, near, mirror, 1.0)
         return face, cv2.resize(share, sides), where
+
+
+def near_to(before: np.ndarray, after: np.ndarray, size: int) -> np.ndarray:
+    """How near places are to a face, as it was or as it is. (478, 3) pixels of the crop twice -> (S, S) float32"""
+    face = np.maximum(*(polygon(points, FACE_OVAL, size, FLOW_SIZE) for points in (before, after)))
+    distance = cv2.distanceTransform((face == 0).astype(np.uint8), cv2.DIST_L2, 5)
+    return cv2.resize(ramp(distance, *NEAR[::-1]).astype(np.float32), (size, size))
 
 
 def lit_as(face: np.ndarray, mirrored: np.ndarray, both: np.ndarray) -> np.ndarray:

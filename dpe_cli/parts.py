@@ -153,6 +153,12 @@ class Patch:
         soft = cv2.GaussianBlur(grown, (0, 0), EDGE * UNIT, borderType=cv2.BORDER_CONSTANT)
         return np.where(soft < 1 / 512, 0, soft).astype(np.float32)
 
+    @property
+    def inside(self) -> np.ndarray:
+        """What its inner outlines hold, softly. (height, width) float32 in [0, 1]"""
+        both = np.maximum(self.before[0], self.after[0]).astype(np.float32) / 255
+        return cv2.GaussianBlur(both, (0, 0), EDGE / 2 * UNIT)
+
 
 def put_back(crop: np.ndarray, change: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """A crop (S, S, 3) uint8 to which a patch's change (height, width, 3) float32, in levels, is added."""

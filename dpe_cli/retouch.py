@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dpe_cli.landmarks import FaceShape
-from dpe_cli.motion_space import MotionSpace
+from dpe_cli.lending import PARTED, mouth_of
+from dpe_cli.motion_space import POSE_DIM, MotionSpace
 from dpe_cli.parts import BOTH_EYES, EYE, MOUTH, PARTS, Part, Patch, Posed, posed, put_back
 from dpe_cli.weights import RETOUCH, load_retouch
 
@@ -37,6 +38,15 @@ def outlined(face: FaceShape, asked: np.ndarray, space: MotionSpace, basis: np.n
     before = posed(face.points, space.template)
     own = space.expression(before.shape[None], face.blendshapes[None])[0]
     return before, before.moved(np.einsum("k,kpc->pc", asked - own, basis))
+
+
+def lacking(own: np.ndarray, asked: np.ndarray) -> float:
+    """How much of a mouth's inside the source does not show, 0 to 1. own, asked: (14,) expressions.
+
+    Where it does not open the mesh carries teeth and tongue, which are the person's; painted ones need not be.
+    """
+    own, asked = (mouth_of(np.r_[np.zeros(POSE_DIM), code]) for code in (own, asked))
+    return float(np.clip((asked - own - PARTED) / PARTED, 0, 1))
 
 
 class Retoucher:
@@ -76,7 +86,10 @@ class Retoucher:
             ours = [one for one in jobs if one[1].part.name == name]
             changes = self.added(name, [patch for _, patch, _ in ours]) if ours else ()
             for (row, patch, strength), added in zip(ours, changes, strict=True):
-                result[row] = put_back(result[row], added * (strength * patch.share)[..., None], patch.matrix)
+                share = strength * patch.share
+                if patch.part is MOUTH:
+                    share *= 1 - (1 - lacking(own[row], asked[row])) * patch.inside
+                result[row] = put_back(result[row], added * share[..., None], patch.matrix)
         return result
 
     def looked_at(

@@ -17,11 +17,14 @@ from dpe_cli.lending import (
     LIDS,
     MOUTH,
     SHUT,
+    SHUTTEST,
+    TIGHTEST,
     TURN,
     TURNED,
     Lending,
     drawable,
     mouth_of,
+    possible,
 )
 from dpe_cli.motion_space import MOTION_DIM, MotionSpace
 from dpe_cli.regions import region_mask, transplant
@@ -111,6 +114,18 @@ def speaking(opening: float) -> np.ndarray:
     result[MOUTH.start] = (0.104 - opening) / 0.0734
     assert mouth_of(result) == pytest.approx(opening)
     return result
+
+
+def test_lips_and_lids_are_not_more_than_shut():
+    codes = np.stack([speaking(opening) for opening in (0.2, 0.0, -0.02, -0.4)]).astype(np.float32)
+    codes[1, LIDS] = -2.5, -6
+    found = possible(codes)
+    np.testing.assert_array_equal(found[[0, 2]], codes[[0, 2]])  # faces do so
+    assert found[1, LIDS].tolist() == pytest.approx([-2.5, TIGHTEST])
+    assert mouth_of(found[3]) == pytest.approx(SHUTTEST, abs=1e-5)
+    others = np.delete(np.arange(MOTION_DIM), [MOUTH.start, MOUTH.start + 1, LIDS.start, LIDS.start + 1])
+    np.testing.assert_array_equal(found[:, others], codes[:, others])
+    assert found.dtype == np.float32
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dpe_cli.crop import cut
 from dpe_cli.engine import Engine
 from dpe_cli.errors import DeviceError, InputError, WeightsError
 from dpe_cli.face import crop_box, make_detector
-from dpe_cli.landmarks import FaceShape
+from dpe_cli.landmarks import LIPS_INNER, LIPS_OUTER, FaceShape
 from dpe_cli.measured import read_codes
 from dpe_cli.mesh_warp import MeshWarp, likelier, lit_as, posed_as, through, without_background
 from dpe_cli.models import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
@@ -140,10 +140,25 @@ def test_only_parts_that_are_to_change_are_painted_over(brightening: Retoucher):
     added = brightening(crops, drawn, [shape(points)], own, own + change)[0].astype(int) - drawn[0]
     lips, eye = points[13, :2].astype(int), points[468, :2].astype(int)
     assert (added[lips[1], lips[0]] == 0).all() and np.abs(added[eye[1], eye[0]] - 32).max() <= 1
-    change[0, LIPS] = 2
+    change[0, LIPS] = -2  # opens
     added = brightening(crops, drawn, [shape(points)], own, own + change)[0].astype(int) - drawn[0]
     assert np.abs(added[lips[1], lips[0]] - 32).max() <= 1
     assert (added[:40] == 0).all() and (added[:, :20] == 0).all()
+
+
+def test_teeth_of_a_mouth_that_does_not_open_are_the_sources(brightening: Retoucher):
+    crops, drawn, points = photograph(1)[None] // 2, photograph(2)[None] // 2, face()
+    below = [index for index in {*LIPS_INNER, *LIPS_OUTER} if points[index, 1] > points[13, 1] + 2]
+    points[below, 1] += 12  # open
+    own, change = SPACE.expression(TEMPLATE[None], np.zeros((1, 52))), np.zeros((1, 14))
+    within, lip = points[[13, 14], :2].mean(0).astype(int), points[0, :2].astype(int)
+    found = []
+    for opening in (1, -1):
+        change[0, LIPS] = opening  # shuts, then opens
+        added = brightening(crops, drawn, [shape(points)], own, own + change)[0].astype(int) - drawn[0]
+        found.append(int(added[within[1], within[0], 0]))
+        assert added[lip[1], lip[0], 0] > 25
+    assert found[0] < 5 and found[1] > 25
 
 
 def test_without_a_face_a_picture_stays_as_it_was_drawn(brightening: Retoucher):
@@ -246,7 +261,7 @@ def test_a_mirrored_cheek_is_in_the_light_of_the_side_it_stands_for(shades: tupl
     far = 50 if points[50, 2] > points[280, 2] else 280
     left = np.arange(SIZE) < points[4, 0]
     picture = np.tile(np.where(left, *shades).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
-    found, _, _ = MESH.carried(picture, points, front, turns=True)
+    found, _, _ = MESH.carried(picture, points, front, yaw=0.0)
     side, height = np.sign(front[far, 0] - 128), int(front[far, 1])
     across = found[height, :, 0] if side > 0 else found[height, ::-1, 0]
     edge = int(abs(front[234 if side < 0 else 454, 0] - 128))
@@ -262,8 +277,8 @@ def test_background_beside_the_outline_does_not_come_into_a_turned_face(yaw: flo
     beyond = (np.arange(SIZE) - outline) * side > -7  # landmarks lie a little outside of the face
     picture = np.tile(np.where(beyond, 0, 250).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
     dark = []
-    for turns in (False, True):
-        found, share, _ = MESH.carried(picture, points, front, turns=turns)
+    for aside in (None, 0.0):
+        found, share, _ = MESH.carried(picture, points, front, yaw=aside)
         dark.append((found[share > 0.9] < 125).mean())
     assert dark[1] < 0.3 * dark[0] and dark[0] > 0.01
 
@@ -307,7 +322,7 @@ def test_a_profile_that_turns_back_shows_nothing_of_what_lies_behind(yaw: float)
     matte = cv2.resize((~behind).astype(np.float32)[None].repeat(SIZE, 0), (128, 128), interpolation=cv2.INTER_AREA)
     dark = []
     for known in (None, matte):
-        found, share, _ = MESH.carried(picture, points, front, turns=True, matte=known)
+        found, share, _ = MESH.carried(picture, points, front, yaw=0.0, matte=known)
         dark.append((found[share > 0.9] < 125).mean())
     assert dark[0] > 0.01 and dark[1] < 0.1 * dark[0]
 
@@ -315,7 +330,7 @@ def test_a_profile_that_turns_back_shows_nothing_of_what_lies_behind(yaw: float)
 def test_a_face_that_leaves_the_crop_is_not_there():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _, share, _ = MESH.carried(photograph(), turned(10), turned(10) + [600, 0, 0], turns=True)
+        _, share, _ = MESH.carried(photograph(), turned(10), turned(10) + [600, 0, 0], yaw=0.0)
     assert not share.any()
 
 
@@ -329,8 +344,8 @@ def test_past_a_hidden_cheek_the_near_side_goes_on_mirrored(yaw: float):
     picture = np.tile(np.where(hair, 130, 250).astype(np.uint8)[None, :, None], (SIZE, 1, 3))
     height, far = int(front[454, 1]), int(abs(front[454, 0] - 128))
     shown = []
-    for turns in (False, True):
-        found, share, _ = MESH.carried(picture, points, front, turns=turns)
+    for aside in (None, 0.0):
+        found, share, _ = MESH.carried(picture, points, front, yaw=aside)
         outwards = np.s_[height, ::1] if side < 0 else np.s_[height, ::-1]  # from the near side to the far one
         beyond = slice(128 + far + 9, 128 + far + 18)
         shown.append(share[outwards][beyond].mean())
@@ -342,7 +357,7 @@ def test_past_a_hidden_cheek_the_near_side_goes_on_mirrored(yaw: float):
 @pytest.mark.parametrize("yaw", [40, -40])
 def test_a_head_that_turns_away_from_the_front_borrows_nothing_past_its_outline(yaw: float):
     picture, points, front = photograph(), turned(yaw), turned(0)
-    plain, wide = (MESH.carried(picture, front, points, turns=turns)[1] for turns in (False, True))
+    plain, wide = (MESH.carried(picture, front, points, yaw=aside)[1] for aside in (None, 0.0))
     outside = cv2.dilate((plain > 0).astype(np.uint8), np.ones((9, 9))) == 0
     assert outside.mean() > 0.5 and wide[outside].max() < 0.05
 
