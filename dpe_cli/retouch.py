@@ -21,6 +21,7 @@ FAR = 0.3  # change of coordinates (root mean square) from which a part is paint
 # What painted eyes are seen to miss of lids and gaze is asked for on top, in each coordinate less the first and at most
 # the second: eyes are read with errors of about 0.2.
 QUIET, MOST = 0.15, 1.5
+SHUT = 0.03  # of a mouth's opening: below it a mouth is to be shut, wholly from half of that on
 
 
 def asked_for(change: np.ndarray) -> float:
@@ -41,12 +42,12 @@ def outlined(face: FaceShape, asked: np.ndarray, space: MotionSpace, basis: np.n
 
 
 def lacking(own: np.ndarray, asked: np.ndarray) -> float:
-    """How much of a mouth's inside the source does not show, 0 to 1. own, asked: (14,) expressions.
+    """How much of a mouth's inside is to be painted, 0 to 1. own, asked: (14,) expressions.
 
-    Where it does not open the mesh carries teeth and tongue, which are the person's; painted ones need not be.
+    Where it neither opens nor shuts wholly, the mesh carries teeth and tongue, which are the person's.
     """
     own, asked = (mouth_of(np.r_[np.zeros(POSE_DIM), code]) for code in (own, asked))
-    return float(np.clip((asked - own - PARTED) / PARTED, 0, 1))
+    return float(np.clip(max((asked - own - PARTED) / PARTED, (SHUT - asked) / SHUT * 2), 0, 1))
 
 
 class Retoucher:
