@@ -25,7 +25,8 @@ AT_EDGE = 8 / 256  # share of the side: a flow's places that near to the crop's 
 PILED = 0.08, 0.14  # from so far into the crop a little, wholly
 ALIKE = 8  # places along the border within which they are dealt with alike
 ONWARDS = 4  # places of the flow from there to where it is followed again
-EASED = 0.2  # share of the side, at a crop's border, within which what moves comes to rest
+EASED = 0.25  # shares of the side: around a crop, within which what moves comes to rest,
+JOINED = 0.1  # and within its border, where the frame, bent, goes over into what was drawn
 
 
 def keep_detail(
@@ -114,22 +115,32 @@ def stretched(drawn: np.ndarray, crop: np.ndarray, flow: np.ndarray) -> tuple[np
 
     Such a head asks for what lies outside. Flows that find nothing there pile up at the edge, to and fro, which looks
     like the grain of wood: what lies between edge and head is stretched over that place instead.
-    drawn, crop: (S, S, 3) uint8; flow: (R, R, 2), from where in the crop each place comes, pixels. -> picture and flow
+    drawn, crop: (S, S, 3) uint8; flow: (R, R, 2), from where in the crop each place comes, pixels. -> the picture, and
+    the flow that goes on past the border there, as a frame can show it that has more than the crop
     """
-    size, share = len(crop), np.zeros(flow.shape[:2], np.float32)
-    result = flow
-    for _ in range(4):  # each border in turn comes to lie on the left
-        result, of_this = from_the_left(np.ascontiguousarray(result), size)
-        result = np.rot90(np.dstack([result, np.maximum(share, of_this)]))
-        share, result = result[..., 2], np.dstack([result[..., 1], size - result[..., 0]])
+    size = len(crop)
+    stretch, share = unpiled(flow, size, onwards=False)
     if not share.any():
         return drawn, flow
     shown = cv2.resize(np.ascontiguousarray(share), (size, size))
-    return blended(drawn, warp(crop, result, size), shown), result
+    return blended(drawn, warp(crop, stretch, size), shown), unpiled(flow, size, onwards=True)[0]
 
 
-def from_the_left(flow: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A flow (R, R, 2) that does not pile up at the left edge, and where (R, R) it has changed, in [0, 1]."""
+def unpiled(flow: np.ndarray, size: int, onwards: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A flow (R, R, 2) that does not pile up at any edge, and where (R, R) it has changed: see `from_the_left`."""
+    share = np.zeros(flow.shape[:2], np.float32)
+    for _ in range(4):  # each border in turn comes to lie on the left
+        flow, of_this = from_the_left(np.ascontiguousarray(flow), size, onwards)
+        flow = np.rot90(np.dstack([flow, np.maximum(share, of_this)]))
+        share, flow = flow[..., 2], np.dstack([flow[..., 1], size - flow[..., 0]])
+    return flow, share
+
+
+def from_the_left(flow: np.ndarray, size: int, onwards: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A flow (R, R, 2) that does not pile up at the left edge, and where (R, R) it has changed, in [0, 1].
+
+    onwards: it goes on past the edge; else what lies before it is stretched.
+    """
     count = len(flow)
     near = flow[..., 0] < AT_EDGE * size
     piled = np.where(near.all(1), count, near.argmin(1)).astype(np.float32)[:, None]  # places, row by row
@@ -143,28 +154,44 @@ def from_the_left(flow: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     rows = np.arange(count, dtype=np.float32)[:, None]
     there = cv2.remap(flow - here, end, rows, cv2.INTER_LINEAR)  # by how much, where it is followed again
     moved = cv2.GaussianBlur(there, (0, 0), ALIKE)  # or hair would be waves
-    stretch = here + np.minimum((column + 0.5) / end, 1)[..., None] * moved
+    along = np.ones_like(end) if onwards else np.minimum((column + 0.5) / end, 1)
     fades = np.clip(1 - (column - end) / (2 * ONWARDS), 0, 1)[..., None] * (moved - there)
-    change = np.where((column < end)[..., None], stretch - flow, fades)
+    change = np.where((column < end)[..., None], here + along[..., None] * moved - flow, fades)
     return flow + weight[..., None] * change, weight * np.clip((end - column) / ONWARDS, 0, 1)
 
 
-def eased(face: np.ndarray, crop: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A crop that is bent everywhere, as it can be pasted back: at its border nothing moves.
+def beyond(face: np.ndarray, larger: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """A bent crop (S, S, 3) uint8 with what lies outside of its crop where that is asked for.
+
+    larger: (L, L, 3) uint8, in the middle of which lies the crop; where: (R, R, >=2), from where in the crop each place
+    comes. -> (S, S, 3) uint8
+    """
+    size = len(face)
+    places = places_of(where, size, size)
+    outside = np.abs(places - (size - 1) / 2).max(2) - (size - 1) / 2
+    share = cv2.GaussianBlur(ramp(outside, 0, 2).astype(np.float32), (0, 0), 2)
+    return blended(face, bent(larger, places + np.float32((len(larger) - size) // 2)), share) if share.any() else face
+
+
+def eased(face: np.ndarray, larger: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A crop that is bent everywhere, as it can be pasted back: with what is around it, which comes to rest there.
 
     So neck, shoulders and background bend between a head that moves and a frame that does not. face: (S, S, 3) uint8;
-    crop: what it was drawn from; where: (R, R, 3), from where in the crop each place comes. -> the same two, face and
-    where
+    larger: (L, L, 3) uint8, in the middle of which lies what it was drawn from; where: (R, R, 3), from where in that
+    each place comes. -> face and where of the size of `larger`
     """
-    size = len(crop)
-    border = np.minimum(np.arange(size), np.arange(size)[::-1]).astype(np.float32) / size
+    size, count = len(face), len(larger)
+    around = (count - size) // 2
+    away = cv2.copyMakeBorder(places_of(where, size, size) - still(size), *[around] * 4, cv2.BORDER_REPLICATE)
+    border = np.minimum(np.arange(count), np.arange(count)[::-1]).astype(np.float32)
+    border = np.minimum(border[:, None], border)
     # As a straight line: by a curve, which is steeper, what moves far would fold over itself.
-    moves = np.minimum(np.minimum(border[:, None], border) / EASED, 1).astype(np.float32)
-    places = still(size) + moves[..., None] * (places_of(where, size, size) - still(size))
-    drawn = ramp(moves, 0.6, 1)  # further out the crop itself, bent, takes the picture's place
-    face = blended(bent(crop, places), face, drawn)
-    small = cv2.resize(places + np.float32(0.5), where.shape[1::-1], interpolation=cv2.INTER_AREA)
-    return face, np.dstack([small, where[..., 2]])
+    places = still(count) + np.minimum(border / around, 1)[..., None] * away
+    drawn = ramp(border - around, 0, JOINED * size).astype(np.float32)  # further out the frame itself is bent
+    held = cv2.copyMakeBorder(beyond(face, larger, where), *[around] * 4, cv2.BORDER_REPLICATE)
+    result = blended(bent(larger, places), held, drawn)
+    small = cv2.resize(places + np.float32(0.5), (count // 2, count // 2), interpolation=cv2.INTER_AREA)
+    return result, np.dstack([small, np.ones(small.shape[:2], np.float32)])
 
 
 def blended(one: np.ndarray, other: np.ndarray, share: np.ndarray) -> np.ndarray:

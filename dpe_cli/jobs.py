@@ -20,7 +20,7 @@ from dpe_cli.crop import cut
 from dpe_cli.face import Box
 from dpe_cli.lending import Lending
 from dpe_cli.motion import Jitter
-from dpe_cli.paste import Pasted, Paster, Seam, enlarged
+from dpe_cli.paste import Pasted, Paster, Seam, alone
 from dpe_cli.pipeline import abreast
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
 from dpe_cli.video import Frame
@@ -159,13 +159,6 @@ def parts(
             else:
                 made = partial(Pasted, rgb, None)
             yield Part(job, turns.get(number), made)
-
-
-def alone(
-    rgb: np.ndarray, box: Box, own: np.ndarray, face: np.ndarray, where: np.ndarray | None, size: int | None
-) -> Pasted:
-    """The edit of a crop in place of a frame: as it was drawn, or of a size; see `enlarged`."""
-    return Pasted(face if size is None else enlarged(rgb, box, own, face, where, size), None)
 
 
 def lending_of(engine: Engine) -> Lending | None:

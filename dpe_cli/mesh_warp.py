@@ -296,11 +296,16 @@ def mapped(where: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def through(first: np.ndarray | None, then: np.ndarray | None, size: int) -> np.ndarray | None:
-    """The map of what was carried by one of `Shown` and then by another, in crops of a size; None moves nothing."""
+    """The map of what was carried by one of `Shown` and then by another, in crops of a size; None moves nothing.
+
+    Outside of the crop the first goes on as it is at its border.
+    """
     if first is None or then is None:
         return then if first is None else first
+    half = size / len(first) / 2
     places = then[..., :2] * np.float32(len(first) / size) - 0.5
     result = cv2.remap(first, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    result[..., :2] += then[..., :2] - np.clip(then[..., :2], half, size - half)
     result[..., 2] *= then[..., 2]
     return result
 

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from dpe_cli.colours import colour_difference
-from dpe_cli.crop import crop_matrix, cut, levels, paste_back, resample, times
-from dpe_cli.detail import eased, keep_detail, to_levels
+from dpe_cli.crop import crop_matrix, cut, gaussian_mask, levels, paste_back, resample, times
+from dpe_cli.detail import EASED, beyond, eased, keep_detail, to_levels
 from dpe_cli.errors import UsageError
 from dpe_cli.face import Box, FaceDetector, Measured, connected
 from dpe_cli.landmarks import Landmarker
@@ -28,6 +28,8 @@ SECTORS = 16  # of the seam, by angle
 SAMPLES = 1024  # places looked at on each side of the seam: the same cost at any resolution
 INNER, OUTER = (0.85, 0.99), (0.01, 0.15)  # values of the mask that make the two sides of the seam
 NOISE = 3.0  # levels squared over three channels: gradients below it are not seen
+
+WHOLE = 4 / 256  # share of a square's side that is left out at its border
 
 # Enhancers of faces are trained in FFHQ's frame: eyes at 0.47 of its height, 0.235 of its width apart. Its side and top
 # in sides of our crop:
@@ -99,6 +101,7 @@ class Paster:
         self.colours = Steady(COLOUR_SECONDS)
         self.boxes: dict[Hashable, Measured] = {}
         self.edge: tuple[np.ndarray, Edge] | None = None
+        self.square: np.ndarray | None = None
 
     @property
     def memory(self) -> float:
@@ -126,14 +129,21 @@ class Paster:
         self.mind_jumps(box, time, track)
         to_crop = crop_matrix(box, len(crop))
         mask = self.masks(crop, face, time, track)
-        if where is not None and where[..., 2].min() == 1 and getattr(self.masks, "way", None) == "gaussian":
-            (face, where), mask = eased(face, crop, where), self.masks.window
+        if bent_everywhere(where) and getattr(self.masks, "way", None) == "gaussian":
+            crop, to_crop = surroundings(rgb, box, crop)
+            (face, where), mask = eased(face, crop, where), self.window(len(crop))
         if self.enhancer is not None:
             matched = self.matched(face, crop, mask, time, track)
             crop, face, mask, to_crop = self.enhanced(rgb, box, crop, matched, mask, to_crop)
             track, where = ("enhanced", track), None
         picture = self.matched(face, crop, mask, time, track)
         return Placed(rgb, picture, crop, mask, to_crop, where, self.edge_of(mask), self.detail)
+
+    def window(self, size: int) -> np.ndarray:
+        """The mask of a whole square, (size, size) float32; made once."""
+        if self.square is None or len(self.square) != size:
+            self.square = gaussian_mask(size, WHOLE / 2, WHOLE)
+        return self.square
 
     def matched(self, face: np.ndarray, crop: np.ndarray, mask: np.ndarray, time: float, track: Hashable) -> np.ndarray:
         """`face` as float32 levels, in the source's colours if that is wanted."""
@@ -169,6 +179,32 @@ class Paster:
         if self.edge is None or self.edge[0] is not mask:
             self.edge = mask, Edge(mask)
         return self.edge[1]
+
+
+def bent_everywhere(where: np.ndarray | None) -> bool:
+    """Whether the map of `Engine.carried` is that of a head that moves."""
+    return where is not None and where[..., 2].min() == 1
+
+
+def surroundings(rgb: np.ndarray, box: Box, crop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A crop with what is around it in its frame, and the matrix from the frame to that."""
+    size, around = len(crop), round(EASED * len(crop))
+    wide, high = (around / size * side for side in (box.width, box.height))
+    larger, to_larger = cut(rgb, Box(box.x0 - wide, box.y0 - high, box.x1 + wide, box.y1 + high), size + 2 * around)
+    larger[around:-around, around:-around] = crop  # which may have been lent an eye
+    return larger, to_larger
+
+
+def alone(
+    rgb: np.ndarray, box: Box, crop: np.ndarray, face: np.ndarray, where: np.ndarray | None, size: int | None
+) -> Pasted:
+    """The edit of a crop in place of a frame: as it was drawn, or of a size, see `enlarged`.
+
+    What a head that moves asks for outside of its crop is the frame's.
+    """
+    if bent_everywhere(where):
+        face = beyond(face, surroundings(rgb, box, crop)[0], where)
+    return Pasted(face if size is None else enlarged(rgb, box, crop, face, where, size), None)
 
 
 def enlarged(

@@ -194,7 +194,17 @@ MAY_IMPORT = {
     },
     "page": {"crop", "face", "limits", "report", "video", "errors"},
     "preview": {"video", "motion", "errors", "writer"},
-    "jobs": {"control", "crop", "face", "lending", "motion", "paste", "pipeline", "report", "video"},
+    "jobs": {
+        "control",
+        "crop",
+        "face",
+        "lending",
+        "motion",
+        "paste",
+        "pipeline",
+        "report",
+        "video",
+    },
     "edit": {
         "jobs",
         "container",
