@@ -295,9 +295,14 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
     return paste
 
 
-def default_output(source: Path, driving: Driving | Edits) -> Path:
-    """`talk.mp4` edited in mode exp becomes `talk_exp.mp4` beside it; a still edited by a still `portrait_exp.png`."""
+def check_gives_name(source: Path) -> None:
+    """Raises OutputError for a source that no output can be named after."""
     if source == PIPE or is_sequence(source):
         raise OutputError(f"{source} gives the output no name", "name it with --output")
+
+
+def default_output(source: Path, driving: Driving | Edits) -> Path:
+    """`talk.mp4` edited in mode exp becomes `talk_exp.mp4` beside it; a still edited by a still `portrait_exp.png`."""
+    check_gives_name(source)
     still = is_still(probe(source), [probe_driving(path) for path in driving.paths])
     return source.with_name(f"{source.stem}_{driving.mode}{'.png' if still else '.mp4'}")

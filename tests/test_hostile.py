@@ -597,6 +597,9 @@ def test_an_address_is_fetched_where_that_is_allowed(clips: Path, served: str):
     assert missing.exit_code == 3 and "404" in missing.stderr and len(missing.stderr.splitlines()) == 1
     unnamed = CliRunner().invoke(cli, ["edit", "--allow-network", "-s", source, "-d", "smile.mp4"])
     assert unnamed.exit_code == 2 and "--output" in unnamed.stderr
+    for command in ("dub", "plan"):
+        unnamed = CliRunner().invoke(cli, [command, "--allow-network", "-s", source, "-a", "talk.mp4"])
+        assert unnamed.exit_code == 2 and "--output" in unnamed.stderr, unnamed.stderr
 
 
 def test_an_address_is_for_one_run_alone(clips: Path, served: str):

@@ -17,11 +17,11 @@ from dpe_cli.commands.segments import edit_segment, segment_options
 from dpe_cli.commands.shared import (
     FILE,
     MODES,
-    PROGRESS_META,
     SECONDS,
     Command,
     Finite,
     check_named,
+    check_standard_output,
     check_stays,
     closing_words,
     detector_options,
@@ -253,10 +253,7 @@ def edit(
         raise click.UsageError("--resume cannot go with --preview or with standard input")
     if resume:
         check_stays(ctx, "--resume")
-    if as_json and str(output) == "-":
-        raise click.UsageError("--json and the video cannot both go to standard output")
-    if ctx.meta.get(PROGRESS_META) == "openjd" and str(output) == "-":
-        raise click.UsageError("--progress openjd and the video cannot both go to standard output")
+    check_standard_output(ctx)
     drivers, output, chosen = asked_for(ctx)
 
     from dpe_cli.container import PIPE, spooled

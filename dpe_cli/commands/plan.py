@@ -135,7 +135,7 @@ def of_command(ctx: click.Context) -> click.Context:
     for param in named:
         if given(ctx, param.name) and param.name not in (*own, *ITS_OWN):
             raise click.UsageError(f"dpe {command.name} has no option --{layers.long_name(param)}")
-    planned = click.Context(command)
+    planned = click.Context(command, parent=ctx)  # for what came from the network is known there
     planned.params = {param.name: ctx.params.get(param.name) for param in command.params if param.expose_value}
     if command is dub:
         speech = next(param for param in dub.params if param.name == "audio")

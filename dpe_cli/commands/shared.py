@@ -97,6 +97,14 @@ def check_named(ctx: click.Context, source: Path) -> None:
         raise click.UsageError("an address gives the output no name: give --output")
 
 
+def check_standard_output(ctx: click.Context) -> None:
+    """Raises click.UsageError for text that would go where the video goes."""
+    said = ["--json"] if ctx.params["as_json"] else []
+    said += ["--progress openjd"] if ctx.meta.get(PROGRESS_META) == "openjd" else []
+    if said and str(ctx.params["output"]) == "-":
+        raise click.UsageError(f"{said[0]} and the video cannot both go to standard output")
+
+
 def check_stays(ctx: click.Context, what: str) -> None:
     """Raises click.UsageError for an input from the network: `what` is for later runs, for which it is not there."""
     if ctx.meta.get(FETCHED):
