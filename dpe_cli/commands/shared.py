@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import click
 
 from dpe_cli.commands import layers
-from dpe_cli.errors import DPEError, InputError
+from dpe_cli.errors import DPEError, InputError, OutputError
 from dpe_cli.limits import MAX_PIXELS, limits, set_limits
 
 MODES = ("exp", "pose", "both")
@@ -278,6 +278,9 @@ def limit_options(function: Callable) -> Callable:
     def keep(field: str, unit: int = 1) -> Callable:
         def callback(ctx: click.Context, param: click.Parameter, value: Any) -> None:
             value = value * unit if type(value) is int else value
+            if isinstance(value, Path) and not value.is_dir():
+                error = OutputError(f"the folder {value} does not exist", "make it or name another")
+                raise Failure(str(error), error.exit_code)
             set_limits(replace(limits(), **{field: value}))
 
         return callback
