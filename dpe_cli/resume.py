@@ -34,7 +34,7 @@ from dpe_cli.planner import (
     make_plan,
 )
 from dpe_cli.report import Report, write_text
-from dpe_cli.request import AUDIO, Driving, Edits, EditSettings, check_request, edits_of
+from dpe_cli.request import Driving, Edits, EditSettings, check_request, edits_of, files_read
 from dpe_cli.segment_plan import (
     SCHEMA,
     Plan,
@@ -77,7 +77,7 @@ def edit_resumable(
     settings = settings or EditSettings()
     edits = edits_of(driving, settings)
     request = (source, edits, output)
-    inputs, words = edit_inputs(source, edits, settings), [asdict(edits), chosen(settings), seconds]
+    inputs, words = files_read(source, edits, settings), [asdict(edits), chosen(settings), seconds]
     return resumed(
         output, inputs, words, partial(check_request, *request, settings),
         lambda path, key: make_plan(
@@ -106,7 +106,7 @@ def dub_resumable(
     """`dub_video` that goes on where an earlier run was killed, as `edit_resumable` does."""
     settings = settings or DubSettings()
     edit, edits, request = settings.edit, edits_for(source, settings.edit), (source, audio, output)
-    inputs = [*edit_inputs(source, edits, edit), audio, *settings.files]
+    inputs = [*files_read(source, edits, edit), audio, *settings.files]
     words = [{**asdict(settings), "edit": None}, networks_used(), asdict(edits), chosen(edit), seconds]
     return resumed(
         output, inputs, words, partial(check_dub, *request, settings),
@@ -204,14 +204,6 @@ def resumed_plan(folder: Path, key: str, say: Callable[[str], None]) -> Plan | N
         if left.name != LOCK:
             left.unlink()
     return None
-
-
-def edit_inputs(source: Path, edits: Edits, settings: EditSettings) -> list[Path]:
-    """The files that an edit reads."""
-    models = (settings.parsing, settings.landmarker, settings.enhancer)
-    sound = () if settings.audio in AUDIO else (Path(settings.audio),)
-    faces = [Path(edit.face) for edit in edits.each] + [Path(settings.driving_face)]
-    return [source, *edits.paths, *(model for model in models if model), *sound, *(f for f in faces if f.is_file())]
 
 
 def chosen(settings: EditSettings) -> dict[str, Any]:

@@ -445,6 +445,17 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, clip, speech):
         run(portrait, speech, tmp_path / "no.mkv", pose_style=46)
 
 
+def test_a_report_replaces_no_input(tmp_path, clip, speech):
+    (tmp_path / "consent.txt").write_text("I agree.")
+    (tmp_path / "s.toml").write_text("")
+    options = ["dub", "-s", clip, "-a", speech, "-o", tmp_path / "o.mkv", "--overwrite"]
+    options += ["--consent", tmp_path / "consent.txt", "--config", tmp_path / "s.toml"]
+    for name in ("consent.txt", "s.toml", "o.mkv.dpe.json"):
+        done = command(*options, "--report", tmp_path / name)
+        assert done.exit_code == 7 and name in done.stderr, done.stderr
+    assert (tmp_path / "consent.txt").read_text() == "I agree." and not list(tmp_path.glob("o.*"))
+
+
 def test_a_source_that_gives_no_name_needs_one(tmp_path, speech):
     for number in range(3):
         write_image(tmp_path / f"in_{number}.png", picture())

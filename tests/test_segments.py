@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from test_cli import astronaut, run
 from test_control import factors  # noqa: F401 - a fixture
 from test_edit import SKIN, ColourDetector, ColourEngine, clip
@@ -26,7 +27,7 @@ from dpe_cli.control import Control
 from dpe_cli.dub import DubSettings, dub_video
 from dpe_cli.edit import edit_video
 from dpe_cli.engine import Engine
-from dpe_cli.errors import InputError, OutputError, QualityError, WeightsError
+from dpe_cli.errors import InputError, OutputError, QualityError, UsageError, WeightsError
 from dpe_cli.face import make_detector
 from dpe_cli.factors import Factors
 from dpe_cli.jobs import UNIT
@@ -647,3 +648,61 @@ def test_2_for_segments_that_make_no_sense(request_of, tmp_path: Path, stand_ins
     )
     assert [run(*arguments).exit_code for arguments in wrong] == [2] * len(wrong)
     assert run("edit", "--segment", 1, tmp_path / "p.json").exit_code == 3
+
+
+def test_a_plan_takes_no_file_s_place(request_of, tmp_path: Path, stand_ins: None):
+    """Its table lies beside its JSON, and its segments do."""
+    output, options = request_of
+    smile = tmp_path / "smile.safetensors"
+    save_file({"codes": np.zeros(3, np.float32)}, smile)
+    for wanted in (["-d", smile], ["-d", tmp_path / "d.mp4", "--weights", smile]):
+        for more in ([], ["--overwrite"]):
+            request = ["-s", tmp_path / "s.mp4", *wanted, "-o", output, *more]
+            done = run("plan", *request, "--split", 2, "--plan", tmp_path / "smile.json")
+            assert done.exit_code == 7 and "smile.safetensors is also an input" in done.stderr, done.stderr
+    (tmp_path / "other.safetensors").write_text("somebody's")
+    assert run("plan", *options, "--split", 2, "--plan", tmp_path / "other.json").exit_code == 7
+    sidecar = run("plan", *options, "--split", 2, "--plan", f"{output}.dpe.json")
+    assert sidecar.exit_code == 7 and "where the sidecar of" in sidecar.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "d.mp4", "other.safetensors", "s.mp4", "smile.safetensors"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_plan_whose_segments_have_the_name_of_an_input_is_refused(
+    request_of, tmp_path: Path, stand_ins: None, linked: bool
+):
+    source = (tmp_path / "s.mp4").rename(tmp_path / "clip.0000.mp4")
+    if linked:
+        (tmp_path / "s.mp4").symlink_to(source)
+    named = ["-s", tmp_path / "s.mp4" if linked else source, "-d", tmp_path / "d.mp4"]
+    for more in (["-o", tmp_path / "o.mp4"], ["-o", tmp_path / "o.mp4", "--overwrite"]):
+        done = run("plan", *named, *more, "--split", 1, "--plan", tmp_path / "clip.json")
+        assert done.exit_code == 7 and "has the name of a segment" in done.stderr, done.stderr
+    done = run("plan", *named, "-o", tmp_path / "p.0000.mp4", "--split", 1, "--plan", tmp_path / "p.json")
+    assert done.exit_code == 7 and "has the name of a segment" in done.stderr, done.stderr
+    done = run("plan", *named, "-o", tmp_path / "o.mkv", "--split", 1, "--plan", tmp_path / "clip.json")
+    assert done.exit_code == 0, done.stderr  # its segment is clip.0000.mkv
+
+
+@pytest.mark.parametrize("name", ["p.0002.mkv", "p.0002.json"])
+def test_what_is_joined_replaces_nothing_that_belongs_to_it(tmp_path: Path, stand_ins: None):
+    source, smile = moving(tmp_path / "s.mp4", 20), driving(tmp_path / "d.mp4")
+    (tmp_path / "c.csv").write_text("0,1\n9,1\n")
+    plan, settings = tmp_path / "p.json", tmp_path / "x.toml"
+    settings.write_text("")
+    options = ["-s", source, "-d", smile, "--curve", tmp_path / "c.csv", "-o", tmp_path / "o.mp4"]
+    assert run("plan", *options, "--split", 2, "--plan", plan).exit_code == 0
+    assert [run("edit", "--segment", segment, plan).exit_code for segment in (0, 1)] == [0, 0]
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("s.mp4", "d.mp4", "p.0000.mp4"):
+        done = run("join", plan, "-o", tmp_path / name, "--overwrite")
+        assert done.exit_code == 7 and f"{name} is also an input" in done.stderr, done.stderr
+    for name in ("d.mp4", "c.csv", "p.json", "p.safetensors", "p.0001.json", "x.toml"):
+        done = run("join", plan, "--config", settings, "--report", tmp_path / name, "--overwrite")
+        assert done.exit_code == 7 and f"{name} is also an input" in done.stderr, done.stderr
+    done = run("join", plan, "--report", tmp_path / "o.mp4.dpe.json")
+    assert done.exit_code == 7 and "where the sidecar" in done.stderr, done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert run("join", plan).exit_code == 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands.edit import Host
-from dpe_cli.commands.provenance import begin_record, ingredients, provenance_options, repeated
+from dpe_cli.commands.provenance import begin_record, ingredients, provenance_options, reads, repeated, sidecar_of
 from dpe_cli.commands.segments import edit_segment, segment_options
 from dpe_cli.commands.shared import (
     FILE,
@@ -119,13 +119,14 @@ def dub(
     from dpe_cli.provenance import read_consent
 
     read_consent(consent)
+    others = {"reads": [path for _, path in reads(ctx)], "sidecar": sidecar_of(ctx, output)}
     if resume:
         from dpe_cli.resume import dub_resumable, finished
 
         again = replace(settings.edit, overwrite=settings.edit.overwrite or finished(output) is not None)
-        check_dub(source, audio, output, replace(settings, edit=again), report)
+        check_dub(source, audio, output, replace(settings, edit=again), report, **others)
     else:
-        check_dub(source, audio, output, settings, report)
+        check_dub(source, audio, output, settings, report, **others)
     record = begin_record(ctx, output, lambda: ingredients(ctx))
     say = speaker(quiet)
     host = ctx.ensure_object(Host)

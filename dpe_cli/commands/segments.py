@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpe_cli.commands.provenance import begin_record, signing_options
+from dpe_cli.commands.provenance import begin_record, reads, sidecar_of, signing_options
 from dpe_cli.commands.shared import (
     FETCHED,
     FILE,
@@ -111,7 +111,8 @@ def join(
     output = output or read.output
     if output.suffix.lower() != read.output.suffix.lower():
         raise click.UsageError(f"the segments are {read.output.suffix}: name such an output, or plan anew")
-    check_outputs([output, report] if report else [output], [read.source, plan], overwrite)
+    inputs = [*read.files, *(path for _, path in reads(ctx))]
+    check_outputs([output, report] if report else [output], inputs, overwrite, sidecar_of(ctx, output))
     record = begin_record(ctx, output, lambda: read.asked["made_of"])
 
     def ready(part: Path, whole: "Report") -> None:
