@@ -234,8 +234,7 @@ def join_plan(
             f"make each with: dpe {plan.command} --segment {missing[0]} {plan.path}",
         )
     report = merged(plan, records)
-    for _ in refuse_seams(iter(()), plan.settings.seam_limit, report):
-        pass  # there is nothing to pass on: it only looks
+    check_seams(report, plan.settings.seam_limit)
     target = plan.written_as()
     pixels = PixelHash(b"".join(bytes.fromhex(record.output["pixels"]) for record in records))
     report.output = {"path": str(output), "preview": None, "frames": plan.frames, "pixels_sha256": pixels.hexdigest()}
@@ -263,6 +262,12 @@ def join_plan(
         report.notes.append(finding)
         say(finding)
     return report
+
+
+def check_seams(report: Report, limit: float | None) -> None:
+    """Raises QualityError for a seam above the limit."""
+    for _ in refuse_seams(iter(()), limit, report):
+        pass  # there is nothing to pass on: it only looks
 
 
 def merged(plan: Plan, records: list[Report]) -> Report:

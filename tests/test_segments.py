@@ -706,3 +706,39 @@ def test_what_is_joined_replaces_nothing_that_belongs_to_it(tmp_path: Path, stan
     assert done.exit_code == 7 and "where the sidecar" in done.stderr, done.stderr
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert run("join", plan).exit_code == 0
+
+
+@pytest.mark.parametrize("option", [["--json"], ["--set", "blink=1"], ["--edit", "x"], ["--fail-if", "seam>1"]])
+def test_what_a_plan_has_decided_is_named_as_it_is_given(tmp_path: Path, option: list[str]):
+    done = run("edit", "--segment", 1, tmp_path / "p.json", *option)
+    assert done.exit_code == 2 and f"the plan has decided {option[0]}: leave it out" in done.stderr
+
+
+def test_a_resumed_run_has_the_limit_of_seams_that_is_asked_for_now(interrupted: Path):
+    with pytest.raises(QualityError, match=r"above 0\.01"):
+        resumed(interrupted, [], seam_limit=0.01)  # the run that was killed had none
+    with pytest.raises(QualityError, match=r"above 0\.02"):
+        resumed(interrupted, [], seam_limit=0.02)
+    assert not (interrupted / "o.mkv").exists()
+    said: list[str] = []
+    report = resumed(interrupted, said, seam_limit=1000.0)
+    assert "4 of 4 segments are there already" in said and report.settings["seam_limit"] == 1000.0
+    assert (interrupted / "o.mkv").exists()
+
+
+def test_a_limit_of_seams_is_looked_at_where_all_is_done(interrupted: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "clear_away", lambda folder: None)
+        resumed(interrupted, [])
+    with pytest.raises(QualityError, match=r"above 0\.01"):
+        resumed(interrupted, [], seam_limit=0.01)
+    resumed(interrupted, [])
+
+
+def test_a_resumed_crop_has_no_seam(tmp_path: Path):
+    moving(tmp_path / "s.mp4", 30)
+    driving(tmp_path / "d.mp4")
+    with pytest.raises(RuntimeError, match="killed"):
+        resumed(tmp_path, [], Failing(2), paste=False)
+    with pytest.raises(UsageError, match="no seam to fail for"):
+        resumed(tmp_path, [], paste=False, seam_limit=1.0)
