@@ -687,6 +687,35 @@ def test_a_plan_whose_segments_have_the_name_of_an_input_is_refused(
 
 
 @pytest.mark.parametrize("name", ["p.0002.mkv", "p.0002.json"])
+def test_a_segment_takes_no_other_file_s_place(planned: Plan, name: str):
+    there = planned.path.with_name(name)
+    for mine in ("mine", '{"output": {"path": "elsewhere.mkv", "plan": "x", "bytes": 4}}'):
+        there.write_text(mine)
+        with pytest.raises(OutputError, match=f"{name} is no segment of .*p.json; move it away"):
+            edit_segments(planned, 2, 2, MoodyEngine(), ColourDetector())
+        assert there.read_text() == mine
+
+
+def stopped(part: Path, file: Path) -> None:
+    """`os.replace` that never gets to a segment's pictures."""
+    if file.suffix == ".mkv" and not file.parent.name.startswith("."):
+        raise OSError
+    os.rename(part, file)
+
+
+def test_a_segment_of_this_plan_or_an_older_one_is_made_again(planned: Plan, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(segments.os, "replace", stopped)  # at the last moment
+        edit_segments(planned, 1, 1, MoodyEngine(), ColourDetector())
+    assert not planned.video_of(1).exists() and planned.record_of(1).exists()
+    edit_segments(planned, 1, 1, MoodyEngine(), ColourDetector())
+    drivers = Driving(planned.edits.paths[0])
+    arguments = (planned.path, planned.source, drivers, planned.output, MoodyEngine(), ColourDetector())
+    newer = make_plan(*arguments, planned.settings, count=3)
+    edit_segments(newer, 0, 2, MoodyEngine(), ColourDetector())
+    assert join_plan(newer).counts()["frames"] == 30
+
+
 def test_what_is_joined_replaces_nothing_that_belongs_to_it(tmp_path: Path, stand_ins: None):
     source, smile = moving(tmp_path / "s.mp4", 20), driving(tmp_path / "d.mp4")
     (tmp_path / "c.csv").write_text("0,1\n9,1\n")
