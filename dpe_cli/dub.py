@@ -153,10 +153,17 @@ def dub_video(
 # What is asked for, and whether it can be done
 
 
-def check_dub(source: Path, audio: Path, output: Path, settings: DubSettings, report: Path | None = None) -> VideoInfo:
-    """Finds out early what would fail late; gives the probed source. Raises InputError, OutputError."""
+def check_dub(
+    source: Path, audio: Path, output: Path, settings: DubSettings, report: Path | None = None, *,
+    reads: Iterable[Path] = (), sidecar: Path | None = None,
+) -> VideoInfo:  # fmt: skip
+    """Finds out early what would fail late; gives the probed source. Raises InputError, OutputError.
+
+    `reads` are further files that the run reads, `sidecar` is the one of the output.
+    """
     outputs = [output, report] if report else [output]
-    check_outputs(outputs, [source, audio, *settings.files], settings.edit.overwrite)
+    own = [source, audio, *settings.files]
+    check_outputs(outputs, [*own, *reads], settings.edit.overwrite, sidecar)
     info = probe(source, settings.edit.rate)
     if not audio_codecs(audio):
         raise InputError(f"{audio} holds no sound", "name a file with speech in it")

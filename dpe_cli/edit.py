@@ -428,7 +428,7 @@ def write_clips(
 ) -> int:
     """Writes the video and, in the same pass, its preview; gives the number of frames."""
     options = {"audio": target.audio, "start": target.start, "end": target.end, "overwrite": settings.overwrite}
-    options["marked"] = True
+    options |= {"marked": True, "whole": settings.start is None and settings.end is None}
     frames = (frame for _, frame in edited)
     with contextlib.ExitStack() as stack:
         if preview:

@@ -114,9 +114,15 @@ def read_csv(text: str, problems: list[str]) -> list[tuple[int, dict[str, Any]]]
 
 def as_row(line: int, values: Mapping[str, Any], problems: list[str]) -> Row | None:
     """A row, None if it is wrong."""
-    options = {name.strip().replace("_", "-"): value for name, value in values.items() if value is not None}
-    identity, cost = options.pop("id", str(line)), options.pop("cost", None)
     before = len(problems)
+    options: dict[str, Any] = {}
+    for written, value in values.items():
+        name = written.strip().replace("_", "-")
+        if name in options:
+            problems.append(f"line {line}: {name} is there twice")
+        if value is not None:
+            options[name] = value
+    identity, cost = options.pop("id", str(line)), options.pop("cost", None)
     if not isinstance(identity, str | int) or not str(identity).strip() or "\n" in str(identity):
         problems.append(f"line {line}: id must be text on one line")
     if cost is not None:

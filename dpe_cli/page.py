@@ -38,6 +38,8 @@ figure { margin: 1rem 0; } figure img { max-width: 49%; } figcaption { color: #6
 
 def write_page(report: Path, output: Path, overwrite: bool = False) -> None:
     """Makes the page of a report that `dpe edit --report` wrote. Raises InputError, OutputError."""
+    if output.exists() and report.exists() and output.samefile(report):
+        raise OutputError(f"{output} is also an input", "choose another output")
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists", "choose another output or add --overwrite")
     read = read_report(report)

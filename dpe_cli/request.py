@@ -1,5 +1,6 @@
 """What is asked of an edit, and whether it can be done: who follows whom, the settings, and checks before any work."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -147,14 +148,18 @@ def check_request(
     settings: EditSettings,
     preview: Path | None = None,
     report: Path | None = None,
+    *,
+    reads: Iterable[Path] = (),
+    sidecar: Path | None = None,
 ) -> tuple[VideoInfo, list[VideoInfo]]:
-    """Finds out early what would fail late; gives the probed source and drivers. Raises InputError, OutputError."""
-    inputs, outputs = [source, *driving.paths], [path for path in (output, preview, report) if path]
-    if settings.audio not in AUDIO:
-        inputs.append(Path(settings.audio))
-        if not audio_codecs(inputs[-1]):
-            raise InputError(f"{settings.audio} holds no sound", "give --audio another file")
-    check_outputs(outputs, inputs, settings.overwrite)
+    """Finds out early what would fail late; gives the probed source and drivers. Raises InputError, OutputError.
+
+    `reads` are further files that the run reads, `sidecar` is the one of the output.
+    """
+    edits, outputs = edits_of(driving, settings), [path for path in (output, preview, report) if path]
+    if settings.audio not in AUDIO and not audio_codecs(Path(settings.audio)):
+        raise InputError(f"{settings.audio} holds no sound", "give --audio another file")
+    check_outputs(outputs, [*files_read(source, edits, settings), *reads], settings.overwrite, sidecar)
     source_info = probe(source, settings.rate)
     driver_infos = [probe_driving(path, settings.rate) for path in driving.paths]
     if is_still(source_info, driver_infos):
@@ -164,7 +169,7 @@ def check_request(
                     f"{path} cannot hold a picture, which is what a still makes of a still",
                     f"name a file that ends in one of {' '.join(IMAGE_SUFFIXES)}",
                 )
-        if pastes(edits_of(driving, settings), settings):
+        if pastes(edits, settings):
             check_image(output, source_info.layout)
     else:
         check_writable(source_info, output, settings.wish)
@@ -175,14 +180,36 @@ def check_request(
     return source_info, driver_infos
 
 
-def check_outputs(outputs: list[Path], inputs: list[Path], overwrite: bool) -> None:
-    """Raises OutputError if one of the files of a run cannot or must not be written, or two are the same."""
+def files_read(source: Path, edits: Edits, settings: EditSettings) -> list[Path]:
+    """The files that an edit reads."""
+    models = (settings.parsing, settings.landmarker, settings.enhancer)
+    sound = () if settings.audio in AUDIO else (Path(settings.audio),)
+    faces = [Path(edit.face) for edit in edits.each] + [Path(settings.driving_face)]
+    return [
+        source,
+        *edits.paths,
+        *(model for model in models if model),
+        *sound,
+        *(f for f in faces if os.path.isfile(f)),
+    ]
+
+
+def check_outputs(outputs: list[Path], inputs: Iterable[Path], overwrite: bool, sidecar: Path | None = None) -> None:
+    """Raises OutputError if one of the files of a run cannot or must not be written, or two are the same.
+
+    The first output is the result, whose `sidecar` is replaced with it.
+    """
+    inputs = list(inputs)
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise OutputError(
             f"{outputs[0]} is asked for twice", "give the result, the preview and the report different names"
         )
     for path in outputs:
         check_output(path, inputs, overwrite)
+        if sidecar and path.resolve() == sidecar.resolve():
+            raise OutputError(f"{path} is where the sidecar of {outputs[0]} goes", "choose another name")
+    if sidecar and is_among(sidecar, inputs):
+        raise OutputError(f"{sidecar}, where the sidecar goes, is an input", "choose another output")
 
 
 def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
@@ -202,11 +229,23 @@ def check_output(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
     existing = files_of(path)
     if not existing:
         return
-    taken = {(file.stat().st_dev, file.stat().st_ino) for other in inputs for file in files_of(other)}
-    if any((file.stat().st_dev, file.stat().st_ino) in taken for file in existing):
+    if is_among(path, inputs):
         raise OutputError(f"{path} is also an input", "choose another output")
     if not overwrite:
         raise OutputError(f"{path} exists", "choose another output or add --overwrite")
+
+
+def is_among(path: Path, others: Iterable[Path]) -> bool:
+    """Whether a file that `path` stands for is one of `others`, by whatever name."""
+    mine = identities(path)
+    return bool(mine) and any(mine & identities(other) for other in others)
+
+
+def identities(path: Path) -> set[tuple[int, int]]:
+    """What tells the files apart that a path stands for; nothing for those that nobody can look at."""
+    with contextlib.suppress(OSError):
+        return {(file.stat().st_dev, file.stat().st_ino) for file in files_of(path)}
+    return set()
 
 
 def without_idle(
@@ -295,9 +334,14 @@ def decide_paste(edits: Edits, settings: EditSettings, remark: Callable[[str], N
     return paste
 
 
-def default_output(source: Path, driving: Driving | Edits) -> Path:
-    """`talk.mp4` edited in mode exp becomes `talk_exp.mp4` beside it; a still edited by a still `portrait_exp.png`."""
+def check_gives_name(source: Path) -> None:
+    """Raises OutputError for a source that no output can be named after."""
     if source == PIPE or is_sequence(source):
         raise OutputError(f"{source} gives the output no name", "name it with --output")
+
+
+def default_output(source: Path, driving: Driving | Edits) -> Path:
+    """`talk.mp4` edited in mode exp becomes `talk_exp.mp4` beside it; a still edited by a still `portrait_exp.png`."""
+    check_gives_name(source)
     still = is_still(probe(source), [probe_driving(path) for path in driving.paths])
     return source.with_name(f"{source.stem}_{driving.mode}{'.png' if still else '.mp4'}")

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from dpe_cli.planner import (
     make_plan,
 )
 from dpe_cli.report import Report, write_text
-from dpe_cli.request import AUDIO, Driving, Edits, EditSettings, check_request, edits_of
+from dpe_cli.request import Driving, Edits, EditSettings, check_request, decide_paste, edits_of, files_read
 from dpe_cli.segment_plan import (
     SCHEMA,
     Plan,
@@ -42,6 +42,7 @@ from dpe_cli.segment_plan import (
     report_from,
 )
 from dpe_cli.segments import (
+    check_seams,
     edit_segments,
     join_plan,
     read_record,
@@ -77,14 +78,14 @@ def edit_resumable(
     settings = settings or EditSettings()
     edits = edits_of(driving, settings)
     request = (source, edits, output)
-    inputs, words = edit_inputs(source, edits, settings), [asdict(edits), chosen(settings), seconds]
+    inputs, words = files_read(source, edits, settings), [asdict(edits), chosen(settings), seconds]
     return resumed(
         output, inputs, words, partial(check_request, *request, settings),
         lambda path, key: make_plan(
             path, *request, engine, detector, settings, seconds=seconds, key=key, progress=progress, say=say
         ),
-        engine, detector, overwrite=settings.overwrite, report_path=report_path, seal=seal, finish=finish,
-        progress=progress, say=say,
+        engine, detector, overwrite=settings.overwrite, seam_limit=settings.seam_limit, report_path=report_path,
+        seal=seal, finish=finish, progress=progress, say=say,
     )  # fmt: skip
 
 
@@ -106,23 +107,23 @@ def dub_resumable(
     """`dub_video` that goes on where an earlier run was killed, as `edit_resumable` does."""
     settings = settings or DubSettings()
     edit, edits, request = settings.edit, edits_for(source, settings.edit), (source, audio, output)
-    inputs = [*edit_inputs(source, edits, edit), audio, *settings.files]
+    inputs = [*files_read(source, edits, edit), audio, *settings.files]
     words = [{**asdict(settings), "edit": None}, networks_used(), asdict(edits), chosen(edit), seconds]
     return resumed(
         output, inputs, words, partial(check_dub, *request, settings),
         lambda path, key: make_dub_plan(
             path, *request, engine, detector, settings, seconds=seconds, key=key, progress=progress, say=say
         ),
-        engine, detector, overwrite=edit.overwrite, report_path=report_path, seal=seal, finish=finish,
-        progress=progress, say=say,
+        engine, detector, overwrite=edit.overwrite, seam_limit=edit.seam_limit, report_path=report_path,
+        seal=seal, finish=finish, progress=progress, say=say,
     )  # fmt: skip
 
 
 def resumed(
     output: Path, inputs: list[Path], words: list[Any], check: Callable[[], object],
     make: Callable[[Path, str], Plan], engine: Engine, detector: FaceDetector, *, overwrite: bool,
-    report_path: Path | None, seal: Callable[[Path], None], finish: Callable[[Report], None], progress: Progress,
-    say: Callable[[str], None],
+    seam_limit: float | None, report_path: Path | None, seal: Callable[[Path], None], finish: Callable[[Report], None],
+    progress: Progress, say: Callable[[str], None],
 ) -> Report:  # fmt: skip
     """Makes what is still to be made of a request, which `inputs` and `words` tell from others, in segments.
 
@@ -134,11 +135,13 @@ def resumed(
     with locked(folder, output):
         key = request_key(inputs, [*words, str(output.absolute()), engine.description, detector.name])
         if done := finished(output, key):
+            check_seams(done, seam_limit)  # nobody has asked for this limit before
             finish(done)
             clear_away(folder)
             return done
         check()
         plan = resumed_plan(folder, key, say) or make(folder / "plan.json", key)
+        plan = with_limit(plan, seam_limit)  # which may be another than that of the run that was killed
         todo = next((number for number in range(plan.segments) if read_record(plan, number) is None), plan.segments)
         if todo:
             say(f"{todo} of {plan.segments} segments are there already")
@@ -206,12 +209,13 @@ def resumed_plan(folder: Path, key: str, say: Callable[[str], None]) -> Plan | N
     return None
 
 
-def edit_inputs(source: Path, edits: Edits, settings: EditSettings) -> list[Path]:
-    """The files that an edit reads."""
-    models = (settings.parsing, settings.landmarker, settings.enhancer)
-    sound = () if settings.audio in AUDIO else (Path(settings.audio),)
-    faces = [Path(edit.face) for edit in edits.each] + [Path(settings.driving_face)]
-    return [source, *edits.paths, *(model for model in models if model), *sound, *(f for f in faces if f.is_file())]
+def with_limit(plan: Plan, limit: float | None) -> Plan:
+    """A plan with the limit of seams that is asked for now. Raises UsageError where there are none."""
+    if limit is not None:
+        decide_paste(plan.edits, replace(plan.settings, seam_limit=limit), unheard)
+    if "seam_limit" in plan.report.settings:
+        plan.report.settings["seam_limit"] = limit
+    return replace(plan, settings=replace(plan.settings, seam_limit=limit))
 
 
 def chosen(settings: EditSettings) -> dict[str, Any]:

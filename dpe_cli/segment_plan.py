@@ -15,7 +15,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -43,12 +44,13 @@ from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
 from dpe_cli.paste import Paster
 from dpe_cli.report import FrameFate, Report, write_text
-from dpe_cli.request import AUDIO, Driving, Edit, Edits, EditSettings
+from dpe_cli.request import AUDIO, Driving, Edit, Edits, EditSettings, files_read
 from dpe_cli.speech import Loudness
 from dpe_cli.speech_motion import Person
 from dpe_cli.video import Frame, VideoInfo, probe
 
 SCHEMA = "dpe-plan/1"
+TABLE = ".safetensors"
 ASKED = ("weights", "sha256", "precision", "backend", "batch_size", "detector", "face_models", "made_of")
 
 
@@ -110,6 +112,16 @@ class Plan:
         """Where its part of the report goes, when it is whole."""
         return self.path.with_name(f"{self.path.stem}.{segment:04}.json")
 
+    @property
+    def files(self) -> list[Path]:
+        """All that it reads, and its own: what joins it replaces none of them."""
+        asked = [Path(self.asked[name]) for name in ("weights", "face_models") if self.asked[name]]
+        told = (self.asked["made_of"] or {"inputs": {}})["inputs"].values()  # more than the settings know: a curve
+        heard = [self.dub.audio, *self.dub.settings.files] if self.dub else []
+        read = [*files_read(self.source, self.edits, self.settings), *heard, *asked]
+        own = [file for segment in range(self.segments) for file in (self.video_of(segment), self.record_of(segment))]
+        return [*read, *(Path(facts["path"]) for facts in told), self.path, self.path.with_suffix(TABLE), *own]
+
     def written_as(self) -> Target:
         """What the frames are written with. Raises InputError for a source that is not the planned one."""
         info, target = probe(self.source, self.settings.rate), dict(self.target)
@@ -152,6 +164,18 @@ class Plan:
 # Its files
 
 
+def check_names(path: Path, output: Path, files: Iterable[Path]) -> None:
+    """Raises OutputError where a segment of a plan at `path`, or what lies beside it, would be one of these files.
+
+    The names of all segments count, however many there will be.
+    """
+    own = re.compile(rf"{re.escape(path.stem)}\.\d{{4,}}({re.escape(output.suffix.lower())}|\.json)")
+    for file in (one for given in files for one in (given, *files_of(given))):
+        for name in (file.absolute(), file.resolve()):
+            if own.fullmatch(name.name) and name.parent.resolve() == path.parent.resolve():
+                raise OutputError(f"{file} has the name of a segment of {path}", "give the plan another name by --plan")
+
+
 def write_plan(plan: Plan) -> None:
     """Writes both files, the JSON last. Raises OutputError."""
     base = Fraction(1, math.lcm(*(moment.denominator for moment in plan.times)))
@@ -183,7 +207,7 @@ def write_plan(plan: Plan) -> None:
         "report": asdict(plan.report),
         "key": plan.key,
     }
-    table = plan.path.with_suffix(".safetensors")
+    table = plan.path.with_suffix(TABLE)
     partial = partial_of(table)
     try:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial)
@@ -240,18 +264,18 @@ def audio_of(settings: EditSettings) -> str:
 def read_plan(path: Path) -> Plan:
     """Raises InputError for a file that is missing, damaged or no plan."""
     path = Path(path).absolute()
-    for file in (path, path.with_suffix(".safetensors")):
+    for file in (path, path.with_suffix(TABLE)):
         check_file(file, TEXT_BYTES)
     try:
         words = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(words, dict) or words.get("schema") != SCHEMA:
             raise InputError(f"{path} is no plan of this dpe", "make one with: dpe plan ... --split N")
-        table = path.with_suffix(".safetensors").read_bytes()
+        table = path.with_suffix(TABLE).read_bytes()
         if hashlib.sha256(table).hexdigest() != words["table"]:
-            raise InputError(f"{path.with_suffix('.safetensors')} is not the table of {path.name}", "plan anew")
+            raise InputError(f"{path.with_suffix(TABLE)} is not the table of {path.name}", "plan anew")
         return plan_from(path, words, load(table))
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename or path.with_suffix('.safetensors')} is missing", "plan anew") from error
+        raise InputError(f"{error.filename or path.with_suffix(TABLE)} is missing", "plan anew") from error
     except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError,
             RecursionError) as error:  # fmt: skip
         raise InputError(f"{path} is damaged ({str(error)[:80]})", "plan anew") from error
@@ -298,8 +322,13 @@ def plan_from(path: Path, words: dict[str, Any], tensors: dict[str, np.ndarray])
     if set(drivers) != set(own.settings.files if own else Edits(tuple(edits)).paths):
         raise ValueError("its drivings are not those of its edits")
     asked = {name: words["asked"].get(name) for name in ASKED}
-    if not isinstance(asked["made_of"], dict | None):
+    told = asked["made_of"] or {"inputs": {}}
+    named = isinstance(told, dict) and isinstance(told.get("inputs"), dict) and told["inputs"].values()
+    files = [facts.get("path") if isinstance(facts, dict) else None for facts in named or ()]
+    if named is False or not all(isinstance(file, str) for file in files):
         raise ValueError("what it is made of is wrong")
+    if not all(isinstance(asked[name], str | None) for name in ("weights", "face_models")):
+        raise ValueError("what it asks for is wrong")
     plan = Plan(
         path=path,
         source=Path(words["source"]),

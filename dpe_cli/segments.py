@@ -5,11 +5,12 @@ therefore begins its work that much earlier, and at a multiple of jobs.UNIT, for
 the whole edit, bit for bit, on the same kind of machine.
 
 Beside the plan's files lie, for segment 3: FILE.0003.mp4 and its part of the report, FILE.0003.json, which says that
-both are whole.
+both are whole, and by which a later run knows that it may replace them.
 """
 
 import contextlib
 import json
+import os
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,10 +59,13 @@ def edit_segments(
 ) -> Report:
     """Makes the segments from `first` to `last`, one file each; gives the record of the last one.
 
-    Raises InputError for a source or a plan that has changed, WeightsError for other weights than the plan's.
+    Raises InputError for a source or a plan that has changed, WeightsError for other weights than the plan's,
+    OutputError where somebody else's file has the name of a segment.
     """
     check_segment(plan, first)
     check_segment(plan, last)
+    for segment in range(first, last + 1):
+        check_replaceable(plan, segment)
     wanted, there = plan.asked.get("sha256"), engine.description.get("sha256")
     if wanted != there:
         raise WeightsError(
@@ -89,31 +93,53 @@ def edit_segments(
             pixels = PixelHash()
             frames = (frame for _, frame in pixels.passing(islice(edited, end - begin)))
             video = plan.video_of(segment)
-            plan.record_of(segment).unlink(missing_ok=True)
-            # `start` makes it begin at 0: a container may hold its own beginning less exactly than steps
-            written = write_video(frames, target.info, video, start=0.0, overwrite=True, **asdict(plan.settings.wish))
-            if written.frames != end - begin:
-                raise InputError(f"{plan.source} is not the file that was planned for", "plan anew")
-            record = Report(
-                engine=dict(engine.description),
-                output={
-                    "path": str(video),
-                    "plan": plan.key,
-                    "frames": end - begin,
-                    "bytes": video.stat().st_size,
-                    "pixels": pixels.digests.hex(),
-                },
-                frames=[fate for fate in report.frames if begin <= fate.index < end],
-                self_reconstruction=[pair for pair in report.self_reconstruction if begin <= pair[0] < end],
-                notes=list(written.notes),
-                seconds=time.monotonic() - started,
-            )
+            with workplace(video) as folder:
+                part = folder / video.name
+                # `start` makes it begin at 0: a container may hold its own beginning less exactly than steps
+                written = write_video(frames, target.info, part, start=0.0, **asdict(plan.settings.wish))
+                if written.frames != end - begin:
+                    raise InputError(f"{plan.source} is not the file that was planned for", "plan anew")
+                record = Report(
+                    engine=dict(engine.description),
+                    output={
+                        "path": str(video),
+                        "plan": plan.key,
+                        "frames": end - begin,
+                        "bytes": part.stat().st_size,
+                        "pixels": pixels.digests.hex(),
+                    },
+                    frames=[fate for fate in report.frames if begin <= fate.index < end],
+                    self_reconstruction=[pair for pair in report.self_reconstruction if begin <= pair[0] < end],
+                    notes=list(written.notes),
+                    seconds=time.monotonic() - started,
+                )
+                # in this order: a segment never lies there without a record, by which `check_replaceable` knows it
+                video.unlink(missing_ok=True)
+                write_record(plan.record_of(segment), record)
+                os.replace(part, video)
             # in place, for the networks' thread goes on adding to it
             del report.frames[
                 : next((n for n, fate in enumerate(report.frames) if fate.index >= end), len(report.frames))
             ]
-            write_record(plan.record_of(segment), record)
     return record
+
+
+def check_replaceable(plan: Plan, segment: int) -> None:
+    """Raises OutputError where a segment would take the place of what is none, of this plan or an older one there."""
+    video, record = plan.video_of(segment), plan.record_of(segment)
+    there = [file for file in (video, record) if os.path.lexists(file)]
+    if not there:
+        return
+    try:
+        made = json.loads(record.read_text(encoding="utf-8"))["output"]
+        whole = not video.exists() or video.stat().st_size == made["bytes"]
+        known = Path(made["path"]).stem == video.stem and (made["plan"] == plan.key or whole)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        known = False
+    if not known:
+        raise OutputError(
+            f"{there[0]} is no segment of {plan.path}", "move it away, or give the plan another name by dpe plan --plan"
+        )
 
 
 def edited_span(
@@ -234,8 +260,7 @@ def join_plan(
             f"make each with: dpe {plan.command} --segment {missing[0]} {plan.path}",
         )
     report = merged(plan, records)
-    for _ in refuse_seams(iter(()), plan.settings.seam_limit, report):
-        pass  # there is nothing to pass on: it only looks
+    check_seams(report, plan.settings.seam_limit)
     target = plan.written_as()
     pixels = PixelHash(b"".join(bytes.fromhex(record.output["pixels"]) for record in records))
     report.output = {"path": str(output), "preview": None, "frames": plan.frames, "pixels_sha256": pixels.hexdigest()}
@@ -263,6 +288,12 @@ def join_plan(
         report.notes.append(finding)
         say(finding)
     return report
+
+
+def check_seams(report: Report, limit: float | None) -> None:
+    """Raises QualityError for a seam above the limit."""
+    for _ in refuse_seams(iter(()), limit, report):
+        pass  # there is nothing to pass on: it only looks
 
 
 def merged(plan: Plan, records: list[Report]) -> Report:

@@ -103,6 +103,7 @@ def write_video(
     nvenc: bool | None = None,
     pipe: str = "nut",
     marked: bool = False,
+    whole: bool | None = None,
 ) -> WriteResult:
     """Writes `frames`, all of one size, each at its own time, with all sound tracks of `audio`, packets unchanged.
 
@@ -112,7 +113,8 @@ def write_video(
     with its first frame at 0, and sound of another file begins with the output and is cut to its length. Without
     `end` sound is never cut at its end. Sound that the container cannot hold is encoded as AAC, which the notes say.
     Frames with an original are written in its format where the codec has it, see `dpe_cli.encoding`.
-    `marked`: as an edited video, see `dpe_cli.marks`.
+    `marked`: as an edited video, see `dpe_cli.marks`. `whole`: these are all pictures that are wanted of a sequence, so
+    that those of an older and longer one go; None: they are without `start` and `end`.
 
     `output` is an .mp4, .mov or .mkv, or pictures like out_%06d.png, numbered from 1 or as those of `info.path`, or
     `-` for standard output. Files appear under their names when all is whole. Raises OutputError, InputError and
@@ -149,7 +151,7 @@ def write_video(
             if marked:
                 _mark(part)
             _check_output(output, overwrite)
-            _publish(part, output, whole=start is None and end is None)
+            _publish(part, output, whole=(start is None and end is None) if whole is None else whole)
     return WriteResult(count, output, (*info.notes, *encoding.notes, *rest.notes, *notes))
 
 
@@ -259,7 +261,7 @@ def _mark(part: Path) -> None:
 def _publish(part: Path, output: Path, whole: bool = True) -> None:
     """Moves what is whole to its name. Raises OutputError if there is nothing.
 
-    Pictures of an older and longer sequence go if this is the `whole` of its source: beside a span they are the rest.
+    Pictures of an older and longer sequence go if this is the `whole`: beside a span they are the rest.
     """
     written = files_of(part)
     if not written:

@@ -279,6 +279,21 @@ def test_the_folders_of_a_template_are_made(folder: Path):
     assert Path("new/exp/talk.mov").exists() and not Path("new/exp/gone").exists()
 
 
+def test_an_id_may_have_folders_of_its_own(folder: Path):
+    assert run(manifest({**TALK, "id": "a/b"}), "--output-template", "z/{id}.mp4").exit_code == 0
+    assert Path("z/a/b.mp4").exists()
+    assert run(manifest({**TALK, "id": "../c"}), "--output-template", "out/{stem}.mp4").exit_code == 0  # not in it
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "s.toml", "out/talk.mp4.dpe.json"])
+def test_a_report_takes_no_file_of_the_batch_s_place(folder: Path, name: str):
+    Path("s.toml").write_text("")
+    listed = manifest({**TALK, "report": name})
+    done = run(listed, "--config", "s.toml", "--overwrite")
+    assert done.exit_code == 8 and results()["talk"]["exit_code"] == 7, results()
+    assert Path("s.toml").read_text() == "" and "talk.mp4" in Path(listed).read_text()
+
+
 # What is wrong is told before anything is started, all of it together
 
 
@@ -301,6 +316,11 @@ def test_the_folders_of_a_template_are_made(folder: Path):
         ([{**TALK, "cost": -1}], ["cost must be a number from 0"]),
         ([{**TALK, "output": "o.mp4"}, {**LONG, "output": "o.mp4"}], ["line 2: o.mp4 is also written by line 1"]),
         ([TALK, {**LONG, "source": "out/talk.mp4"}], ["out/talk.mp4"]),
+        ([{**TALK, "crop_size": 80, "crop-size": 90}], ["line 1: crop-size is there twice"]),
+        ([TALK, {**LONG, "report": "out/talk.mp4.dpe.json"}], ["out/talk.mp4.dpe.json is also written by line 1"]),
+        ([{**LONG, "report": "out/talk.mp4.dpe.json"}, TALK], ["out/talk.mp4.dpe.json is also written by line 1"]),
+        ([{**TALK, "id": "../c"}], ["line 1: the id ../c leads out"]),
+        ([{**TALK, "consent": "r.json"}, {**LONG, "report": "r.json"}], ["r.json, its consent, is written by line 2"]),
         (["# nothing"], ["lists no clip"]),
     ],
 )

@@ -80,6 +80,8 @@ def test_a_flag_may_contradict_a_weaker_layer(folder: Path):
         ("[edti]\ncrf = 2", "there is no setting command edti; is it edit?"),
         ("[edit]\ncrf = 2020-01-01", "edit.crf must be text, a number"),
         ("crf = ", "is no TOML file"),
+        ("crop_size = 80\ncrop-size = 90", "the setting crop-size is there twice"),
+        ("[edit]\ncrop-size = 80\ncrop_size = 90", "the setting edit.crop-size is there twice"),
     ],
 )
 def test_2_for_a_file_with_mistakes(folder: Path, content: str, complaint: str):

@@ -20,6 +20,7 @@ from test_segments import described, pixels, started, wait_for
 from test_speech import babble, write_wave
 
 from dpe_cli import dub
+from dpe_cli.commands.dub import dub as dub_command
 from dpe_cli.dub import DubSettings, Extras, LowerFace, Plan, dub_video, mouth_factors, mouthed, plan_length
 from dpe_cli.errors import InputError, OutputError, UsageError, WeightsError
 from dpe_cli.factors import FORMAT, NAMES, SPACE, Factors, coordinate_projectors, fit_of, write_fit
@@ -28,12 +29,13 @@ from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_INNER
 from dpe_cli.main import cli
 from dpe_cli.models import SpeechConfig, SpeechNets
 from dpe_cli.planner import make_dub_plan
+from dpe_cli.report import Report
 from dpe_cli.request import EditSettings
 from dpe_cli.resume import dub_resumable, work_folder
 from dpe_cli.segment_plan import read_plan
 from dpe_cli.segments import edit_segments, join_plan
 from dpe_cli.speech import RATE, Loudness
-from dpe_cli.speech_motion import read_loudness
+from dpe_cli.speech_motion import load_nets, read_loudness
 from dpe_cli.tracks import read_sound
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames, read_image
 from dpe_cli.weights import digest, find
@@ -441,6 +443,41 @@ def test_options_that_would_do_nothing_are_refused(tmp_path, clip, speech):
             run(clip, speech, tmp_path / "no.mkv", **settings)
     with pytest.raises(UsageError, match="there is no pose style 46"):
         run(portrait, speech, tmp_path / "no.mkv", pose_style=46)
+
+
+def test_a_report_replaces_no_input(tmp_path, clip, speech):
+    (tmp_path / "consent.txt").write_text("I agree.")
+    (tmp_path / "s.toml").write_text("")
+    options = ["dub", "-s", clip, "-a", speech, "-o", tmp_path / "o.mkv", "--overwrite"]
+    options += ["--consent", tmp_path / "consent.txt", "--config", tmp_path / "s.toml"]
+    for name in ("consent.txt", "s.toml", "o.mkv.dpe.json"):
+        done = command(*options, "--report", tmp_path / name)
+        assert done.exit_code == 7 and name in done.stderr, done.stderr
+    assert (tmp_path / "consent.txt").read_text() == "I agree." and not list(tmp_path.glob("o.*"))
+
+
+def test_a_source_that_gives_no_name_needs_one(tmp_path, speech):
+    for number in range(3):
+        write_image(tmp_path / f"in_{number}.png", picture())
+    for begin in (["dub"], ["plan"]):
+        done = command(*begin, "-s", tmp_path / "in_%d.png", "-a", speech)
+        assert done.exit_code == 7 and "gives the output no name; name it with --output" in done.stderr, done.stderr
+    assert not list(tmp_path.glob("*dub*"))
+
+
+@pytest.mark.parametrize("more", [[], ["-q"]])
+def test_nothing_is_said_where_the_video_goes(monkeypatch, commands, clip, speech, more):
+    monkeypatch.setattr(dub, "dub_video", lambda *_, **__: Report())
+    done = command("dub", "-s", clip, "-a", speech, "-o", "-", *more)
+    assert (done.exit_code, done.stdout) == (0, ""), done.stderr
+    for said in (["--json"], ["--progress", "openjd"]):
+        done = command("dub", "-s", clip, "-a", speech, "-o", "-", *said)
+        assert done.exit_code == 2 and "cannot both go to standard output" in done.stderr
+
+
+def test_help_knows_the_pose_styles():
+    option = next(param for param in dub_command.params if param.name == "pose_style")
+    assert (option.type.min, option.type.max) == (0, load_nets().config.styles - 1)
 
 
 # Segments

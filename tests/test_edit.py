@@ -373,6 +373,15 @@ def test_trim_ends_with_the_driving(tmp_path: Path):
     assert report.output["frames"] == len(report.frames) == 4
 
 
+def test_a_trimmed_sequence_leaves_nothing_of_a_longer_one(tmp_path: Path):
+    """Unlike a span that was asked for, beside which the others stay."""
+    source, driving, output = clip(tmp_path / "s.mp4", [True] * 9), clip(tmp_path / "d.mp4", [True] * 4), "o_%02d.png"
+    for settings, count in ({}, 9), ({"start": 0.1, "end": 0.2}, 9), ({"driving_end": "trim"}, 4):
+        chosen = EditSettings(overwrite=True, **settings)
+        edit_video(source, Driving(driving), tmp_path / output, ENGINE, DETECTOR, chosen)
+        assert len(list(tmp_path.glob("o_*.png"))) == count
+
+
 def test_the_preview_shows_source_driving_and_result_in_step(tmp_path: Path):
     source, driving = clip(tmp_path / "s.mp4", [True] * 7), clip(tmp_path / "d.mp4", [True] * 3)
     edit_video(source, Driving(driving), tmp_path / "o.mp4", ENGINE, DETECTOR, preview=tmp_path / "p.mp4")

@@ -289,6 +289,8 @@ def test_temporary_files_lie_in_temp_or_beside_the_output(clips: Path, temp: boo
 def test_a_folder_for_temporary_files_has_to_be_there(clips: Path):
     done = CliRunner().invoke(cli, ["edit", "-s", "-", "-d", "smile.mp4", "-o", "o.mp4", "--temp", "no"], input=b"")
     assert done.exit_code == 7 and "does not exist" in done.stderr
+    assert edit("--temp", "no").exit_code == 7 and not (clips / "out.mp4").exists()  # which needs none
+    assert run("faces", "talk.mp4", "--temp", "no").exit_code == 7
 
 
 # Nothing in a file is run
@@ -597,6 +599,9 @@ def test_an_address_is_fetched_where_that_is_allowed(clips: Path, served: str):
     assert missing.exit_code == 3 and "404" in missing.stderr and len(missing.stderr.splitlines()) == 1
     unnamed = CliRunner().invoke(cli, ["edit", "--allow-network", "-s", source, "-d", "smile.mp4"])
     assert unnamed.exit_code == 2 and "--output" in unnamed.stderr
+    for command in ("dub", "plan"):
+        unnamed = CliRunner().invoke(cli, [command, "--allow-network", "-s", source, "-a", "talk.mp4"])
+        assert unnamed.exit_code == 2 and "--output" in unnamed.stderr, unnamed.stderr
 
 
 def test_an_address_is_for_one_run_alone(clips: Path, served: str):

@@ -216,3 +216,12 @@ def test_what_is_no_report_is_refused(tmp_path: Path):
     (tmp_path / "p.html").write_text("mine")
     with pytest.raises(OutputError, match="--overwrite"):
         write_page(tmp_path / "r.json", tmp_path / "p.html")
+
+
+def test_a_page_does_not_replace_its_report(reported: Path):
+    before = (reported / "report.json").read_bytes()
+    done = CliRunner().invoke(
+        cli, ["report", str(reported / "report.json"), "-o", str(reported / "report.json"), "--overwrite"]
+    )
+    assert done.exit_code == 7 and "is also an input" in done.stderr
+    assert (reported / "report.json").read_bytes() == before

@@ -282,6 +282,73 @@ def test_every_damaged_value_of_a_sidecar_is_told(folder: Path):
     edit("--from", "o.mp4.dpe.json", code=3, command="dub")
 
 
+# What an output replaces
+
+
+def written(*arguments: str, command: str = "edit") -> dict[str, bytes]:
+    """Runs what must be refused; gives the files that are there then."""
+    done = edit(*arguments, code=7, command=command)
+    assert "is also an input" in done.stderr or "is where the sidecar" in done.stderr, done.stderr
+    return {path.name: path.read_bytes() for path in Path().iterdir()}
+
+
+INPUTS = {
+    "curve": "0,1\n1,1\n", "config": "", "consent": "I agree.", "parsing": "p", "landmarker": "l", "enhancer": "e",
+    "face-models": "m", "weights": "w", "c2pa-cert": "c", "c2pa-key": "k",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", INPUTS)
+def test_a_report_replaces_no_input(folder: Path, option: str):
+    (folder / "input").write_text(INPUTS[option])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    options = ["-s", "talk.mp4", "-d", "smile.mp4", "-o", "o.mp4", f"--{option}", "input", "--overwrite"]
+    assert written(*options, "--report", "input") == before
+    assert written(*options, "--preview", "input") == before
+
+
+@pytest.mark.parametrize("option", ["face", "driving-face", "audio", "emotion-driving"])
+def test_no_output_replaces_a_picture_or_a_sound(folder: Path, option: str, make_clip):
+    make_clip("input.mp4", 0.2)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    options = ["-s", "talk.mp4", "-d", "smile.mp4", f"--{option}", "input.mp4", "--overwrite"]
+    assert written(*options, "-o", "input.mp4") == before
+    assert written(*options, "-o", "o.mp4", "--report", "input.mp4") == before
+
+
+def test_a_report_replaces_no_settings_and_no_model_in_a_folder(folder: Path):
+    (folder / "dpe.toml").write_text("")
+    (folder / "models").mkdir()
+    (folder / "models/net.onnx").write_text("n")
+    options = ["-s", "talk.mp4", "-d", "smile.mp4", "-o", "o.mp4", "--face-models", "models", "--overwrite"]
+    for name in ("dpe.toml", "models/net.onnx"):
+        assert f"{name} is also an input" in edit(*options, "--report", name, code=7).stderr
+
+
+def test_a_motion_file_replaces_no_weights(folder: Path):
+    (folder / "w.safetensors").write_text("w")
+    options = ["smile.mp4", "--weights", "w.safetensors", "-o", "w.safetensors", "--overwrite"]
+    edit(*options, code=7, command="extract")
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--resume"], ["--no-sidecar"]])
+def test_a_report_is_not_where_the_sidecar_goes(folder: Path, more: list[str]):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    request = ["-s", "talk.mp4", "-d", "smile.mp4", "-o", "o.mp4", *more]
+    assert written(*request, "--report", "o.mp4.dpe.json") == before
+    (folder / "o.mp4.dpe.json").write_text("I agree.")
+    edit(*request, "--consent", "o.mp4.dpe.json", code=7)
+    assert (folder / "o.mp4.dpe.json").read_text() == "I agree."
+
+
+def test_a_repeated_run_replaces_its_sidecar_only_with_its_own(folder: Path):
+    first = made()
+    edit("--from", "o.mp4.dpe.json", "-o", "again.mp4", "--report", "o.mp4.dpe.json", "--overwrite", code=7)
+    assert json.loads(Path("o.mp4.dpe.json").read_text()) == first
+    edit("--from", "o.mp4.dpe.json", "--overwrite")
+    assert json.loads(Path("o.mp4.dpe.json").read_text())["repeats"]
+
+
 # Consent
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from test_cli import astronaut, run
 from test_control import factors  # noqa: F401 - a fixture
 from test_edit import SKIN, ColourDetector, ColourEngine, clip
@@ -26,7 +27,7 @@ from dpe_cli.control import Control
 from dpe_cli.dub import DubSettings, dub_video
 from dpe_cli.edit import edit_video
 from dpe_cli.engine import Engine
-from dpe_cli.errors import InputError, OutputError, QualityError, WeightsError
+from dpe_cli.errors import InputError, OutputError, QualityError, UsageError, WeightsError
 from dpe_cli.face import make_detector
 from dpe_cli.factors import Factors
 from dpe_cli.jobs import UNIT
@@ -647,3 +648,126 @@ def test_2_for_segments_that_make_no_sense(request_of, tmp_path: Path, stand_ins
     )
     assert [run(*arguments).exit_code for arguments in wrong] == [2] * len(wrong)
     assert run("edit", "--segment", 1, tmp_path / "p.json").exit_code == 3
+
+
+def test_a_plan_takes_no_file_s_place(request_of, tmp_path: Path, stand_ins: None):
+    """Its table lies beside its JSON, and its segments do."""
+    output, options = request_of
+    smile = tmp_path / "smile.safetensors"
+    save_file({"codes": np.zeros(3, np.float32)}, smile)
+    for wanted in (["-d", smile], ["-d", tmp_path / "d.mp4", "--weights", smile]):
+        for more in ([], ["--overwrite"]):
+            request = ["-s", tmp_path / "s.mp4", *wanted, "-o", output, *more]
+            done = run("plan", *request, "--split", 2, "--plan", tmp_path / "smile.json")
+            assert done.exit_code == 7 and "smile.safetensors is also an input" in done.stderr, done.stderr
+    (tmp_path / "other.safetensors").write_text("somebody's")
+    assert run("plan", *options, "--split", 2, "--plan", tmp_path / "other.json").exit_code == 7
+    sidecar = run("plan", *options, "--split", 2, "--plan", f"{output}.dpe.json")
+    assert sidecar.exit_code == 7 and "where the sidecar of" in sidecar.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "d.mp4", "other.safetensors", "s.mp4", "smile.safetensors"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_plan_whose_segments_have_the_name_of_an_input_is_refused(
+    request_of, tmp_path: Path, stand_ins: None, linked: bool
+):
+    source = (tmp_path / "s.mp4").rename(tmp_path / "clip.0000.mp4")
+    if linked:
+        (tmp_path / "s.mp4").symlink_to(source)
+    named = ["-s", tmp_path / "s.mp4" if linked else source, "-d", tmp_path / "d.mp4"]
+    for more in (["-o", tmp_path / "o.mp4"], ["-o", tmp_path / "o.mp4", "--overwrite"]):
+        done = run("plan", *named, *more, "--split", 1, "--plan", tmp_path / "clip.json")
+        assert done.exit_code == 7 and "has the name of a segment" in done.stderr, done.stderr
+    done = run("plan", *named, "-o", tmp_path / "p.0000.mp4", "--split", 1, "--plan", tmp_path / "p.json")
+    assert done.exit_code == 7 and "has the name of a segment" in done.stderr, done.stderr
+    done = run("plan", *named, "-o", tmp_path / "o.mkv", "--split", 1, "--plan", tmp_path / "clip.json")
+    assert done.exit_code == 0, done.stderr  # its segment is clip.0000.mkv
+
+
+@pytest.mark.parametrize("name", ["p.0002.mkv", "p.0002.json"])
+def test_a_segment_takes_no_other_file_s_place(planned: Plan, name: str):
+    there = planned.path.with_name(name)
+    for mine in ("mine", '{"output": {"path": "elsewhere.mkv", "plan": "x", "bytes": 4}}'):
+        there.write_text(mine)
+        with pytest.raises(OutputError, match=f"{name} is no segment of .*p.json; move it away"):
+            edit_segments(planned, 2, 2, MoodyEngine(), ColourDetector())
+        assert there.read_text() == mine
+
+
+def stopped(part: Path, file: Path) -> None:
+    """`os.replace` that never gets to a segment's pictures."""
+    if file.suffix == ".mkv" and not file.parent.name.startswith("."):
+        raise OSError
+    os.rename(part, file)
+
+
+def test_a_segment_of_this_plan_or_an_older_one_is_made_again(planned: Plan, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(segments.os, "replace", stopped)  # at the last moment
+        edit_segments(planned, 1, 1, MoodyEngine(), ColourDetector())
+    assert not planned.video_of(1).exists() and planned.record_of(1).exists()
+    edit_segments(planned, 1, 1, MoodyEngine(), ColourDetector())
+    drivers = Driving(planned.edits.paths[0])
+    arguments = (planned.path, planned.source, drivers, planned.output, MoodyEngine(), ColourDetector())
+    newer = make_plan(*arguments, planned.settings, count=3)
+    edit_segments(newer, 0, 2, MoodyEngine(), ColourDetector())
+    assert join_plan(newer).counts()["frames"] == 30
+
+
+def test_what_is_joined_replaces_nothing_that_belongs_to_it(tmp_path: Path, stand_ins: None):
+    source, smile = moving(tmp_path / "s.mp4", 20), driving(tmp_path / "d.mp4")
+    (tmp_path / "c.csv").write_text("0,1\n9,1\n")
+    plan, settings = tmp_path / "p.json", tmp_path / "x.toml"
+    settings.write_text("")
+    options = ["-s", source, "-d", smile, "--curve", tmp_path / "c.csv", "-o", tmp_path / "o.mp4"]
+    assert run("plan", *options, "--split", 2, "--plan", plan).exit_code == 0
+    assert [run("edit", "--segment", segment, plan).exit_code for segment in (0, 1)] == [0, 0]
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("s.mp4", "d.mp4", "p.0000.mp4"):
+        done = run("join", plan, "-o", tmp_path / name, "--overwrite")
+        assert done.exit_code == 7 and f"{name} is also an input" in done.stderr, done.stderr
+    for name in ("d.mp4", "c.csv", "p.json", "p.safetensors", "p.0001.json", "x.toml"):
+        done = run("join", plan, "--config", settings, "--report", tmp_path / name, "--overwrite")
+        assert done.exit_code == 7 and f"{name} is also an input" in done.stderr, done.stderr
+    done = run("join", plan, "--report", tmp_path / "o.mp4.dpe.json")
+    assert done.exit_code == 7 and "where the sidecar" in done.stderr, done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert run("join", plan).exit_code == 0
+
+
+@pytest.mark.parametrize("option", [["--json"], ["--set", "blink=1"], ["--edit", "x"], ["--fail-if", "seam>1"]])
+def test_what_a_plan_has_decided_is_named_as_it_is_given(tmp_path: Path, option: list[str]):
+    done = run("edit", "--segment", 1, tmp_path / "p.json", *option)
+    assert done.exit_code == 2 and f"the plan has decided {option[0]}: leave it out" in done.stderr
+
+
+def test_a_resumed_run_has_the_limit_of_seams_that_is_asked_for_now(interrupted: Path):
+    with pytest.raises(QualityError, match=r"above 0\.01"):
+        resumed(interrupted, [], seam_limit=0.01)  # the run that was killed had none
+    with pytest.raises(QualityError, match=r"above 0\.02"):
+        resumed(interrupted, [], seam_limit=0.02)
+    assert not (interrupted / "o.mkv").exists()
+    said: list[str] = []
+    report = resumed(interrupted, said, seam_limit=1000.0)
+    assert "4 of 4 segments are there already" in said and report.settings["seam_limit"] == 1000.0
+    assert (interrupted / "o.mkv").exists()
+
+
+def test_a_limit_of_seams_is_looked_at_where_all_is_done(interrupted: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "clear_away", lambda folder: None)
+        resumed(interrupted, [])
+    with pytest.raises(QualityError, match=r"above 0\.01"):
+        resumed(interrupted, [], seam_limit=0.01)
+    resumed(interrupted, [])
+
+
+def test_a_resumed_crop_has_no_seam(tmp_path: Path):
+    moving(tmp_path / "s.mp4", 30)
+    driving(tmp_path / "d.mp4")
+    with pytest.raises(RuntimeError, match="killed"):
+        resumed(tmp_path, [], Failing(2), paste=False)
+    with pytest.raises(UsageError, match="no seam to fail for"):
+        resumed(tmp_path, [], paste=False, seam_limit=1.0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dpe_cli.commands.provenance import reads
 from dpe_cli.commands.shared import (
     FILE,
     FPS,
@@ -45,7 +46,7 @@ def extract(
     from dpe_cli.video import probe
 
     chosen = EditSettings(driving_face=driving_face, overwrite=overwrite, fps=fps)
-    check_output(output, [video], overwrite)
+    check_output(output, [path for _, path in reads(click.get_current_context())], overwrite)
     probe(video, chosen.rate)  # what is wrong with either is known before the networks are loaded
 
     from dpe_cli.engine import Engine
@@ -111,7 +112,7 @@ def faces(
     if output:
         if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise click.UsageError(f"{output} cannot hold a sheet: name a .png or .jpg")
-        check_output(output, [video], overwrite)
+        check_output(output, [path for _, path in reads(click.get_current_context())], overwrite)
     rate = EditSettings(fps=fps).rate
     info, finder = probe(video, rate), make_detector(detector, face_models)
     frames = progress_for(quiet)(read_frames(video, fps=rate), info.n_frames, f"reading {video.name}")

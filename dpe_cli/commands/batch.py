@@ -131,7 +131,7 @@ def batch(
         raise click.exceptions.Exit(SOME_FAILED if len(sound) < len(clips) else 0)
 
     results = results or results_file(manifest, part)
-    if results.resolve() in {manifest.resolve(), *plan.files}:
+    if results.resolve() in plan.files:
         raise OutputError(f"{results} is the list, or a file that one of its clips reads or writes", "name another")
     talk = ["--verbose"] if verbose else ["--quiet"]
     items = [clip.item(skip_existing, claim_timeout, talk) for clip in sound]

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands.edit import Host
-from dpe_cli.commands.provenance import begin_record, ingredients, provenance_options, repeated
+from dpe_cli.commands.provenance import begin_record, ingredients, provenance_options, reads, repeated, sidecar_of
 from dpe_cli.commands.segments import edit_segment, segment_options
 from dpe_cli.commands.shared import (
     FILE,
     SECONDS,
     Command,
     Finite,
+    check_named,
+    check_standard_output,
     check_stays,
     closing_words,
     detector_options,
@@ -28,6 +30,8 @@ from dpe_cli.commands.shared import (
 if TYPE_CHECKING:
     from dpe_cli.dub import DubSettings
     from dpe_cli.report import Report
+
+STYLES = 46  # of the speech networks, which --help must not load
 
 
 @click.command(cls=Command)
@@ -58,7 +62,9 @@ if TYPE_CHECKING:
     metavar="WHICH",
     help="Of a still: keep, generate, or a video or motion file whose head it follows.  [default: generate]",
 )
-@click.option("--pose-style", type=click.IntRange(min=0), default=0, show_default=True, help="Manner of its head.")
+@click.option(
+    "--pose-style", type=click.IntRange(0, STYLES - 1), default=0, show_default=True, help="Manner of its head."
+)
 @click.option(
     "--blink",
     default="",
@@ -105,19 +111,22 @@ def dub(
         return repeated(ctx)
     if resume:
         check_stays(ctx, "--resume")
+    check_standard_output(ctx)
     output, settings = asked_for(ctx)
 
+    from dpe_cli.container import PIPE
     from dpe_cli.dub import check_dub, dub_video
     from dpe_cli.provenance import read_consent
 
     read_consent(consent)
+    others = {"reads": [path for _, path in reads(ctx)], "sidecar": sidecar_of(ctx, output)}
     if resume:
         from dpe_cli.resume import dub_resumable, finished
 
         again = replace(settings.edit, overwrite=settings.edit.overwrite or finished(output) is not None)
-        check_dub(source, audio, output, replace(settings, edit=again), report)
+        check_dub(source, audio, output, replace(settings, edit=again), report, **others)
     else:
-        check_dub(source, audio, output, settings, report)
+        check_dub(source, audio, output, settings, report, **others)
     record = begin_record(ctx, output, lambda: ingredients(ctx))
     say = speaker(quiet)
     host = ctx.ensure_object(Host)
@@ -137,12 +146,16 @@ def dub(
             settings.edit.overwrite, report, say,
         )  # fmt: skip
     say(closing_words(done.summary()))
-    click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
+    if output != PIPE:
+        click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
     return done
 
 
 def asked_for(ctx: click.Context) -> "tuple[Path, DubSettings]":
-    """The output and the settings that the options mean. Raises click.UsageError where they contradict each other."""
+    """The output and the settings that the options mean.
+
+    Raises click.UsageError where they contradict each other, OutputError where the output needs a name.
+    """
     params = ctx.params
     for name, flag in (("source", "-s"), ("audio", "-a")):
         if not params[name]:
@@ -153,7 +166,7 @@ def asked_for(ctx: click.Context) -> "tuple[Path, DubSettings]":
         raise click.UsageError("--still keeps the pose: leave --pose out")
 
     from dpe_cli.dub import DubSettings
-    from dpe_cli.request import EditSettings
+    from dpe_cli.request import EditSettings, check_gives_name
 
     shared, own = (
         {field.name: params[field.name] for field in fields(kind) if field.name in params}
@@ -161,6 +174,9 @@ def asked_for(ctx: click.Context) -> "tuple[Path, DubSettings]":
     )
     shared.pop("audio")  # here it is the speech
     source = params["source"]
+    if not params["output"]:
+        check_named(ctx, source)
+        check_gives_name(source)
     return params["output"] or source.with_name(f"{source.stem}_dub.mp4"), DubSettings(
         **own, edit=EditSettings(**shared)
     )

@@ -12,16 +12,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands.control import control_options, controlled, take_control
-from dpe_cli.commands.provenance import begin_record, ingredients, is_file, provenance_options, repeated
+from dpe_cli.commands.provenance import (
+    begin_record,
+    ingredients,
+    is_file,
+    provenance_options,
+    reads,
+    repeated,
+    sidecar_of,
+)
 from dpe_cli.commands.segments import edit_segment, segment_options
 from dpe_cli.commands.shared import (
     FILE,
     MODES,
-    PROGRESS_META,
     SECONDS,
     Command,
     Finite,
     check_named,
+    check_standard_output,
     check_stays,
     closing_words,
     detector_options,
@@ -253,10 +261,7 @@ def edit(
         raise click.UsageError("--resume cannot go with --preview or with standard input")
     if resume:
         check_stays(ctx, "--resume")
-    if as_json and str(output) == "-":
-        raise click.UsageError("--json and the video cannot both go to standard output")
-    if ctx.meta.get(PROGRESS_META) == "openjd" and str(output) == "-":
-        raise click.UsageError("--progress openjd and the video cannot both go to standard output")
+    check_standard_output(ctx)
     drivers, output, chosen = asked_for(ctx)
 
     from dpe_cli.container import PIPE, spooled
@@ -266,13 +271,14 @@ def edit(
 
     read_consent(consent)
     piped, source = source == PIPE, ctx.with_resource(spooled(source, sys.stdin.buffer, output))
+    others = {"reads": [path for _, path in reads(ctx)], "sidecar": sidecar_of(ctx, output)}
     if resume:
         from dpe_cli.resume import edit_resumable, finished
 
         again = replace(chosen, overwrite=chosen.overwrite or finished(output) is not None)  # it is perhaps our own
-        check_request(source, drivers, output, again, preview, report)
+        check_request(source, drivers, output, again, preview, report, **others)
     else:
-        check_request(source, drivers, output, chosen, preview, report)
+        check_request(source, drivers, output, chosen, preview, report, **others)
 
     record = begin_record(ctx, output, lambda: ingredients(ctx, source if piped else None))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from dpe_cli.commands.provenance import reads
 from dpe_cli.commands.shared import (
     FILE,
     FOLDER,
@@ -59,7 +60,7 @@ def inspect(
     output = output or video.with_name(f"{video.stem}_factors")
     for name in NAMES if sheet else NAMES[:2]:
         if output.is_dir():
-            check_output(output / name, [video], overwrite)
+            check_output(output / name, [path for _, path in reads(click.get_current_context())], overwrite)
     factors = Factors.load(weights)
     if sheet:
         factors.check_fitted()

@@ -128,11 +128,11 @@ def read_layer(file: Path, root: click.Group) -> Layer:
         raise click.UsageError(f"{file} is no TOML file: {error}") from error
     commands = root.commands
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
-    everywhere = {underlined(name): value for name, value in content.items() if name not in tables}
+    everywhere = renamed(file, "", {name: value for name, value in content.items() if name not in tables})
     known = {name for command in commands.values() for name in settings_of(command)}
     check_names(file, "", everywhere, known)
     check_names(file, "command ", tables, commands)
-    tables = {name: {underlined(key): value for key, value in table.items()} for name, table in tables.items()}
+    tables = {name: renamed(file, f"{name}.", table) for name, table in tables.items()}
     for name, table in tables.items():
         check_names(file, f"{name}.", table, settings_of(commands[name]))
         for key, value in table.items():
@@ -142,9 +142,13 @@ def read_layer(file: Path, root: click.Group) -> Layer:
     return Layer(file, everywhere, tables)
 
 
-def underlined(name: str) -> str:
-    """`exp_driving` is `exp-driving` too."""
-    return name.replace("_", "-")
+def renamed(file: Path, before: str, values: dict[str, Any]) -> dict[str, Any]:
+    """`exp_driving` is `exp-driving` too. Raises click.UsageError where both are there."""
+    names = {name.replace("_", "-"): value for name, value in values.items()}
+    for name in names if len(names) < len(values) else ():
+        if sum(name == one.replace("_", "-") for one in values) > 1:
+            raise click.UsageError(f"{file}: the setting {before}{name} is there twice")
+    return names
 
 
 def check_names(file: Path, before: str, names: Iterable[str], known: Iterable[str]) -> None:

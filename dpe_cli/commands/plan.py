@@ -12,7 +12,7 @@ from dpe_cli.commands import edit as editing
 from dpe_cli.commands import layers
 from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import edit
-from dpe_cli.commands.provenance import ingredients
+from dpe_cli.commands.provenance import ingredients, reads, sidecar_of
 from dpe_cli.commands.rows import command_of
 from dpe_cli.commands.shared import FILE, Command, Finite, check_stays, given, print_table, progress_for, speaker
 
@@ -64,7 +64,8 @@ def plan(
 
     from dpe_cli.container import PIPE, spooled
     from dpe_cli.provenance import read_consent
-    from dpe_cli.request import check_output
+    from dpe_cli.request import check_outputs
+    from dpe_cli.segment_plan import TABLE, check_names
 
     read_consent(consent)
     ctx = click.get_current_context()
@@ -73,12 +74,13 @@ def plan(
         from dpe_cli.dub import check_dub as check
 
         (output, chosen), what = dubbing.asked_for(planned), planned.params["audio"]
-        inputs, overwrite = [what, *chosen.files], chosen.edit.overwrite
+        overwrite = chosen.edit.overwrite
     else:
         from dpe_cli.request import check_request as check
 
         what, output, chosen = editing.asked_for(ctx)
-        inputs, overwrite = what.paths, chosen.overwrite
+        overwrite = chosen.overwrite
+    others = {"reads": [path for _, path in reads(ctx)], "sidecar": sidecar_of(ctx, output)}
     if split or every:
         if source == PIPE:
             raise click.UsageError("a plan is for files, not for standard input")
@@ -86,10 +88,11 @@ def plan(
         path = path or output.with_suffix(".plan.json")
         if path.suffix != ".json":
             raise click.UsageError("--plan must end in .json")
-        check_output(path, [source, *inputs], overwrite)
+        check_outputs([output, path, path.with_suffix(TABLE)], others["reads"], overwrite, others["sidecar"])
+        check_names(path, output, [*others["reads"], output])
     if planned.command is edit:
         source = ctx.with_resource(spooled(source, sys.stdin.buffer, output))
-    check(source, what, output, chosen)
+    check(source, what, output, chosen, **others)
 
     from dpe_cli.engine import Engine
     from dpe_cli.face import make_detector
@@ -135,7 +138,7 @@ def of_command(ctx: click.Context) -> click.Context:
     for param in named:
         if given(ctx, param.name) and param.name not in (*own, *ITS_OWN):
             raise click.UsageError(f"dpe {command.name} has no option --{layers.long_name(param)}")
-    planned = click.Context(command)
+    planned = click.Context(command, parent=ctx)  # for what came from the network is known there
     planned.params = {param.name: ctx.params.get(param.name) for param in command.params if param.expose_value}
     if command is dub:
         speech = next(param for param in dub.params if param.name == "audio")

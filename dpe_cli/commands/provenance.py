@@ -1,14 +1,17 @@
 """What edit, dub, join and batch say of where an output comes from: options, sidecars, consent, repeated runs."""
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpe_cli.commands.shared import FILE, given
-from dpe_cli.errors import InputError, OutputError
+from dpe_cli.commands import layers
+from dpe_cli.commands.shared import FILE, WRITTEN, given
+from dpe_cli.errors import InputError, OutputError, WeightsError
 
 if TYPE_CHECKING:
     from dpe_cli.report import Report
@@ -76,6 +79,42 @@ def is_file(option: str, word: Any) -> bool:
         return False
     number = "face" in option and word.removeprefix("track:").isdecimal()
     return not number and Path(word).is_file()
+
+
+def reads(context: click.Context) -> Iterator[tuple[str, Path]]:
+    """All files that a command was given to read, by what they are to it, for no output may take the place of one.
+
+    Weights, files of settings, the sidecar of --from and each model in a folder of them are among them.
+    """
+    from dpe_cli.weights import find
+
+    params, above = context.params, context.parent.params if context.parent else {}
+    found = list(inputs_of(context).items())
+    found += [(name, value) for name, value in params.items() if isinstance(value, Path) and name not in WRITTEN]
+    if above.get("from_file"):
+        found.append(("sidecar", above["from_file"]))
+    if "weights" in params:
+        with contextlib.suppress(WeightsError):  # which is told when they are loaded
+            found.append(("weights", find(params["weights"])))
+    found += [("settings", layer.file) for layer in layers.files_read(context)]
+    if models := params.get("face_models"):
+        found += [("model", Path(folder, file)) for folder, _, files in os.walk(models) for file in files]
+    yield from dict.fromkeys(found)
+
+
+def sidecar_of(context: click.Context, output: Path) -> Path | None:
+    """Where the sidecar of an output goes, or is removed from; None where that is no harm.
+
+    A run that is repeated may take its own sidecar's place.
+    """
+    from dpe_cli.container import PIPE
+    from dpe_cli.ledger import can_be_marked, marker_of
+
+    if output == PIPE or not can_be_marked(output):
+        return None
+    again = context.parent.params.get("from_file") if context.parent else None
+    marker = marker_of(output)
+    return None if again and again.resolve() == marker.resolve() else marker
 
 
 def networks_of(context: click.Context, weights: Path) -> dict[str, Path]:

@@ -17,7 +17,7 @@ from dpe_cli.commands import dub as dubbing
 from dpe_cli.commands import layers
 from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import asked_for, edit, read_request
-from dpe_cli.commands.provenance import inputs_of
+from dpe_cli.commands.provenance import reads, sidecar_of
 from dpe_cli.commands.shared import LIMITS, Failure
 from dpe_cli.commands.worker import Work
 from dpe_cli.errors import DPEError
@@ -72,7 +72,8 @@ class Planner:
     def __init__(self, ctx: click.Context, manifest: Path, common: list[str], template: str | None, skip: bool):
         self.manifest, self.common, self.template, self.skip = manifest, common, template, skip
         self.defaults = {command.name: layers.values_for(ctx, command) for command in (edit, dub)}
-        self.files: set[Path] = set()  # that the clips read or write, by their real names
+        self.read = [manifest, *(layer.file for layer in layers.files_read(ctx))]  # for all clips
+        self.files = {path.resolve() for path in self.read}  # that are read or written, by their real names
         self.folders: set[Path] = set()  # of outputs by the template
 
     def clips(self, rows: list["Row"], shard: "Shard | None") -> list[Clip]:
@@ -98,7 +99,8 @@ class Planner:
         refuse(self.manifest, [*problems, *collisions(clips, contexts)])
         for clip in clips:
             context = contexts[clip.row.id]
-            self.files |= {path.resolve() for path in (*inputs_of(context).values(), *outputs_of(clip, context))}
+            read = (path for _, path in reads(context))
+            self.files |= {path.resolve() for path in (*read, *outputs_of(clip, context))}
         if early:
             return clips
         return divide(clips, (clip.cost for clip in clips), (clip.row.id for clip in clips), count)[index]
@@ -138,9 +140,12 @@ class Planner:
         filled = functools.partial(
             fill, id=row.id, stem=source.stem, parent=str(source.parent), driving=driving, mode=mode, line=row.line
         )
+        output = filled(self.template)
+        if ".." in Path(row.id).parts and output != filled(self.template, id="x"):
+            raise click.UsageError(f"the id {row.id} leads out of the folders of --output-template")
         if source.parent.is_dir():  # not that of a source that is not there
-            self.folders.add(Path(filled(os.path.dirname(self.template))))
-        return filled(self.template)
+            self.folders.add(Path(output).parent)  # an id has perhaps folders of its own
+        return output
 
     def check(self, clip: Clip, context: click.Context, problems: list[str]) -> None:
         """Finds out what would make the clip fail at once, what it costs, and its output.
@@ -152,7 +157,7 @@ class Planner:
         try:
             with context:
                 look = look_at_dub if clip.command is dub else look_at_edit
-                clip.output, cost, early_check = look(context)
+                clip.output, cost, early_check = look(context, self.read)
             clip.arguments.append(f"--output={clip.output}")
             if clip.row.cost is None:  # before anything that depends on what other shards have done meanwhile
                 clip.cost = cost()
@@ -218,21 +223,24 @@ def row_arguments(row: "Row", command: click.Command, problems: list[str]) -> li
 Look = tuple[Path, Callable[[], float], Callable[[bool], object]]  # output, cost, check; given whether it may exist
 
 
-def look_at_edit(context: click.Context) -> Look:
-    """What a row of an edit comes to. Raises click.UsageError, InputError."""
+def look_at_edit(context: click.Context, read: list[Path]) -> Look:
+    """What a row of an edit comes to; `read` are files that it may not replace. Raises click.UsageError, InputError."""
     from dpe_cli.request import check_request
 
     params, (drivers, output, chosen) = context.params, asked_for(context)
 
     def early_check(again: bool) -> None:
         settings = replace(chosen, overwrite=chosen.overwrite or again)
-        check_request(params["source"], drivers, output, settings, params["preview"], params["report"])
+        check_request(
+            params["source"], drivers, output, settings, params["preview"], params["report"],
+            reads=[*read, *(path for _, path in reads(context))], sidecar=sidecar_of(context, output),
+        )  # fmt: skip
 
     return output, lambda: cost_of(params["source"], drivers, chosen), early_check
 
 
-def look_at_dub(context: click.Context) -> Look:
-    """What a row of a dub comes to. Raises click.UsageError, InputError."""
+def look_at_dub(context: click.Context, read: list[Path]) -> Look:
+    """The same of a dub."""
     from dpe_cli.dub import check_dub
 
     source, audio, report = (context.params[name] for name in ("source", "audio", "report"))
@@ -240,7 +248,10 @@ def look_at_dub(context: click.Context) -> Look:
 
     def early_check(again: bool) -> None:
         chosen = replace(settings.edit, overwrite=settings.edit.overwrite or again)
-        check_dub(source, audio, output, replace(settings, edit=chosen), report)
+        check_dub(
+            source, audio, output, replace(settings, edit=chosen), report,
+            reads=[*read, *(path for _, path in reads(context))], sidecar=sidecar_of(context, output),
+        )  # fmt: skip
 
     return output, lambda: dub_cost(source, audio), early_check
 
@@ -273,20 +284,25 @@ def cost_of(source: Path, drivers: "Driving | Edits", settings: "EditSettings") 
 
 
 def outputs_of(clip: Clip, context: click.Context) -> list[Path]:
-    """The files that a clip writes."""
-    return [path for path in (clip.output, context.params.get("preview"), context.params["report"]) if path]
+    """The files that a clip writes, the sidecar last."""
+    sidecar = clip.output and sidecar_of(context, clip.output)
+    return [path for path in (clip.output, context.params.get("preview"), context.params["report"], sidecar) if path]
 
 
 def collisions(clips: Iterable[Clip], contexts: dict[str, click.Context]) -> Iterator[str]:
     """Outputs that two rows would write, or one would write while another reads it."""
     writers: dict[Path, Row] = {}
+    sidecars: set[Path] = set()
     for clip in clips:
-        for path in outputs_of(clip, contexts[clip.row.id]):
+        context = contexts[clip.row.id]
+        sidecar = clip.output and sidecar_of(context, clip.output)
+        for path in outputs_of(clip, context):
             other = writers.setdefault(path.resolve(), clip.row)
-            if other is not clip.row:
+            if other is not clip.row and not (path == sidecar and path.resolve() in sidecars):  # as the outputs are
                 yield f"line {clip.row.line}: {path} is also written by line {other.line}"
+        sidecars |= {sidecar.resolve()} if sidecar else set()
     for clip in clips:
-        for role, path in inputs_of(contexts[clip.row.id]).items():
+        for role, path in reads(contexts[clip.row.id]):
             other = writers.get(path.resolve())
             if other and other is not clip.row:
                 yield f"line {clip.row.line}: {path}, its {role}, is written by line {other.line}: run that one first"

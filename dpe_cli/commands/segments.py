@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpe_cli.commands.provenance import begin_record, signing_options
+from dpe_cli.commands import layers
+from dpe_cli.commands.provenance import begin_record, reads, sidecar_of, signing_options
 from dpe_cli.commands.shared import (
     FETCHED,
     FILE,
@@ -51,9 +52,10 @@ def edit_segment(
         raise click.UsageError(f"a segment needs its number and its plan: dpe {command} --segment 3 talk.plan.json")
     if path in ctx.meta.get(FETCHED, ()):
         raise click.UsageError("segments lie beside their plan: download it, and the .safetensors beside it")
-    decided = [name for name in ctx.params if name not in OF_THE_MACHINE and given(ctx, name)]
+    decided = [param for param in ctx.command.params if param.name not in OF_THE_MACHINE and given(ctx, param.name)]
+    decided = [param for param in decided if param.expose_value]  # limits and --progress are the process's
     if decided:
-        raise click.UsageError(f"the plan has decided --{decided[0].replace('_', '-')}: leave it out")
+        raise click.UsageError(f"the plan has decided --{layers.long_name(decided[0])}: leave it out")
 
     from dpe_cli.provenance import check_planned_consent
     from dpe_cli.segment_plan import read_plan
@@ -111,7 +113,8 @@ def join(
     output = output or read.output
     if output.suffix.lower() != read.output.suffix.lower():
         raise click.UsageError(f"the segments are {read.output.suffix}: name such an output, or plan anew")
-    check_outputs([output, report] if report else [output], [read.source, plan], overwrite)
+    inputs = [*read.files, *(path for _, path in reads(ctx))]
+    check_outputs([output, report] if report else [output], inputs, overwrite, sidecar_of(ctx, output))
     record = begin_record(ctx, output, lambda: read.asked["made_of"])
 
     def ready(part: Path, whole: "Report") -> None:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import click
 
 from dpe_cli.commands import layers
-from dpe_cli.errors import DPEError, InputError
+from dpe_cli.errors import DPEError, InputError, OutputError
 from dpe_cli.limits import MAX_PIXELS, limits, set_limits
 
 MODES = ("exp", "pose", "both")
@@ -95,6 +95,14 @@ def check_named(ctx: click.Context, source: Path) -> None:
     """Raises click.UsageError for a source from the network: what is made of it has no place beside it."""
     if source in ctx.meta.get(FETCHED, ()):
         raise click.UsageError("an address gives the output no name: give --output")
+
+
+def check_standard_output(ctx: click.Context) -> None:
+    """Raises click.UsageError for text that would go where the video goes."""
+    said = ["--json"] if ctx.params["as_json"] else []
+    said += ["--progress openjd"] if ctx.meta.get(PROGRESS_META) == "openjd" else []
+    if said and str(ctx.params["output"]) == "-":
+        raise click.UsageError(f"{said[0]} and the video cannot both go to standard output")
 
 
 def check_stays(ctx: click.Context, what: str) -> None:
@@ -270,6 +278,9 @@ def limit_options(function: Callable) -> Callable:
     def keep(field: str, unit: int = 1) -> Callable:
         def callback(ctx: click.Context, param: click.Parameter, value: Any) -> None:
             value = value * unit if type(value) is int else value
+            if isinstance(value, Path) and not value.is_dir():
+                error = OutputError(f"the folder {value} does not exist", "make it or name another")
+                raise Failure(str(error), error.exit_code)
             set_limits(replace(limits(), **{field: value}))
 
         return callback
