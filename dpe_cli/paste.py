@@ -18,6 +18,7 @@ from dpe_cli.crop import crop_matrix, cut, gaussian_mask, levels, paste_back, re
 from dpe_cli.detail import EASED, beyond, eased, keep_detail, to_levels
 from dpe_cli.errors import UsageError
 from dpe_cli.face import Box, FaceDetector, Measured, connected
+from dpe_cli.grain import CALM_MASK, with_grain
 from dpe_cli.landmarks import Landmarker
 from dpe_cli.masks import POINTS_SECONDS, REACH, Landmarks, MaskMaker, Steady
 from dpe_cli.plugs import Enhancer, FaceParser
@@ -88,6 +89,9 @@ class Placed:
         if self.detail:
             picture, kept, carried = keep_detail(picture, self.crop, self.where)
         result = paste_back(self.rgb, picture, self.mask, self.to_crop, self.crop, kept, carried)
+        if self.detail:
+            lacking = self.mask * np.clip(1 - kept - (0 if carried is None else carried.share), 0, 1)
+            result = with_grain(result, self.rgb, self.crop, lacking, kept * (self.mask > CALM_MASK), self.to_crop)
         return Pasted(result, self.edge.seam(self.rgb, result, self.to_crop))
 
 

@@ -185,6 +185,7 @@ MAY_IMPORT = {
         "landmarks",
         "errors",
         "colours",
+        "grain",
     },
     "regions": {
         "landmark_net",
@@ -503,6 +504,7 @@ MAY_IMPORT = {
         "recipe",
     },
     "colours": set(),
+    "grain": set(),
     "main": {"commands"},
 }
 KNOW_FFMPEG = {"video", "muxer", "writer", "container", "planes", "tracks", "doctor"}  # doctor looks at every package

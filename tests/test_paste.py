@@ -295,6 +295,21 @@ def test_a_crop_that_is_bent_everywhere_comes_to_rest_at_its_border():
     assert not np.array_equal(paster().paste(rgb, box, crop, face, 0.0, 0, partly).rgb, done.rgb)
 
 
+@pytest.mark.parametrize("noise", [0, 10])
+def test_what_is_drawn_anew_has_the_grain_of_its_frame(noise: int):
+    box, size = Box(100, 100, 356, 356), 256
+    rgb = np.clip(140 + noise * np.random.default_rng(0).standard_normal((480, 480, 3)), 0, 255).astype(np.uint8)
+    crop, _ = cut(rgb, box, size)
+    face = crop.copy()
+    face[100:160, 100:160] = (200, 100, 100)  # smooth
+    done = Paster(MaskMaker("gaussian", size), colour_match=False).paste(rgb, box, crop, face, 0.0).rgb
+    drawn = done[210:250, 210:250].astype(float)
+    np.testing.assert_allclose(drawn.mean((0, 1)), (200, 100, 100), atol=1.5)
+    assert drawn.std((0, 1)).mean() == pytest.approx(noise, abs=0.3 * noise)
+    plain = Paster(MaskMaker("gaussian", size), colour_match=False, detail=False).paste(rgb, box, crop, face, 0.0).rgb
+    assert plain[210:250, 210:250].std((0, 1)).mean() < 1
+
+
 def test_what_a_moved_head_asks_for_outside_of_its_crop_is_the_frames():
     rgb, box = portrait(1024), head(1024)
     crop, _ = cut(rgb, box, SIZE)
