@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -127,6 +128,32 @@ def test_frames_without_a_face_pass_bit_for_bit_and_in_order():
         assert before.time == after.time
     assert [fate.fate for fate in report.frames] == ["edited" if face else "passed" for face in faces]
     assert report.counts() == {"frames": 7, "edited": 3, "passed": 4, "reasons": {"no face": 4}}
+
+
+def test_lanes_end_when_their_threads_are_done_also_where_the_caller_stops_early():
+    """The end of lanes changes how many threads torch has, in which those of a lane may be."""
+    running, seen = [], []
+
+    class Slow(ColourEngine):
+        def edit(self, *arguments: np.ndarray | None) -> np.ndarray:
+            running.append(1)
+            time.sleep(0.1)
+            running.pop()
+            return super().edit(*arguments)
+
+    class TwoLanes(ColourEngine):
+        @contextlib.contextmanager
+        def lanes(self) -> Iterator[list[ColourEngine]]:
+            try:
+                yield [Slow(2), Slow(2)]
+            finally:
+                seen.append(len(running))
+
+    jobs = plan_jobs(boxed([True] * 20), {Path("d"): driver([[1, 2, 3]])}, Driving(Path("d")), EditSettings(), {}, None)
+    frames = run_jobs(jobs, TwoLanes(2), paster(), Report())
+    next(frames)
+    frames.close()
+    assert seen == [0]
 
 
 @pytest.mark.parametrize("pasted", [True, False])

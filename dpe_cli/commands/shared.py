@@ -22,13 +22,12 @@ from typing import Any, NoReturn
 import click
 
 from dpe_cli.commands import layers
+from dpe_cli.commands.entry import INTERRUPTED, INTERRUPTED_WORDS, STOPPED
 from dpe_cli.errors import DPEError, InputError
 from dpe_cli.limits import MAX_PIXELS, limits, set_limits
 
 MODES = ("exp", "pose", "both")
 LIMITS = ("allow-network", "max-pixels", "max-seconds", "max-size", "temp")
-INTERRUPTED = 130
-STOPPED = 75  # by SIGTERM; can be resumed
 STOP_SECONDS = 8.0
 STOP_WORDS = "Stopped: nothing was left under the output's name"
 STOP_RESUMED = "a run with --resume goes on where it was"
@@ -168,8 +167,7 @@ class Command(click.Command):
         except DPEError as error:
             raise Failure(str(error), error.exit_code) from error
         except KeyboardInterrupt:
-            click.echo("Interrupted: nothing was left half-written", err=True)
-            raise click.exceptions.Exit(INTERRUPTED) from None
+            tell_interrupted()
         except MemoryError as error:
             raise Failure(MEMORY_WORDS, OUT_OF_MEMORY) from error
         except Exception as error:
@@ -238,6 +236,12 @@ def tell_stopped(ctx: click.Context) -> NoReturn:
     raise click.exceptions.Exit(STOPPED)
 
 
+def tell_interrupted() -> NoReturn:
+    """Answers Ctrl-C. Raises Exit."""
+    click.echo(INTERRUPTED_WORDS, err=True)
+    raise click.exceptions.Exit(INTERRUPTED) from None
+
+
 def end_now(ctx: click.Context) -> None:
     """Ends the process where clearing away takes too long: after ten seconds a scheduler would kill it."""
     click.echo(stop_words(ctx), err=True)
@@ -249,6 +253,18 @@ class Cli(click.Group):
 
     command_class = Command
     group_class = type
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except KeyboardInterrupt:
+            tell_interrupted()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # while options were read, which for click is its code 1
+            tell_interrupted()
 
 
 def shared_options(function: Callable) -> Callable:
