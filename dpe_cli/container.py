@@ -94,14 +94,16 @@ FETCH_SECONDS = 30.0  # of silence on the network
 
 
 @contextlib.contextmanager
-def spooled(path: Path, standard_input: BinaryIO, output: Path = PIPE) -> Iterator[Path]:
+def spooled(path: Path, standard_input: BinaryIO | None, output: Path = PIPE) -> Iterator[Path]:
     """`path`, or for `-` a temporary file of what comes in: an edit reads its source more than once.
 
-    Raises InputError, OutputError if there is no place for it.
+    `standard_input` is None where it is closed. Raises InputError, OutputError if there is no place for it.
     """
     if path != PIPE:
         yield path
         return
+    if standard_input is None:
+        raise InputError("standard input is closed", "send the source there, or name a file")
     with scratch(output) as folder:
         file, most = folder / "standard-input", limits().size
         try:

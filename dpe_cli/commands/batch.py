@@ -10,7 +10,17 @@ import click
 
 from dpe_cli.commands.display import display, show_outcomes
 from dpe_cli.commands.rows import Planner, print_all
-from dpe_cli.commands.shared import FILE, INTERRUPTED, STOPPED, Command, Finite, progress_kind, progress_option, speaker
+from dpe_cli.commands.shared import (
+    FILE,
+    INTERRUPTED,
+    STOPPED,
+    Command,
+    Finite,
+    progress_kind,
+    progress_option,
+    speaker,
+    tell_result,
+)
 from dpe_cli.commands.worker import make_worker
 from dpe_cli.errors import OutputError
 
@@ -155,7 +165,7 @@ def batch(
     if not quiet:
         show_outcomes(outcomes)
         say(", ".join(f"{number} {status}" for status, number in counted(outcomes).items()) or "nothing to do")
-    click.echo(results)
+    tell_result(results, results)
     if any(outcome.status not in ("done", "skipped") for outcome in outcomes):
         raise click.exceptions.Exit(SOME_FAILED)
 

@@ -23,6 +23,7 @@ from dpe_cli.commands.shared import (
     report_options,
     shared_options,
     speaker,
+    tell_result,
 )
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def dub(
             settings.edit.overwrite, report, say,
         )  # fmt: skip
     say(closing_words(done.summary()))
-    click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
+    tell_result(json.dumps(done.summary(), indent=1, default=str) if as_json else output, output)
     return done
 
 

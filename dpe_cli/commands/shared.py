@@ -23,7 +23,7 @@ import click
 
 from dpe_cli.commands import layers
 from dpe_cli.commands.entry import INTERRUPTED, INTERRUPTED_WORDS, STOPPED
-from dpe_cli.errors import DPEError, InputError
+from dpe_cli.errors import DPEError, InputError, OutputError
 from dpe_cli.limits import MAX_PIXELS, limits, set_limits
 
 MODES = ("exp", "pose", "both")
@@ -41,6 +41,7 @@ LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 MACHINE_SECONDS = 1.0  # between two lines for a program
 PROGRESS = ("auto", "bar", "plain", "json", "openjd", "none")
 PROGRESS_META = "dpe.progress"  # the choice, in the `meta` that all contexts of a run share
+SPOOLED = "dpe.spooled"  # the file that standard input went to, in the `meta` that all contexts of a run share
 FETCHED = "dpe.fetched"  # files that came from the network, in the `meta` that all contexts of a run share
 WRITTEN = ("output", "report", "preview", "results", "path")  # parameters that are no inputs
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -100,6 +101,25 @@ def check_stays(ctx: click.Context, what: str) -> None:
     """Raises click.UsageError for an input from the network: `what` is for later runs, for which it is not there."""
     if ctx.meta.get(FETCHED):
         raise click.UsageError(f"{what} cannot go with an address, whose file goes when the command ends: download it")
+
+
+def from_pipe(ctx: click.Context, source: Path, output: Path) -> Path:
+    """`source`, or for `-` a temporary file of what standard input gives, which is called so in all that is said.
+
+    Raises what `container.spooled` does.
+    """
+    from dpe_cli.container import spooled
+
+    file = ctx.with_resource(spooled(source, getattr(sys.stdin, "buffer", None), output))
+    if file != source:
+        ctx.meta[SPOOLED] = file
+    return file
+
+
+def as_known(ctx: click.Context | None, words: str) -> str:
+    """The same with what the user knows standard input by, see `from_pipe`."""
+    file = ctx.meta.get(SPOOLED) if ctx else None
+    return words.replace(str(file), "standard input") if file else words
 
 
 class Failure(click.ClickException):
@@ -165,7 +185,7 @@ class Command(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except DPEError as error:
-            raise Failure(str(error), error.exit_code) from error
+            raise Failure(as_known(ctx, str(error)), error.exit_code) from error
         except KeyboardInterrupt:
             tell_interrupted()
         except MemoryError as error:
@@ -192,6 +212,17 @@ def nobody_reads() -> bool:
     except OSError:  # it is no file
         return False
     return bool(asked.poll(0))  # nothing was asked for: errors are always told
+
+
+def tell_result(words: str | Path, result: Path | str) -> None:
+    """Says on standard output what a command has made. Raises OutputError where it cannot, which says it too."""
+    try:
+        click.echo(words)
+    except BrokenPipeError:  # nobody reads: see `Command`
+        raise
+    except OSError as error:
+        problem = f"standard output cannot be written: {error.strerror}"
+        raise OutputError(problem, f"all else is done: the result is {result}") from error
 
 
 class Stopped(BaseException):
@@ -413,7 +444,8 @@ def given(ctx: click.Context, option: str) -> bool:
 
 def speaker(quiet: bool) -> Callable[[str], None]:
     """What remarks are said with: lines on stderr, or nothing."""
-    return (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
+    ctx = click.get_current_context(silent=True)  # here, for it is of this thread
+    return (lambda message: None) if quiet else (lambda message: click.echo(as_known(ctx, message), err=True))
 
 
 def print_table(title: str, rows: list[dict[str, Any]], stderr: bool = False) -> None:
