@@ -4,7 +4,6 @@ The time and the pixels of frames are those of `video.py`.
 """
 
 import contextlib
-import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,11 +19,13 @@ import ffmpeg
 import numpy as np
 
 from dpe_cli.container import (
+    NO_ROOM,
     PIPE,
     clock_zero,
     files_of,
     input_options,
     is_sequence,
+    no_room,
     opened,
     picture_numbers,
 )
@@ -32,7 +33,7 @@ from dpe_cli.encoding import Wish, check_encoding, container_of, plan_encoding
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.limits import hidden_folder, scratch
 from dpe_cli.marks import mark_file, marked_picture, marked_tags
-from dpe_cli.muxer import Name, encode, encode_command, failure, ffmpeg_exe, output_command, run_ffmpeg
+from dpe_cli.muxer import Name, encode, encode_command, failure, ffmpeg_exe, output_command, run_ffmpeg, words_of
 from dpe_cli.planes import Layout
 from dpe_cli.tracks import LEAD, Carried, Track, audio_codecs, carried, sound_tracks, unknown_sound_of
 from dpe_cli.video import FULL_RANGE, Frame, VideoInfo, to_seconds
@@ -181,8 +182,8 @@ def write_speech(
     written = written.global_args("-copyts", "-v", "error")
     done = subprocess.run(written.compile(cmd=ffmpeg_exe()), capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        log = done.stderr.decode(errors="replace")
-        if "No space left" in log:
+        log = words_of(done.stderr, done.returncode)
+        if no_room(log):
             raise failure(log, path)
         words = (log.splitlines() or ["it gave no reason"])[0]
         raise InputError(f"the sound of {speech} cannot be cut or mixed: {words}", "convert it to .wav")
@@ -407,8 +408,7 @@ def _concatenate(
                         number += 1
                 base += len(ranks)
     except av.FFmpegError as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        remedy = "free some space on that disk" if full else "make the segments anew"
+        remedy = NO_ROOM.get(error.errno, "make the segments anew")
         raise OutputError(f"the segments cannot be joined: {error.strerror}", remedy) from error
     return None if shape == 1 else shape * copy.codec_context.width / copy.codec_context.height
 
