@@ -365,6 +365,26 @@ def test_a_span_of_a_still_is_said_to_mean_nothing(tmp_path: Path):
     assert [("portrait.png is a picture" in line, "mean nothing" in line) for line in said] == [(True, True)] * 2
 
 
+def test_an_encoding_of_a_picture_and_a_pipe_of_a_file_are_said_to_mean_nothing(tmp_path: Path):
+    write_image(tmp_path / "s.png", picture())
+    write_image(tmp_path / "d.png", picture(colour=(80, 200, 0)))
+    cases = {
+        "s.png": (EditSettings(codec="h264", nvenc=False), "videos have --codec, --[no-]nvenc: that means nothing"),
+        "d.png": (EditSettings(pipe="y4m"), "is a file: it means nothing"),
+        "none": (EditSettings(), None),
+    }
+    for name, (settings, words) in cases.items():
+        said: list[str] = []
+        source, output = tmp_path / "s.png", tmp_path / f"o-{name}.png"
+        edit_video(source, Driving(tmp_path / "d.png"), output, ENGINE, DETECTOR, settings, say=said.append)
+        assert [words in line for line in said] == [True] if words else said == []
+    said = []
+    video = clip(tmp_path / "v.mp4", [True] * 2)
+    chosen = EditSettings(pipe="y4m", codec="h264")
+    edit_video(video, Driving(tmp_path / "d.png"), tmp_path / "o.mp4", ENGINE, DETECTOR, chosen, say=said.append)
+    assert [line.startswith("--pipe is the format") for line in said] == [True]
+
+
 def test_a_still_driving_is_a_fixed_expression_whatever_its_end(tmp_path: Path):
     source = clip(tmp_path / "s.mp4", [True] * 5)
     write_image(tmp_path / "smile.png", picture(colour=(80, 200, 0)))
