@@ -316,6 +316,20 @@ def test_75_for_sigterm_says_whether_it_can_go_on(
     assert code == 75 and line.endswith(words)
 
 
+def test_the_timer_of_a_stop_has_ended_with_it(clips: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else it may be killed by the end of Python, which C++ takes for a reason to abort."""
+
+    class Slow(threading.Timer):
+        def run(self) -> None:
+            super().run()
+            time.sleep(0.3)
+
+    monkeypatch.setattr(shared.threading, "Timer", Slow)
+    monkeypatch.setattr(ColourEngine, "edit", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert edit(clips).exit_code == 75
+    assert not any(isinstance(thread, Slow) for thread in threading.enumerate())
+
+
 def test_130_for_ctrl_c_and_nothing_is_left(clips: Path, monkeypatch: pytest.MonkeyPatch):
     fails(monkeypatch, KeyboardInterrupt())
     before = sorted(clips.iterdir())

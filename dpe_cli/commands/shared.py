@@ -250,6 +250,8 @@ def stopping(ctx: click.Context) -> Iterator[threading.Event]:
         yield came
     finally:
         late.cancel()
+        if late.ident is not None:
+            late.join()  # a thread that meets the end of Python may abort it
         signal.signal(signal.SIGTERM, before)
 
 
