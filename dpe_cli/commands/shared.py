@@ -29,6 +29,7 @@ from dpe_cli.limits import MAX_PIXELS, limits, set_limits
 MODES = ("exp", "pose", "both")
 LIMITS = ("allow-network", "max-pixels", "max-seconds", "max-size", "temp")
 STOP_SECONDS = 8.0
+AGAIN_SECONDS = 0.02  # until a signal that was lost is sent again
 STOP_WORDS = "Stopped: nothing was left under the output's name"
 STOP_RESUMED = "a run with --resume goes on where it was"
 STOP_ANEW = "it ran without --resume, the next run begins anew"
@@ -238,21 +239,67 @@ def stopping(ctx: click.Context) -> Iterator[threading.Event]:
         yield came  # signals are not for others
         return
 
+    lost = threading.Event()
+
     def stop(*_: Any) -> None:
         if not came.is_set():
             came.set()
             late.start()
-            raise Stopped
+        elif not lost.is_set():
+            return
+        lost.clear()
+        raise Stopped
 
     before = signal.getsignal(signal.SIGTERM)
     try:  # a signal may come as soon as it is heeded
         signal.signal(signal.SIGTERM, stop)
-        yield came
+        with heard_again({Stopped: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}, lost):
+            yield came
     finally:
         late.cancel()
         if late.ident is not None:
             late.join()  # a thread that meets the end of Python may abort it
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def heard_again(signals: dict[type[BaseException], int], lost: threading.Event) -> Iterator[None]:
+    """Sends a signal again whose exception met a place that cannot pass one on, as PyAV's call of a file's `write`.
+
+    `lost` is set before, for a handler to know it from further signals.
+    """
+    printed, told, timers = sys.excepthook, sys.unraisablehook, []
+
+    def quiet(kind: type[BaseException], *rest: Any) -> None:  # Cython prints it before it tells us
+        if kind not in signals:
+            printed(kind, *rest)
+
+    def hook(unraisable: Any) -> None:
+        number = signals.get(unraisable.exc_type)
+        if number is None:
+            told(unraisable)
+            return
+        lost.set()
+        timers.append(threading.Timer(AGAIN_SECONDS, send, [number]))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    sys.excepthook, sys.unraisablehook = quiet, hook
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = printed, told
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+
+
+def send(number: int) -> None:
+    """Sends a signal to the main thread of this process."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident, number)
+    else:
+        signal.raise_signal(number)
 
 
 def stop_words(ctx: click.Context) -> str:
