@@ -1,6 +1,6 @@
 """`python -m dpe_cli` is `dpe`."""
 
-from dpe_cli.main import cli
+from dpe_cli.commands.entry import run
 
 if __name__ == "__main__":
-    cli(prog_name="dpe")
+    run()

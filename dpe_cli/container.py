@@ -32,6 +32,13 @@ from dpe_cli.limits import (
     scratch,
 )
 
+NO_ROOM = {  # why a disk takes no more -> what helps
+    getattr(errno, "EDQUOT", errno.ENOSPC): "free some space of your quota on that disk",  # Windows has none
+    errno.ENOSPC: "free some space on that disk",
+    errno.EFBIG: "allow larger files (ulimit -f), or write to another disk",
+    errno.EIO: "check that disk, or write to another",
+    errno.EROFS: "write to another disk",
+}
 PIPE = Path("-")  # standard input or output
 NUMBER = re.compile(r"%0?(\d*)d")  # the frame number in the name of an image sequence
 SEQUENCES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dpx", ".exr")
@@ -94,14 +101,16 @@ FETCH_SECONDS = 30.0  # of silence on the network
 
 
 @contextlib.contextmanager
-def spooled(path: Path, standard_input: BinaryIO, output: Path = PIPE) -> Iterator[Path]:
+def spooled(path: Path, standard_input: BinaryIO | None, output: Path = PIPE) -> Iterator[Path]:
     """`path`, or for `-` a temporary file of what comes in: an edit reads its source more than once.
 
-    Raises InputError, OutputError if there is no place for it.
+    `standard_input` is None where it is closed. Raises InputError, OutputError if there is no place for it.
     """
     if path != PIPE:
         yield path
         return
+    if standard_input is None:
+        raise InputError("standard input is closed", "send the source there, or name a file")
     with scratch(output) as folder:
         file, most = folder / "standard-input", limits().size
         try:
@@ -231,9 +240,15 @@ def check_memory(error: OSError) -> None:
 
 
 def check_space(error: OSError, what: str) -> None:
-    """Raises OutputError if ffmpeg's error, met while `what` was written, means a full disk: no input is to blame."""
-    if error.errno == errno.ENOSPC:
-        raise OutputError(f"{what} cannot be written: {error.strerror}", "free some space on that disk") from error
+    """Raises OutputError if ffmpeg's error, met while `what` was written, means that a disk takes no more."""
+    if remedy := NO_ROOM.get(error.errno):
+        raise OutputError(f"{what} cannot be written: {error.strerror}", remedy) from error
+
+
+def no_room(words: str) -> str | None:
+    """The remedy where words of ffmpeg's mean that a disk takes no more, else None: no input is to blame then."""
+    found = (remedy for number, remedy in NO_ROOM.items() if os.strerror(number) in words)
+    return next(found, None)
 
 
 def check_jump(path: Path, before: Fraction, time: Fraction) -> None:

@@ -191,7 +191,8 @@ def check_dub(
         )
     if settings.edit.crop_size is not None and not settled(settings, info).crop_only:
         raise UsageError("a face that is pasted back has no size of its own", "leave --crop-size out")
-    check_writable(replace(info, is_image=False), output, settings.edit.wish)
+    crop = settled(settings, info).crop_only
+    check_writable(replace(info, is_image=False), output, settings.edit.wish, crop)
     return info
 
 

@@ -41,7 +41,7 @@ from dpe_cli.request import (
 )
 from dpe_cli.tracks import unknown_sound_of
 from dpe_cli.video import Frame, VideoInfo, read_frames, seconds_of
-from dpe_cli.writer import write_image, write_video
+from dpe_cli.writer import lost, write_image, write_video
 
 SAMPLE_SECONDS = 2.0  # between two measurements of the self-reconstruction
 NO_FACE, HELD, OTHERS = "no face", "no face, last box held", "only other faces"
@@ -83,7 +83,7 @@ def edit_video(
     settings, started = settings or EditSettings(), time.monotonic()
     edits = edits_of(driving, settings)
     source_info, driver_infos = check_request(source, edits, output, settings, preview)
-    settings = without_idle(settings, source_info, driver_infos, say)
+    settings = without_idle(settings, source_info, driver_infos, output, say)
     report = start_report(source_info, driver_infos, edits, detector, settings)
     remark = report.remarking(say)
     settings = bind_control(edits, settings, engine, remark)
@@ -107,6 +107,8 @@ def edit_video(
     edited = pixels.passing(refuse_seams(edited, settings.seam_limit, report))
     if is_still(source_info, driver_infos):
         written = write_stills(edited, output, preview, drivers, settings)
+        for note in [] if paste else lost(source_info):
+            remark(note)
     else:
         edited = progress(ahead(edited), expected_frames(source_info, drivers, settings), f"editing {source.name}")
         target = plan_target(source_info, drivers, settings, first_time, remark)

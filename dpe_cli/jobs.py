@@ -21,7 +21,7 @@ from dpe_cli.face import Box
 from dpe_cli.lending import Lending
 from dpe_cli.motion import Jitter
 from dpe_cli.paste import Pasted, Paster, Seam, alone
-from dpe_cli.pipeline import abreast
+from dpe_cli.pipeline import abreast, ended
 from dpe_cli.report import PSNR_CEILING, FrameFate, Report
 from dpe_cli.video import Frame
 
@@ -125,9 +125,12 @@ def run_jobs(
     begin at a multiple of UNIT.
     """
     jitter = Jitter()
-    with engine.lanes() as lanes:
-        done = abreast(prepared(jobs, engine), [drawer(lane, engine) for lane in lanes])
-        for part, made in abreast(parts(done, paster, report, crop_size), [methodcaller("make")] * FINISHERS):
+    with contextlib.ExitStack() as stack:  # the threads end before the lanes, whose end is felt by all of torch
+        lanes = stack.enter_context(engine.lanes())
+        drawers = [drawer(lane, engine) for lane in lanes]
+        done = stack.enter_context(ended(abreast(prepared(jobs, engine), drawers)))
+        finishers = [methodcaller("make")] * FINISHERS
+        for part, made in stack.enter_context(ended(abreast(parts(done, paster, report, crop_size), finishers))):
             job = part.job
             frame = replace(job.frame, rgb=made.rgb, original=job.frame.original if paster else None)
             trembling = jitter_of(job, frame.rgb8, paster is not None, jitter)

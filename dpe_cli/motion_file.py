@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from dpe_cli.container import bytes_of
 from dpe_cli.errors import InputError, OutputError, WeightsError
@@ -104,7 +104,8 @@ def write_motion(
     }
     partial = partial_of(path)
     try:
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial, metadata)
+        # not save_file, whose files nobody else may read
+        partial.write_bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata))
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise OutputError(

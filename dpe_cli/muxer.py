@@ -6,7 +6,9 @@ there a time is within half a millisecond.
 """
 
 import contextlib
+import errno
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
@@ -24,6 +26,7 @@ import numpy as np
 from dpe_cli.container import (
     PIPE,
     input_options,
+    no_room,
     pattern,
 )
 from dpe_cli.encoding import Encoding
@@ -34,6 +37,7 @@ from dpe_cli.video import FULL_RANGE, LIMITED_RANGE, MATRICES, UNSPECIFIED, Fram
 
 T = TypeVar("T")
 LOG_BYTES = 1 << 16
+TOO_LARGE = -getattr(signal, "SIGXFSZ", 1 << 16)  # the end of a program that writes more than `ulimit -f` allows
 
 
 class Name(str):
@@ -221,8 +225,13 @@ def run_ffmpeg(command: list[str], feed: Callable[["Pipe"], T], output: Path) ->
         listener.join()
         process.stderr.close()
     if process.returncode or pipe.broken:
-        raise failure(log.decode(errors="replace"), output)
+        raise failure(words_of(log, process.returncode), output)
     return fed
+
+
+def words_of(log: bytes, code: int) -> str:
+    """What ffmpeg said; where it was ended for a file that grew too large, what the system says of that."""
+    return os.strerror(errno.EFBIG) if code == TOO_LARGE else log.decode(errors="replace")
 
 
 def _listen(stderr: BinaryIO, log: bytearray) -> None:
@@ -287,6 +296,6 @@ def failure(log: str, output: Path) -> OutputError:
     if output == PIPE and "Broken pipe" in log:
         return OutputError("standard output was closed before the end of the video", "let its reader read on")
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it gave no reason"]
-    full = next((line for line in lines if "No space left" in line), None)
-    remedy = "free some space on that disk" if full else "check that folder and, if it is set, DPE_FFMPEG"
+    full = next((line for line in lines if no_room(line)), None)
+    remedy = no_room(full) if full else "check that folder and, if it is set, DPE_FFMPEG"
     return OutputError(f"ffmpeg could not write {output}: {full or lines[0]}", remedy)

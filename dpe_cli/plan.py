@@ -68,7 +68,7 @@ def forecast(
     """
     edits = edits_of(driving, settings)
     source_info, driver_infos = check_request(source, edits, output, settings)
-    settings = without_idle(settings, source_info, driver_infos, say)
+    settings = without_idle(settings, source_info, driver_infos, output, say)
     bind_control(edits, settings, engine, say)  # what the weights cannot do is known here
     paste = decide_paste(edits, settings, say)
     paster = paster_for(settings, engine, detector) if paste else None

@@ -89,7 +89,7 @@ def make_plan(
     check_container(output)
     if is_still(source_info, driver_infos):
         raise InputError("a still edited by a still is one picture, which has no segments", "leave that out")
-    settings = without_idle(settings, source_info, driver_infos, say)
+    settings = without_idle(settings, source_info, driver_infos, output, say)
     report = start_report(source_info, driver_infos, edits, detector, settings)
     remark = report.remarking(say)
     started = time.monotonic()

@@ -138,8 +138,9 @@ def comparison(then: Mapping[str, Any], engine: Mapping[str, Any], pixels: str |
     if pixels == then["output"].get("pixels_sha256"):
         return "the frames are those of the sidecar's run, bit for bit"
     before = {**(then["engine"] if isinstance(then.get("engine"), dict) else {}), "detector": then.get("detector")}
-    names = [name for name in ("device", "precision", "backend", "detector") if before.get(name) != engine.get(name)]
-    ways = [f"{name} was {before.get(name)}, is {engine.get(name)}" for name in names]
-    changes = [*ways, *([others] if (others := changed_versions(then["versions"])) else [])]
+    ways = ("device", "precision", "backend", "batch_size", "detector")
+    names = [name for name in ways if before.get(name) != engine.get(name)]
+    told = [f"{name} was {before.get(name)}, is {engine.get(name)}" for name in names]
+    changes = [*told, *([others] if (others := changed_versions(then["versions"])) else [])]
     why = ": " + "; ".join(changes) if changes else ", though nothing that is recorded has changed"
     return f"the frames differ from those of the sidecar's run{why}"

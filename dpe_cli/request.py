@@ -172,7 +172,7 @@ def check_request(
         if pastes(edits, settings):
             check_image(output, source_info.layout)
     else:
-        check_writable(source_info, output, settings.wish)
+        check_writable(source_info, output, settings.wish, crop=not pastes(edits_of(driving, settings), settings))
         if preview and preview.suffix.lower() not in VIDEO_SUFFIXES:
             raise OutputError(
                 f"{preview} cannot hold a video", f"name a file that ends in one of {' '.join(VIDEO_SUFFIXES)}"
@@ -249,10 +249,26 @@ def identities(path: Path) -> set[tuple[int, int]]:
 
 
 def without_idle(
-    settings: EditSettings, source: VideoInfo, drivers: Iterable[VideoInfo], say: Callable[[str], None]
+    settings: EditSettings, source: VideoInfo, drivers: list[VideoInfo], output: Path, say: Callable[[str], None]
 ) -> EditSettings:
-    """The settings less what means nothing for these files, which is said: a span of a still, a rate of a video."""
+    """The settings less what means nothing for these files, which is said: a span of a still, a rate of a video, the
+    encoding of a picture, the format of a pipe."""
+    if is_still(source, drivers):
+        settings = without_encoding(settings, output, say)
+    if settings.pipe != EditSettings.pipe and output != PIPE:
+        say(f"--pipe is the format of standard output, and {output} is a file: it means nothing")
+        settings = replace(settings, pipe=EditSettings.pipe)
     return without_span(without_rate(settings, [source, *drivers], say), source, say)
+
+
+def without_encoding(settings: EditSettings, output: Path, say: Callable[[str], None]) -> EditSettings:
+    """A picture has no encoding to choose: what was chosen means nothing, which is said; else the same settings."""
+    options = {"codec": "--codec", "crf": "--crf", "preset": "--preset", "nvenc": "--[no-]nvenc"}
+    chosen = {name: option for name, option in options.items() if getattr(settings, name) is not None}
+    if not chosen:
+        return settings
+    say(f"{output} is a picture, and only videos have {', '.join(chosen.values())}: that means nothing")
+    return replace(settings, **dict.fromkeys(chosen))
 
 
 def without_rate(settings: EditSettings, inputs: Iterable[VideoInfo], say: Callable[[str], None]) -> EditSettings:

@@ -251,9 +251,11 @@ def kept(loaded: Loaded, format: str, precision: str) -> Path:
     if not (folder / ABOUT).is_file():
         try:
             export(loaded, folder, format, precision)
-        except (OutputError, OSError):
+        except (OutputError, OSError) as error:
             if not (folder / ABOUT).is_file():  # else another process was faster
-                raise
+                known = isinstance(error, OutputError)
+                problem = error.args[0] if known else f"{folder} cannot be made: {error.strerror or error}"
+                raise OutputError(problem, "name another folder for such networks by DPE_CACHE") from error
     return folder
 
 

@@ -25,7 +25,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load, save
 
 import dpe_cli
 from dpe_cli.container import bytes_of, files_of
@@ -210,8 +210,10 @@ def write_plan(plan: Plan) -> None:
     table = plan.path.with_suffix(TABLE)
     partial = partial_of(table)
     try:
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial)
-        words["table"] = hashlib.sha256(partial.read_bytes()).hexdigest()
+        # not save_file, whose files nobody else may read
+        written = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+        partial.write_bytes(written)
+        words["table"] = hashlib.sha256(written).hexdigest()
         os.replace(partial, table)
         write_text(plan.path, json.dumps(words, indent=1, default=path_text, allow_nan=False) + "\n")
     except (OSError, SafetensorError) as error:

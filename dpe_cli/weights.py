@@ -446,7 +446,7 @@ def save(
     """
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialised
 
     from dpe_cli.models.checkpoint import check
 
@@ -463,7 +463,8 @@ def save(
     partial = path.with_name(f"{path.name}.part")
     try:
         tensors = {key: value.contiguous() for key, value in stored.items()}
-        save_file(tensors, str(partial), {**extra, "format": written, "config": config.to_json()})
+        # not save_file, whose files nobody else may read
+        partial.write_bytes(serialised(tensors, {**extra, "format": written, "config": config.to_json()}))
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         problem = f"{path} cannot be written ({error})"

@@ -4,7 +4,6 @@ The time and the pixels of frames are those of `video.py`.
 """
 
 import contextlib
-import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,22 +19,26 @@ import ffmpeg
 import numpy as np
 
 from dpe_cli.container import (
+    NO_ROOM,
     PIPE,
     clock_zero,
     files_of,
     input_options,
     is_sequence,
+    no_room,
     opened,
     picture_numbers,
 )
-from dpe_cli.encoding import Wish, check_encoding, container_of, plan_encoding
+from dpe_cli.encoding import HDR, Wish, check_encoding, container_of, plan_encoding
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.limits import hidden_folder, scratch
 from dpe_cli.marks import mark_file, marked_picture, marked_tags
-from dpe_cli.muxer import Name, encode, encode_command, failure, ffmpeg_exe, output_command, run_ffmpeg
+from dpe_cli.muxer import Name, encode, encode_command, failure, ffmpeg_exe, output_command, run_ffmpeg, words_of
 from dpe_cli.planes import Layout
 from dpe_cli.tracks import LEAD, Carried, Track, audio_codecs, carried, sound_tracks, unknown_sound_of
 from dpe_cli.video import FULL_RANGE, Frame, VideoInfo, to_seconds
+
+CROP = Layout("gbr")  # of pictures that are no frames of their source
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,25 @@ def check_image(path: Path, layout: Layout | None) -> None:
 # Videos
 
 
-def check_writable(info: VideoInfo, output: Path, wish: Wish) -> None:
-    """Finds out, before any work is done, whether `output` can hold such pictures. Raises InputError, OutputError."""
-    check_encoding(info.written_layout, info.codec, output, wish, info.colour.transfer, info.colour.range == FULL_RANGE)
+def check_writable(info: VideoInfo, output: Path, wish: Wish, crop: bool = False) -> None:
+    """Finds out, before any work is done, whether `output` can hold such pictures. Raises InputError, OutputError.
+
+    crop: these are not the source's frames, and have neither its transparency nor its depth.
+    """
+    layout, full_range = CROP if crop else info.written_layout, info.colour.range == FULL_RANGE
+    check_encoding(layout, info.codec, output, wish, info.colour.transfer, full_range)
+
+
+def lost(info: VideoInfo, layout: Layout = CROP) -> list[str]:
+    """What pictures of a layout lack of their source, for the user."""
+    own, notes = info.written_layout, []
+    if own.alpha and not layout.alpha:
+        notes.append(f"the transparency of {info.path.name} is not in these pictures")
+    if own.bits > layout.bits:
+        hdr = HDR.get(info.colour.transfer)
+        bands = f", which show bands in {hdr} HDR" if hdr else ""
+        notes.append(f"{info.path.name} has {own.bits} bits a channel, these pictures have {layout.bits}{bands}")
+    return notes
 
 
 def write_video(
@@ -140,8 +159,7 @@ def write_video(
         if codec == "png" and layout.family != "gbr":  # the pixels that a reader of the source would have made
             layout = Layout("gbr", 8 if layout.bits == 8 else 16, layout.alpha)
         encoding = plan_encoding(codec, layout, size, container, wish, ffmpeg_exe(), info.mastering)
-        if info.written_layout.alpha and not layout.alpha:
-            notes.append(f"the transparency of {info.path.name} is not in these pictures")
+        notes += lost(info, layout)
         part, first_number = _part(output, folder, info, first)
         command = encode_command(info, layout, size, part, container, encoding, sound, rest, first_number)
         count, steady = encode(chain([first], frames), command, info, layout, rest, shift, output)
@@ -183,8 +201,8 @@ def write_speech(
     written = written.global_args("-copyts", "-v", "error")
     done = subprocess.run(written.compile(cmd=ffmpeg_exe()), capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        log = done.stderr.decode(errors="replace")
-        if "No space left" in log:
+        log = words_of(done.stderr, done.returncode)
+        if no_room(log):
             raise failure(log, path)
         words = (log.splitlines() or ["it gave no reason"])[0]
         raise InputError(f"the sound of {speech} cannot be cut or mixed: {words}", "convert it to .wav")
@@ -409,8 +427,7 @@ def _concatenate(
                         number += 1
                 base += len(ranks)
     except av.FFmpegError as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        remedy = "free some space on that disk" if full else "make the segments anew"
+        remedy = NO_ROOM.get(error.errno, "make the segments anew")
         raise OutputError(f"the segments cannot be joined: {error.strerror}", remedy) from error
     return None if shape == 1 else shape * copy.codec_context.width / copy.codec_context.height
 

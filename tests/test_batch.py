@@ -234,7 +234,10 @@ def test_an_output_is_what_edit_makes(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_fail_fast_stops(folder: Path):
     assert run(manifest({"id": "broken", "source": "text.mp4"}, TALK), "--fail-fast").exit_code == 8
-    assert list(results()) == ["broken"] and not (folder / "out/talk.mp4").exists()
+    assert [(line["id"], line["status"], line["exit_code"]) for line in results().values()] == [
+        ("broken", "failed", 3), ("talk", "stopped", 75)
+    ]  # fmt: skip
+    assert results()["talk"]["reason"] == "broken failed before it" and not (folder / "out/talk.mp4").exists()
     (folder / "out/late.mp4").touch()
     clip(folder / "late.mp4", [False] * 9)
     done = run(manifest({"id": "no-face", "source": "late.mp4"}, TALK), "--fail-fast")

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from test_edit import ColourDetector, ColourEngine, clip, picture
 
 import dpe_cli
+from dpe_cli import muxer
 from dpe_cli.commands import shared
 from dpe_cli.commands.edit import parse_edit
 from dpe_cli.container import PIPE
@@ -314,6 +315,45 @@ def test_75_for_sigterm_says_whether_it_can_go_on(
     monkeypatch.setattr(ColourEngine, "edit", lambda *_: signal.raise_signal(signal.SIGTERM))
     code, line = code_and_line(edit(clips, *options))
     assert code == 75 and line.endswith(words)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_that_pyav_loses_comes_again(clips: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int):
+    class Interrupted(muxer.Pipe):
+        sent = False
+
+        def write(self, data: bytes) -> int:
+            if not self.sent:
+                self.sent = True
+                signal.raise_signal(number)  # as where it came within C and is heeded before our first word
+            return super().write(data)
+
+    clip(clips / "long.mp4", [True] * 40)
+    (clips / "p").mkdir()
+    monkeypatch.setattr(muxer, "Pipe", Interrupted)
+    monkeypatch.setattr(ColourEngine, "motion_codes", lambda engine, crops: np.zeros((len(crops), 3), np.float32))
+    monkeypatch.setattr(ColourEngine, "edit", lambda engine, crops, *_: time.sleep(0.1) or crops)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
+    try:
+        done = edit(clips, "-o", clips / "p" / "o.mp4", source="long.mp4")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done.exit_code == code and "Traceback" not in done.stderr
+    assert list((clips / "p").iterdir()) == []
+
+
+def test_the_timer_of_a_stop_has_ended_with_it(clips: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else it may be killed by the end of Python, which C++ takes for a reason to abort."""
+
+    class Slow(threading.Timer):
+        def run(self) -> None:
+            super().run()
+            time.sleep(0.3)
+
+    monkeypatch.setattr(shared.threading, "Timer", Slow)
+    monkeypatch.setattr(ColourEngine, "edit", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert edit(clips).exit_code == 75
+    assert not any(isinstance(thread, Slow) for thread in threading.enumerate())
 
 
 def test_130_for_ctrl_c_and_nothing_is_left(clips: Path, monkeypatch: pytest.MonkeyPatch):

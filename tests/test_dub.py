@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import run_ffmpeg
+from conftest import largest_file, run_ffmpeg
 from test_cli import run as command
 from test_edit import SKIN, ColourDetector, picture
 from test_segments import described, pixels, started, wait_for
@@ -589,6 +589,11 @@ def test_a_full_disk_is_not_the_fault_of_the_speech(tmp_path, speech, monkeypatc
     program.chmod(0o700)
     monkeypatch.setenv("DPE_FFMPEG", str(program))
     with pytest.raises(OutputError, match="No space left on device; free some space"):
+        write_speech(tmp_path / "cut.wav", speech, 0.2, 1.0, None, None)
+
+
+def test_a_limit_of_a_files_size_is_not_the_fault_of_the_speech(tmp_path, speech):
+    with largest_file(4096), pytest.raises(OutputError, match="File too large; allow larger files"):
         write_speech(tmp_path / "cut.wav", speech, 0.2, 1.0, None, None)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -127,6 +128,32 @@ def test_frames_without_a_face_pass_bit_for_bit_and_in_order():
         assert before.time == after.time
     assert [fate.fate for fate in report.frames] == ["edited" if face else "passed" for face in faces]
     assert report.counts() == {"frames": 7, "edited": 3, "passed": 4, "reasons": {"no face": 4}}
+
+
+def test_lanes_end_when_their_threads_are_done_also_where_the_caller_stops_early():
+    """The end of lanes changes how many threads torch has, in which those of a lane may be."""
+    running, seen = [], []
+
+    class Slow(ColourEngine):
+        def edit(self, *arguments: np.ndarray | None) -> np.ndarray:
+            running.append(1)
+            time.sleep(0.1)
+            running.pop()
+            return super().edit(*arguments)
+
+    class TwoLanes(ColourEngine):
+        @contextlib.contextmanager
+        def lanes(self) -> Iterator[list[ColourEngine]]:
+            try:
+                yield [Slow(2), Slow(2)]
+            finally:
+                seen.append(len(running))
+
+    jobs = plan_jobs(boxed([True] * 20), {Path("d"): driver([[1, 2, 3]])}, Driving(Path("d")), EditSettings(), {}, None)
+    frames = run_jobs(jobs, TwoLanes(2), paster(), Report())
+    next(frames)
+    frames.close()
+    assert seen == [0]
 
 
 @pytest.mark.parametrize("pasted", [True, False])
@@ -336,6 +363,26 @@ def test_a_span_of_a_still_is_said_to_mean_nothing(tmp_path: Path):
         output = tmp_path / f"{number}.mp4"
         edit_video(tmp_path / "portrait.png", Driving(driving), output, ENGINE, DETECTOR, settings, say=said.append)
     assert [("portrait.png is a picture" in line, "mean nothing" in line) for line in said] == [(True, True)] * 2
+
+
+def test_an_encoding_of_a_picture_and_a_pipe_of_a_file_are_said_to_mean_nothing(tmp_path: Path):
+    write_image(tmp_path / "s.png", picture())
+    write_image(tmp_path / "d.png", picture(colour=(80, 200, 0)))
+    cases = {
+        "s.png": (EditSettings(codec="h264", nvenc=False), "videos have --codec, --[no-]nvenc: that means nothing"),
+        "d.png": (EditSettings(pipe="y4m"), "is a file: it means nothing"),
+        "none": (EditSettings(), None),
+    }
+    for name, (settings, words) in cases.items():
+        said: list[str] = []
+        source, output = tmp_path / "s.png", tmp_path / f"o-{name}.png"
+        edit_video(source, Driving(tmp_path / "d.png"), output, ENGINE, DETECTOR, settings, say=said.append)
+        assert [words in line for line in said] == [True] if words else said == []
+    said = []
+    video = clip(tmp_path / "v.mp4", [True] * 2)
+    chosen = EditSettings(pipe="y4m", codec="h264")
+    edit_video(video, Driving(tmp_path / "d.png"), tmp_path / "o.mp4", ENGINE, DETECTOR, chosen, say=said.append)
+    assert [line.startswith("--pipe is the format") for line in said] == [True]
 
 
 def test_a_still_driving_is_a_fixed_expression_whatever_its_end(tmp_path: Path):

@@ -21,6 +21,7 @@ from test_video import assert_same_sound, assert_same_timing, packets, true_time
 from dpe_cli import writer
 from dpe_cli.commands import shared
 from dpe_cli.container import files_of, frame_rate, is_sequence, spooled
+from dpe_cli.dub import DubSettings, check_dub
 from dpe_cli.edit import edit_video
 from dpe_cli.encoding import NVENC_PRESETS, PRESETS, nvenc_works
 from dpe_cli.errors import InputError, OutputError
@@ -241,6 +242,49 @@ def test_alpha_is_refused_where_it_would_be_lost(make_clip: Clip, tmp_path: Path
     with pytest.raises(InputError, match="transparency"):
         exact(source, tmp_path / name, codec=codec)
     assert not list(tmp_path.glob("o.*")) and not list(tmp_path.glob(".dpe*"))
+
+
+CLEAR = "format=gbrap,geq=r='r(X,Y)':g='g(X,Y)':b='b(X,Y)':a=85,format=yuva420p"
+PQ = "format=yuv420p10le,setparams=range=tv:colorspace=bt2020nc:color_primaries=bt2020:color_trc=smpte2084"
+
+
+@pytest.mark.parametrize(
+    ("filters", "words"),
+    [
+        (CLEAR, "the transparency of s.mkv is not in these pictures"),
+        ("format=yuv420p10le", "s.mkv has 10 bits a channel, these pictures have 8"),
+        (PQ, "s.mkv has 10 bits a channel, these pictures have 8, which show bands in PQ HDR"),
+        ("format=yuv420p", None),
+    ],
+)
+def test_what_a_crop_has_not_is_said_and_refuses_nothing(tmp_path: Path, filters: str, words: str | None):
+    source, driving, said = tmp_path / "s.mkv", clip(tmp_path / "d.mp4", [True]), []
+    run_ffmpeg("-i", clip(tmp_path / "s.mp4", [True] * 2), "-vf", filters, "-c:v", "ffv1", source)
+    for driven, settings in (
+        (Driving(driving), EditSettings(paste=False, codec="h264")), (Driving(pose=driving), EditSettings())
+    ):  # fmt: skip
+        output = tmp_path / f"{len(said)}-{driven.mode}.mp4"
+        edit_video(source, driven, output, ENGINE, DETECTOR, settings, say=said.append)
+        info = probe(output)
+        assert (info.codec, info.pix_fmt) == ("h264", "yuv420p")
+    assert [line for line in said if "s.mkv" in line] == ([words] * 2 if words else [])
+
+
+def test_what_the_crop_of_a_still_has_not_is_said(tmp_path: Path):
+    write_image(tmp_path / "s.png", picture().astype(np.uint16) * 257, np.full((120, 160), 9999, np.uint16))
+    write_image(tmp_path / "d.png", picture(colour=(90, 160, 0)))
+    said: list[str] = []
+    edit_video(tmp_path / "s.png", Driving(pose=tmp_path / "d.png"), tmp_path / "o.png", ENGINE, DETECTOR,
+               say=said.append)  # fmt: skip
+    assert [line for line in said if line.startswith(("the transparency of s.png", "s.png has 16 bits"))] == said[-2:]
+
+
+def test_the_crop_of_a_dub_needs_no_place_for_transparency(tmp_path: Path):
+    write_image(tmp_path / "s.png", picture(), np.full((120, 160), 40, np.uint8))
+    speech = write_wave(tmp_path / "a.wav", babble(1.0))
+    check_dub(tmp_path / "s.png", speech, tmp_path / "o.mp4", DubSettings())
+    with pytest.raises(InputError, match="transparency"):
+        check_dub(tmp_path / "s.png", speech, tmp_path / "o.mp4", DubSettings(still=True))
 
 
 def test_alpha_that_says_nothing_is_no_alpha(make_clip: Clip, tmp_path: Path):

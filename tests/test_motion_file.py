@@ -100,6 +100,11 @@ def test_a_motion_file_holds_what_its_schema_says(made: tuple[Path, Path]):
     assert not [path for path in motion.parent.iterdir() if path.name.startswith(".")]
 
 
+def test_a_motion_file_may_be_read_by_whoever_may_read_others(made: tuple[Path, Path]):
+    video, motion = made
+    assert motion.stat().st_mode == video.stat().st_mode
+
+
 def test_numbered_pictures_have_motion_at_the_rate_that_is_asked(tmp_path: Path):
     for number in range(1, 5):
         write_image(tmp_path / f"p_{number:02}.png", picture(colour=(20 + 5 * number, 220, 30)))

@@ -43,7 +43,7 @@ def test_the_folders_are_importable_under_the_package():
 def test_the_installed_command_and_version_are_ours():
     assert importlib.metadata.version("dpe-cli") == dpe_cli.__version__
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="dpe")
-    assert command.value == "dpe_cli.main:cli"
+    assert command.value == "dpe_cli.commands.entry:run"
 
 
 def test_every_runtime_package_is_pinned():

@@ -247,6 +247,21 @@ def test_frames_that_differ_are_told(folder: Path, monkeypatch: pytest.MonkeyPat
     assert "the frames differ" in edit("--from", "o.mp4.dpe.json", "-o", "a.mp4").stderr
 
 
+def test_frames_that_differ_by_the_batch_size_are_told_so(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    class Sized(ColourEngine):
+        def __init__(self, *_, batch_size: int | None, **__):
+            super().__init__(batch_size or 4)
+            self.description = {**self.description, "batch_size": self.batch_size}
+
+        def edit(self, *arguments) -> np.ndarray:
+            return super().edit(*arguments) // self.batch_size
+
+    monkeypatch.setattr("dpe_cli.engine.Engine", Sized)
+    made()
+    done = edit("--from", "o.mp4.dpe.json", "--batch-size", "1", "-o", "a.mp4")
+    assert "the frames differ from those of the sidecar's run: batch_size was 4, is 1\n" in done.stderr
+
+
 def test_what_has_changed_is_named(folder: Path):
     sidecar = made()
     edit("--from", "o.mp4.dpe.json", "-o", "a.mp4", "--strength", "0.5", code=2)

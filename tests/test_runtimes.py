@@ -1,6 +1,8 @@
 """Networks as ONNX and OpenVINO graphs: they draw what torch draws, and lie in the cache as wholes."""
 
+import errno
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -157,6 +159,19 @@ def test_the_cache_is_filled_once_for_each_checkpoint(file: Path, tmp_path: Path
     (folders[0] / "encoder.onnx").write_bytes(b"half")
     with pytest.raises(WeightsError, match="whole exported networks; delete it"):
         runtimes.ExportedDPE(folders[0])
+
+
+@pytest.mark.parametrize("broken", ["mkdtemp", "write_graphs"])
+def test_a_cache_that_cannot_be_written_says_how_to_name_another(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setenv("DPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(runtimes.tempfile if broken == "mkdtemp" else runtimes, broken, full)
+    with pytest.raises(OutputError, match=r"cannot be made: Read-only file system; name another folder .* DPE_CACHE"):
+        runtimes.kept(load(file), "onnx", "fp32")
 
 
 # Choices

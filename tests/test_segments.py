@@ -323,6 +323,10 @@ def planned(tmp_path: Path) -> Plan:
     return plan
 
 
+def test_a_plans_table_may_be_read_by_whoever_may_read_the_plan(planned: Plan):
+    assert planned.path.with_suffix(".safetensors").stat().st_mode == planned.path.stat().st_mode
+
+
 def test_a_missing_or_cut_segment_is_named(planned: Plan):
     with pytest.raises(InputError, match=r"of 3 segments these are not whole: 2; .*--segment 2"):
         join_plan(planned)

@@ -1,6 +1,7 @@
 """What a file holds beside its pictures: sound, subtitles, chapters, timecode, languages, dispositions, tags."""
 
 import errno
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -192,16 +193,25 @@ def test_covers_and_data_are_said_to_be_left_out(rich, tmp_path: Path):
     assert notes == ("the data tracks of rich.mov, as of sensors, are left out: 1",)
 
 
-def test_a_full_disk_is_not_the_fault_of_the_sound(make_clip: Clip, rich, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space of your quota"),
+        (errno.EFBIG, "allow larger files"), (errno.EIO, "check that disk"), (errno.EROFS, "write to another disk"),
+    ],
+)  # fmt: skip
+def test_a_full_disk_is_not_the_fault_of_the_sound(
+    make_clip: Clip, rich, tmp_path: Path, monkeypatch, number: int, remedy: str
+):
     plain, subtitled = make_clip(seconds=0.5), rich()
 
     def full(*_) -> None:
-        raise av.FFmpegError(errno.ENOSPC, "No space left on device")
+        raise av.FFmpegError(number, os.strerror(number))
 
     stand_in = SimpleNamespace(**{**vars(av), "open": full})
     monkeypatch.setattr(tracks, "av", stand_in)
     for source, options in ((plain, {}), (subtitled, {"audio": None, "tracks": subtitled})):
-        with pytest.raises(OutputError, match="No space left on device; free some space"):
+        with pytest.raises(OutputError, match=f"{os.strerror(number)}; {remedy}"):
             copy_video(source, tmp_path / "out.mp4", start=0.1, **options)
 
 

@@ -18,7 +18,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from conftest import run_ffmpeg
+from conftest import largest_file, run_ffmpeg
 
 from dpe_cli.encoding import Mastering, Wish, plan_encoding
 from dpe_cli.errors import InputError, OutputError
@@ -603,6 +603,13 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OutputError, match="No space left on device; free some space") as caught:
         write_video(still_frames(200), still_info(tmp_path), folder / "out.mp4")
     assert caught.value.exit_code == 7 and not list(folder.iterdir())
+
+
+def test_a_limit_of_a_files_size_is_told(tmp_path: Path):
+    """ffmpeg is ended by a signal, and says nothing."""
+    with largest_file(4096), pytest.raises(OutputError, match="out.mkv: File too large; allow larger files"):
+        write_video(still_frames(200), still_info(tmp_path), tmp_path / "out.mkv", codec="ffv1")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_ffmpeg_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -75,6 +75,12 @@ def test_what_is_saved_is_loaded_again(ours: Path, state: dict[str, torch.Tensor
     DPE(loaded.config).load_state_dict(loaded.state)
 
 
+def test_weights_may_be_read_by_whoever_may_read_other_files(ours: Path):
+    other = ours.with_name("other")
+    other.touch()
+    assert ours.stat().st_mode == other.stat().st_mode
+
+
 def test_half_precision_halves_the_file_and_is_loaded_as_float32(tmp_path: Path, ours: Path, state: dict):
     weights.save(tmp_path / "half.safetensors", state, SMALL, half=True)
     loaded = weights.load(tmp_path / "half.safetensors")

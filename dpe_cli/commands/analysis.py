@@ -16,6 +16,7 @@ from dpe_cli.commands.shared import (
     print_table,
     progress_for,
     shared_options,
+    tell_result,
 )
 
 SIZES = ("360p", "1080p", "2160p")  # of benchmark
@@ -55,7 +56,7 @@ def extract(
     engine = Engine(weights, device=device, precision=precision, backend=backend, batch_size=batch_size)
     finder = make_detector(detector, face_models)
     extract_motion(video, output, engine, finder, chosen, progress_for(quiet))
-    click.echo(output)
+    tell_result(output, output)
 
 
 @click.command(cls=Command)
@@ -72,7 +73,7 @@ def report(report: Path, output: Path | None, overwrite: bool) -> None:
 
     output = output or report.with_suffix(".html")
     write_page(report, output, overwrite)
-    click.echo(output)
+    tell_result(output, output)
 
 
 @click.command(cls=Command)
@@ -124,7 +125,7 @@ def faces(
     if as_json:
         click.echo(json.dumps({"video": str(video), "detector": finder.name, **roster.to_dict()}, indent=1))
     elif output:
-        click.echo(output)
+        tell_result(output, output)
 
 
 def show_roster(roster: dict[str, Any], detector: str) -> None:

@@ -10,7 +10,17 @@ import click
 
 from dpe_cli.commands.display import display, show_outcomes
 from dpe_cli.commands.rows import Planner, print_all
-from dpe_cli.commands.shared import FILE, INTERRUPTED, STOPPED, Command, Finite, progress_kind, progress_option, speaker
+from dpe_cli.commands.shared import (
+    FILE,
+    INTERRUPTED,
+    STOPPED,
+    Command,
+    Finite,
+    progress_kind,
+    progress_option,
+    speaker,
+    tell_result,
+)
 from dpe_cli.commands.worker import make_worker
 from dpe_cli.errors import OutputError
 
@@ -105,7 +115,7 @@ def batch(
     \b
     dpe batch clips.jsonl --output-template 'out/{id}_{mode}.mov' --skip-existing -- --codec prores
     """
-    from dpe_cli.batch import ProcessPool, counted, raised_by_sigterm, run_batch, write_results
+    from dpe_cli.batch import Outcome, ProcessPool, counted, raised_by_sigterm, run_batch, write_results
     from dpe_cli.manifest import check_template, parse_shard, read_manifest, shard_of_scheduler
 
     say = speaker(quiet)
@@ -136,8 +146,10 @@ def batch(
     talk = ["--verbose"] if verbose else ["--quiet"]
     items = [clip.item(skip_existing, claim_timeout, talk) for clip in sound]
     outcomes = [clip.failure() for clip in clips if clip.problem]
+    over = fail_fast and bool(outcomes)
+    outcomes += [Outcome(item.id, "stopped", STOPPED, f"{outcomes[0].id} failed before it") for item in items if over]
     write_results(results, outcomes)
-    if not (fail_fast and outcomes):
+    if not over:
         make = functools.partial(make_worker, devices)
         slots = min(len(devices) or workers or 1, max(len(items), 1))
         pool = ray_pool(make, slots, gpus_per_actor) if engine == "ray" else ProcessPool(make, slots)
@@ -155,7 +167,7 @@ def batch(
     if not quiet:
         show_outcomes(outcomes)
         say(", ".join(f"{number} {status}" for status, number in counted(outcomes).items()) or "nothing to do")
-    click.echo(results)
+    tell_result(results, results)
     if any(outcome.status not in ("done", "skipped") for outcome in outcomes):
         raise click.exceptions.Exit(SOME_FAILED)
 

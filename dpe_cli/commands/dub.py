@@ -25,6 +25,7 @@ from dpe_cli.commands.shared import (
     report_options,
     shared_options,
     speaker,
+    tell_result,
 )
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def dub(
         )  # fmt: skip
     say(closing_words(done.summary()))
     if output != PIPE:
-        click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
+        tell_result(json.dumps(done.summary(), indent=1, default=str) if as_json else output, output)
     return done
 
 

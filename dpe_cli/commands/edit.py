@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -34,12 +33,14 @@ from dpe_cli.commands.shared import (
     closing_words,
     detector_options,
     encoding_options,
+    from_pipe,
     given,
     progress_for,
     progress_option,
     report_options,
     shared_options,
     speaker,
+    tell_result,
 )
 from dpe_cli.errors import QualityError
 
@@ -264,13 +265,13 @@ def edit(
     check_standard_output(ctx)
     drivers, output, chosen = asked_for(ctx)
 
-    from dpe_cli.container import PIPE, spooled
+    from dpe_cli.container import PIPE
     from dpe_cli.edit import edit_video
     from dpe_cli.provenance import read_consent
     from dpe_cli.request import check_request
 
     read_consent(consent)
-    piped, source = source == PIPE, ctx.with_resource(spooled(source, sys.stdin.buffer, output))
+    piped, source = source == PIPE, from_pipe(ctx, source, output)
     others = {"reads": [path for _, path in reads(ctx)], "sidecar": sidecar_of(ctx, output)}
     if resume:
         from dpe_cli.resume import edit_resumable, finished
@@ -310,7 +311,7 @@ def edit(
         raise
     say(closing_words(done.summary()))
     if output != PIPE:
-        click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
+        tell_result(json.dumps(done.summary(), indent=1, default=str) if as_json else output, output)
     return done
 
 

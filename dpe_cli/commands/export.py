@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dpe_cli.commands.shared import FOLDER, WEIGHTS, Command
+from dpe_cli.commands.shared import FOLDER, WEIGHTS, Command, tell_result
 
 
 @click.command(cls=Command)
@@ -26,4 +26,4 @@ def export(format: str, precision: str, output: Path, overwrite: bool, weights: 
     from dpe_cli.weights import load
 
     write(load(weights), output, format, precision, overwrite)
-    click.echo(output)
+    tell_result(output, output)

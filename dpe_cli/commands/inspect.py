@@ -16,6 +16,7 @@ from dpe_cli.commands.shared import (
     print_table,
     progress_for,
     shared_options,
+    tell_result,
 )
 
 NAMES = ("factors.csv", "factors.svg", "sliders.png")
@@ -93,4 +94,4 @@ def inspect(
         return
     if rows and not quiet:
         print_table("Sliders", rows, stderr=True)
-    click.echo(output)
+    tell_result(output, output)

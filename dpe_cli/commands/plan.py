@@ -1,7 +1,6 @@
 """dpe plan."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,18 @@ from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import edit
 from dpe_cli.commands.provenance import ingredients, reads, sidecar_of
 from dpe_cli.commands.rows import command_of
-from dpe_cli.commands.shared import FILE, Command, Finite, check_stays, given, print_table, progress_for, speaker
+from dpe_cli.commands.shared import (
+    FILE,
+    Command,
+    Finite,
+    check_stays,
+    from_pipe,
+    given,
+    print_table,
+    progress_for,
+    speaker,
+    tell_result,
+)
 
 NOT_FOR_PLANS = (
     "plan", "audio", "resume", "segment", "preview", "report", "from_file", "sidecar", "c2pa_cert", "c2pa_key",
@@ -62,7 +72,7 @@ def plan(
     if path and not (split or every):
         raise click.UsageError("--plan needs --split or --every")
 
-    from dpe_cli.container import PIPE, spooled
+    from dpe_cli.container import PIPE
     from dpe_cli.provenance import read_consent
     from dpe_cli.request import check_outputs
     from dpe_cli.segment_plan import TABLE, check_names
@@ -91,7 +101,7 @@ def plan(
         check_outputs([output, path, path.with_suffix(TABLE)], others["reads"], overwrite, others["sidecar"])
         check_names(path, output, [*others["reads"], output])
     if planned.command is edit:
-        source = ctx.with_resource(spooled(source, sys.stdin.buffer, output))
+        source = from_pipe(ctx, source, output)
     check(source, what, output, chosen, **others)
 
     from dpe_cli.engine import Engine
@@ -115,7 +125,7 @@ def plan(
         )  # fmt: skip
         first = f"dpe {made.command} --segment 0 {path}"
         say(f"{made.segments} segments: {first} to {made.segments - 1}, then dpe join {path}")
-        click.echo(json.dumps(made.summary(), indent=1) if as_json else path)
+        tell_result(json.dumps(made.summary(), indent=1) if as_json else path, path)
         return
 
     from dpe_cli.plan import forecast, forecast_dub

@@ -19,6 +19,7 @@ from dpe_cli.commands.shared import (
     progress_for,
     report_options,
     speaker,
+    tell_result,
 )
 from dpe_cli.errors import InputError, QualityError
 
@@ -81,7 +82,7 @@ def edit_segment(
     models = face_models or (asked["face_models"] and Path(asked["face_models"]))
     finder = make_detector(detector if given(ctx, "detector") else asked["detector"], models)
     done = edit_segments(plan, segment, segment, engine, finder, progress_for(quiet))
-    click.echo(done.output["path"])
+    tell_result(done.output["path"], done.output["path"])
 
 
 @click.command(cls=Command)
@@ -131,4 +132,4 @@ def join(
         raise
     record.finish(done, say)
     say(closing_words(done.summary()))
-    click.echo(json.dumps(done.summary(), indent=1, default=str) if as_json else output)
+    tell_result(json.dumps(done.summary(), indent=1, default=str) if as_json else output, output)

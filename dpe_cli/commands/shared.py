@@ -22,14 +22,14 @@ from typing import Any, NoReturn
 import click
 
 from dpe_cli.commands import layers
+from dpe_cli.commands.entry import INTERRUPTED, INTERRUPTED_WORDS, STOPPED
 from dpe_cli.errors import DPEError, InputError, OutputError
 from dpe_cli.limits import MAX_PIXELS, limits, set_limits
 
 MODES = ("exp", "pose", "both")
 LIMITS = ("allow-network", "max-pixels", "max-seconds", "max-size", "temp")
-INTERRUPTED = 130
-STOPPED = 75  # by SIGTERM; can be resumed
 STOP_SECONDS = 8.0
+AGAIN_SECONDS = 0.02  # until a signal that was lost is sent again
 STOP_WORDS = "Stopped: nothing was left under the output's name"
 STOP_RESUMED = "a run with --resume goes on where it was"
 STOP_ANEW = "it ran without --resume, the next run begins anew"
@@ -42,6 +42,7 @@ LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 MACHINE_SECONDS = 1.0  # between two lines for a program
 PROGRESS = ("auto", "bar", "plain", "json", "openjd", "none")
 PROGRESS_META = "dpe.progress"  # the choice, in the `meta` that all contexts of a run share
+SPOOLED = "dpe.spooled"  # the file that standard input went to, in the `meta` that all contexts of a run share
 FETCHED = "dpe.fetched"  # files that came from the network, in the `meta` that all contexts of a run share
 WRITTEN = ("output", "report", "preview", "results", "path")  # parameters that are no inputs
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -111,6 +112,25 @@ def check_stays(ctx: click.Context, what: str) -> None:
         raise click.UsageError(f"{what} cannot go with an address, whose file goes when the command ends: download it")
 
 
+def from_pipe(ctx: click.Context, source: Path, output: Path) -> Path:
+    """`source`, or for `-` a temporary file of what standard input gives, which is called so in all that is said.
+
+    Raises what `container.spooled` does.
+    """
+    from dpe_cli.container import spooled
+
+    file = ctx.with_resource(spooled(source, getattr(sys.stdin, "buffer", None), output))
+    if file != source:
+        ctx.meta[SPOOLED] = file
+    return file
+
+
+def as_known(ctx: click.Context | None, words: str) -> str:
+    """The same with what the user knows standard input by, see `from_pipe`."""
+    file = ctx.meta.get(SPOOLED) if ctx else None
+    return words.replace(str(file), "standard input") if file else words
+
+
 class Failure(click.ClickException):
     """One line on stderr and an exit code."""
 
@@ -174,10 +194,9 @@ class Command(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except DPEError as error:
-            raise Failure(str(error), error.exit_code) from error
+            raise Failure(as_known(ctx, str(error)), error.exit_code) from error
         except KeyboardInterrupt:
-            click.echo("Interrupted: nothing was left half-written", err=True)
-            raise click.exceptions.Exit(INTERRUPTED) from None
+            tell_interrupted()
         except MemoryError as error:
             raise Failure(MEMORY_WORDS, OUT_OF_MEMORY) from error
         except Exception as error:
@@ -204,6 +223,17 @@ def nobody_reads() -> bool:
     return bool(asked.poll(0))  # nothing was asked for: errors are always told
 
 
+def tell_result(words: str | Path, result: Path | str) -> None:
+    """Says on standard output what a command has made. Raises OutputError where it cannot, which says it too."""
+    try:
+        click.echo(words)
+    except BrokenPipeError:  # nobody reads: see `Command`
+        raise
+    except OSError as error:
+        problem = f"standard output cannot be written: {error.strerror}"
+        raise OutputError(problem, f"all else is done: the result is {result}") from error
+
+
 class Stopped(BaseException):
     """A SIGTERM came: not an error, so that nobody takes it for one."""
 
@@ -217,19 +247,67 @@ def stopping(ctx: click.Context) -> Iterator[threading.Event]:
         yield came  # signals are not for others
         return
 
+    lost = threading.Event()
+
     def stop(*_: Any) -> None:
         if not came.is_set():
             came.set()
             late.start()
-            raise Stopped
+        elif not lost.is_set():
+            return
+        lost.clear()
+        raise Stopped
 
     before = signal.getsignal(signal.SIGTERM)
     try:  # a signal may come as soon as it is heeded
         signal.signal(signal.SIGTERM, stop)
-        yield came
+        with heard_again({Stopped: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}, lost):
+            yield came
     finally:
         late.cancel()
+        if late.ident is not None:
+            late.join()  # a thread that meets the end of Python may abort it
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def heard_again(signals: dict[type[BaseException], int], lost: threading.Event) -> Iterator[None]:
+    """Sends a signal again whose exception met a place that cannot pass one on, as PyAV's call of a file's `write`.
+
+    `lost` is set before, for a handler to know it from further signals.
+    """
+    printed, told, timers = sys.excepthook, sys.unraisablehook, []
+
+    def quiet(kind: type[BaseException], *rest: Any) -> None:  # Cython prints it before it tells us
+        if kind not in signals:
+            printed(kind, *rest)
+
+    def hook(unraisable: Any) -> None:
+        number = signals.get(unraisable.exc_type)
+        if number is None:
+            told(unraisable)
+            return
+        lost.set()
+        timers.append(threading.Timer(AGAIN_SECONDS, send, [number]))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    sys.excepthook, sys.unraisablehook = quiet, hook
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = printed, told
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+
+
+def send(number: int) -> None:
+    """Sends a signal to the main thread of this process."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident, number)
+    else:
+        signal.raise_signal(number)
 
 
 def stop_words(ctx: click.Context) -> str:
@@ -246,6 +324,12 @@ def tell_stopped(ctx: click.Context) -> NoReturn:
     raise click.exceptions.Exit(STOPPED)
 
 
+def tell_interrupted() -> NoReturn:
+    """Answers Ctrl-C. Raises Exit."""
+    click.echo(INTERRUPTED_WORDS, err=True)
+    raise click.exceptions.Exit(INTERRUPTED) from None
+
+
 def end_now(ctx: click.Context) -> None:
     """Ends the process where clearing away takes too long: after ten seconds a scheduler would kill it."""
     click.echo(stop_words(ctx), err=True)
@@ -257,6 +341,18 @@ class Cli(click.Group):
 
     command_class = Command
     group_class = type
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except KeyboardInterrupt:
+            tell_interrupted()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # while options were read, which for click is its code 1
+            tell_interrupted()
 
 
 def shared_options(function: Callable) -> Callable:
@@ -408,7 +504,8 @@ def given(ctx: click.Context, option: str) -> bool:
 
 def speaker(quiet: bool) -> Callable[[str], None]:
     """What remarks are said with: lines on stderr, or nothing."""
-    return (lambda message: None) if quiet else (lambda message: click.echo(message, err=True))
+    ctx = click.get_current_context(silent=True)  # here, for it is of this thread
+    return (lambda message: None) if quiet else (lambda message: click.echo(as_known(ctx, message), err=True))
 
 
 def print_table(title: str, rows: list[dict[str, Any]], stderr: bool = False) -> None:
