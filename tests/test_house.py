@@ -504,7 +504,7 @@ MAY_IMPORT = {
         "recipe",
     },
     "colours": set(),
-    "grain": set(),
+    "grain": {"crop"},
     "main": {"commands"},
 }
 KNOW_FFMPEG = {"video", "muxer", "writer", "container", "planes", "tracks", "doctor"}  # doctor looks at every package
