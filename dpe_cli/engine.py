@@ -39,7 +39,7 @@ from dpe_cli.device import (
 from dpe_cli.errors import DeviceError, WeightsError
 from dpe_cli.factors import follows_space
 from dpe_cli.landmarks import FACE_OVAL, FaceShape
-from dpe_cli.lending import drawable, possible
+from dpe_cli.lending import drawable, possible, where_seen
 from dpe_cli.matte import Matte, flow_with_still, standing, with_still
 from dpe_cli.measured import MeasuredCodes
 from dpe_cli.mesh import FLOW_SIZE, centres, polygon
@@ -246,11 +246,11 @@ class Engine:
         """One batch, edited."""
         known = self.read(crops) if self.measured else []
         given = expression, pose
+        measured = np.stack([told.code for told in known]) if known else None
         if self.measured and expression is not None:
-            expression = possible(expression)
+            expression = where_seen(possible(expression), measured, [told.face for told in known])
         asked, turned = expression, pose
         if self.measured:
-            measured = np.stack([told.code for told in known])
             if expression is not None and self.retoucher is None:
                 expression = drawable(expression, measured)
             own = self.encoded_codes(crops) - measured

@@ -167,7 +167,7 @@ def parts(
 def lending_of(engine: Engine) -> Lending | None:
     """What opens a source's eyes and mouth, None for an engine that measures no landmarks."""
     measured = getattr(engine, "measured", None)
-    return Lending(engine.motion_codes, measured.points) if measured else None
+    return Lending(engine.motion_codes, measured.face) if measured else None
 
 
 def prepared(jobs: Iterable[Job], engine: Engine) -> Iterator[Work]:

@@ -12,10 +12,11 @@ from functools import cached_property
 
 import numpy as np
 
+from dpe_cli.landmarks import FaceShape
 from dpe_cli.motion_space import COORDINATES
-from dpe_cli.regions import transplant
+from dpe_cli.regions import PARTS, transplant
 
-LIDS, TURN, MOUTH = COORDINATES["lids"], COORDINATES["turn"], COORDINATES["mouth"]
+LIDS, GAZE, TURN, MOUTH = (COORDINATES[name] for name in ("lids", "gaze", "turn", "mouth"))
 SHUT, AJAR = -1.6, -0.9  # of the lids' coordinates: blendshape eyeBlink at 0.45 and 0.25
 WIDER = 0.5  # of the lids' coordinates: what the asked eyes are more open than the source's, or these are left as is
 HALF = 0.8  # of the lids' coordinates: so much less than a moment before, eyes are on their way to be shut
@@ -30,7 +31,9 @@ BACK = 2.0  # seconds for which moments are remembered; a blink lasts 0.1 to 0.4
 LIT = 40.0  # levels: what was lit so much otherwise, as by a flash, is not shown
 TURNED = 0.6  # of the coordinates of the head's turn, 6 to 9 degrees: parts of another view do not fit
 
-Look = Callable[[np.ndarray], np.ndarray | None]  # a crop (S, S, 3) uint8 to its landmarks (478, 3) in pixels, or None
+HIDDEN, SEEN = 0.5, 0.9  # visibility of a part's outline, mean: below it something stands before it; above it nothing
+
+Look = Callable[[np.ndarray], FaceShape | None]  # a crop (S, S, 3) uint8 to its landmarks in pixels, or None
 
 
 def drawable(asked: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -58,6 +61,28 @@ def possible(asked: np.ndarray) -> np.ndarray:
     return result
 
 
+def seen(face: FaceShape, region: str) -> float:
+    """How much of the eyes or the lips is in sight, 0 where a hand or a microphone is before them, to 1."""
+    if face.visibility is None:
+        return 1.0
+    outline = face.visibility[np.concatenate(PARTS[region])].mean()
+    return float(np.clip((outline - HIDDEN) / (SEEN - HIDDEN), 0, 1))
+
+
+def where_seen(asked: np.ndarray, own: np.ndarray, faces: Sequence[FaceShape | None]) -> np.ndarray:
+    """The codes asked for, less what is asked of parts that something hides: it would be bent, and painted over.
+
+    asked, own: (N, 20) measured codes; faces: of the crops that have the own ones. -> (N, 20)
+    """
+    result = asked.copy()
+    for row, face in enumerate(faces):
+        for region, parts in (("lips", [MOUTH]), ("eyes", [LIDS, GAZE])):
+            share = 1.0 if face is None else seen(face, region)
+            for part in parts if share < 1 else ():
+                result[row, part] = own[row, part] + share * (asked[row, part] - own[row, part])
+    return result
+
+
 def mouth_of(code: np.ndarray) -> float:
     """A mouth's opening as its code tells it: inner-lip gap over the distance of the outer eye corners.
 
@@ -74,7 +99,7 @@ class Moment:
     crop: np.ndarray  # (S, S, 3) uint8
     code: np.ndarray  # (20,) measured
     asked: np.ndarray  # (20,) that it was to have
-    seen: tuple[np.ndarray | None] | None = None  # its landmarks (478, 3), once they have been looked for
+    seen: tuple[FaceShape | None] | None = None  # its landmarks, once they have been looked for
 
     @cached_property
     def light(self) -> np.ndarray:
@@ -87,7 +112,7 @@ class Moment:
         """The mouth's opening over the one that was asked for."""
         return mouth_of(self.code) / max(mouth_of(self.asked), 1e-3)
 
-    def points(self, look: Look) -> np.ndarray | None:
+    def face(self, look: Look) -> FaceShape | None:
         """Its landmarks: a blink asks for them in each of its frames."""
         if self.seen is None:
             self.seen = (look(self.crop),)
@@ -132,9 +157,12 @@ class Lending:
         return np.stack(result)
 
     def lent(self, crop: np.ndarray, now: Moment, lender: Moment, region: str) -> np.ndarray:
-        """A crop with a region of another moment; itself where no face is found in one of them."""
-        here, there = now.points(self.look), lender.points(self.look)
-        return crop if here is None or there is None else transplant(crop, lender.crop, here, there, region, lit=True)
+        """A crop with a region of another moment; itself where that is not seen in one of them."""
+        faces = now.face(self.look), lender.face(self.look)
+        if any(face is None or seen(face, region) < 1 for face in faces):
+            return crop
+        here, there = (face.points for face in faces)
+        return transplant(crop, lender.crop, here, there, region, lit=True)
 
 
 def open_eyes(code: np.ndarray, asked: np.ndarray, moments: Sequence[Moment]) -> Moment | None:

@@ -52,10 +52,9 @@ class MeasuredCodes:
             codes[doubted] = read + share * (codes[doubted] - read)
         return codes, faces
 
-    def points(self, crop: np.ndarray) -> np.ndarray | None:
-        """Landmarks of a crop (S, S, 3) uint8 in its pixels: (478, 3), or None without a face."""
-        face = self.landmarks.detect(crop)
-        return None if face is None else face.points
+    def face(self, crop: np.ndarray) -> FaceShape | None:
+        """Landmarks of a crop (S, S, 3) uint8 in its pixels, None without a face."""
+        return self.landmarks.detect(crop)
 
     def read(self, faces: Sequence[FaceShape], size: int) -> np.ndarray:
         """The coordinates of faces found in crops of a size in pixels. -> (N, 20) float32"""

@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "lending": {
         "motion_space",
         "regions",
+        "landmarks",
     },
     "mesh": {"landmarks"},
     "parts": {"landmarks", "motion_space"},

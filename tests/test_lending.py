@@ -10,10 +10,11 @@ import pytest
 from dpe_cli import weights
 from dpe_cli.face import Box
 from dpe_cli.jobs import Job, run_jobs
-from dpe_cli.landmarks import EYES, LIPS_OUTER
+from dpe_cli.landmarks import EYES, LIPS_OUTER, FaceShape
 from dpe_cli.lending import (
     AJAR,
     BACK,
+    GAZE,
     LIDS,
     MOUTH,
     SHUT,
@@ -25,6 +26,7 @@ from dpe_cli.lending import (
     drawable,
     mouth_of,
     possible,
+    where_seen,
 )
 from dpe_cli.motion_space import MOTION_DIM, MotionSpace
 from dpe_cli.regions import region_mask, transplant
@@ -33,6 +35,23 @@ from dpe_cli.video import Frame
 
 SIZE = 256
 POINTS = MotionSpace.load(weights.folder() / "motion-space.json").template * 85 + [128, 128, 0]
+FACE = FaceShape(POINTS, np.zeros(52))
+
+
+def hidden(*parts: list[int], visibility: float = 0.6) -> FaceShape:
+    """The face with something before some of its parts."""
+    seen = np.full(478, 0.95, np.float32)
+    seen[np.concatenate(parts)] = visibility
+    return replace(FACE, visibility=seen)
+
+
+def test_of_parts_that_something_hides_little_is_asked():
+    own, asked = np.zeros((3, MOTION_DIM)), np.ones((3, MOTION_DIM))
+    found = where_seen(asked, own, [hidden(LIPS_OUTER), hidden(*EYES, visibility=0.3), None])
+    others = np.delete(np.arange(MOTION_DIM), np.r_[MOUTH])
+    np.testing.assert_allclose(found[0, MOUTH], 0.25, atol=1e-6)
+    assert (found[0, others] == 1).all() and (found[2] == 1).all()
+    assert (found[1, LIDS] == 0).all() and (found[1, GAZE] == 0).all() and (found[1, MOUTH] == 1).all()
 
 
 def test_eyes_that_are_shut_stay_so_and_open_ones_may_close():
@@ -64,7 +83,7 @@ def plain(shade: int, light: int = 120) -> np.ndarray:
     return result
 
 
-def opened(lids: list[float], asked: list[float], times: list[float], turns=(0, 0), whose=(0, 0), look=POINTS):
+def opened(lids: list[float], asked: list[float], times: list[float], turns=(0, 0), whose=(0, 0), look=FACE):
     """The shade of the second picture's eyes, 200, after a first one of 50; and what its corner has."""
     codes = dict(zip((50, 200), (code(*each) for each in zip(lids, turns, strict=True)), strict=True))
     eyes = Lending(lambda crops: np.stack([codes[crop[0, 0, 0]] for crop in crops]), lambda crop: look)
@@ -84,7 +103,7 @@ def test_shut_eyes_get_those_of_the_moment_before():
 def test_half_shut_eyes_are_no_open_ones():
     codes = np.stack([code(lids) for lids in (0.8, 0.7, AJAR + 0.2, SHUT)])
     crops = np.stack([plain(shade) for shade in (50, 60, 70, 200)])
-    eyes = Lending(lambda crops: codes, lambda crop: POINTS)
+    eyes = Lending(lambda crops: codes, lambda crop: FACE)
     found = eyes(crops, np.stack([code(0.8)] * 4), [0, 0.04, 0.08, 0.12], [0] * 4)
     seen = [int(crop[round(POINTS[159, 1]), round(POINTS[159, 0]), 0]) for crop in found]
     assert seen == [50, 60, 60, 60]  # neither left as they are nor given to the shut ones
@@ -101,6 +120,7 @@ def test_half_shut_eyes_are_no_open_ones():
         {"turns": [0, TURNED + 0.1]},
         {"whose": [0, 1]},
         {"look": None},
+        {"look": hidden(*EYES)},
     ],
 )
 def test_eyes_are_left_where_none_fit_or_none_are_asked_for(other):
@@ -142,7 +162,7 @@ def test_lips_and_lids_are_not_more_than_shut():
 def test_a_shut_mouth_gets_the_one_of_a_moment_before(mouths, asked, lent):
     codes = np.stack([speaking(opening) for opening in mouths])
     crops = np.stack([plain(shade) for shade in (50, 60, 200)])
-    lending = Lending(lambda crops: codes, lambda crop: POINTS)
+    lending = Lending(lambda crops: codes, lambda crop: FACE)
     wanted = np.stack([*codes[:2], speaking(asked)])
     found = lending(crops, wanted, [0, 0.04, 0.08], [0] * 3)
     np.testing.assert_array_equal(found[:2], crops[:2])
@@ -156,7 +176,7 @@ def test_what_a_mouth_showed_lately_counts_too():
     openings = [0.25, 0.09, 0.08, 0.11, 0.09]  # of 0.2 that are asked for; the fourth alone shows enough
     codes = np.stack([speaking(opening) for opening in openings])
     crops = np.stack([plain(shade) for shade in (50, 200, 210, 220, 230)])
-    found = Lending(lambda crops: codes, lambda crop: POINTS)(
+    found = Lending(lambda crops: codes, lambda crop: FACE)(
         crops, np.stack([speaking(0.2)] * 5), [0, 0.4, 0.44, 0.48, 0.52], [0] * 5
     )
     lips = np.round(POINTS[13, :2]).astype(int)
@@ -167,7 +187,7 @@ def test_what_a_mouth_showed_lately_counts_too():
 def test_what_is_lent_has_the_light_of_its_moment(light):
     """A flash is not lent at all: there is no telling what it hid."""
     codes, moments = np.stack([speaking(0.3), speaking(0.0)]), [plain(light - 70, light), plain(200)]
-    lending = Lending(lambda crops: codes, lambda crop: POINTS)
+    lending = Lending(lambda crops: codes, lambda crop: FACE)
     found = lending(np.stack(moments), np.stack([speaking(0.3)] * 2), [0, 0.1], [0] * 2)[1]
     lips = np.round(POINTS[13, :2]).astype(int)
     beside = lips + [0, -30]
@@ -200,8 +220,8 @@ class Measuring:
     def forget(self) -> None:
         pass
 
-    def points(self, crop: np.ndarray) -> np.ndarray:
-        return POINTS
+    def face(self, crop: np.ndarray) -> FaceShape:
+        return FACE
 
     def motion_codes(self, crops: np.ndarray) -> np.ndarray:
         return np.stack([code(0.0 if crop[0, 0, 0] < 100 else SHUT) for crop in crops]).astype(np.float32)
