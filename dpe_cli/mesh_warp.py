@@ -3,8 +3,8 @@
 The generators' flows are soft: they bend a face about right, and what they show of it is a little blurred. The
 landmarks, moved by the motion codes, say more exactly where a point of the skin goes, and they know the head's depth,
 so a turned mesh hides what has to be hidden. What the source hides of the far cheek is taken from the near one,
-mirrored. Inside of the face this is shown; hair, neck and background stay as the generators drew them, with a soft edge
-between. Not part of the paper.
+mirrored. Inside of the face this is shown; hair, neck and background stay as the generators drew them where a head
+moves, and as they are in the source where it does not, with soft edges between. Not part of the paper.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +23,7 @@ from dpe_cli.retouch import asked_for, outlined
 # Of masks, which are of the size of the flows, in pixels: holes that are closed, how far from the face's outline and
 # from what nobody shows the mesh is shown, the sigma of the edge there, and of the edge of what is mirrored.
 HOLE, INSIDE, EDGE, SEAM = 2, 3, 2.0, 1.5
-NEAR = (
-    3,
-    8,
-)  # from the face's outline: up to there wholly, from there on nothing is as the generator of expressions drew it
+NEAR = 3, 8  # of a face that speaks, from its outline: from the first on less, from the second nothing is drawn anew
 WIDER = 6  # how much further what is mirrored goes: beside what a cheek hides its outline shows the background
 PART = 0.01, 0.05  # of the face, what a turn hides: from the first on what is mirrored is shown a little, then wholly
 REACH = 24  # and past the outline, onto temple, ear and hair, of heads of which
