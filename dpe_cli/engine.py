@@ -247,7 +247,7 @@ class Engine:
         known = self.read(crops) if self.measured else []
         given = expression, pose
         measured = np.stack([told.code for told in known]) if known else None
-        if self.measured and expression is not None:
+        if self.mesh and expression is not None:
             expression = where_seen(possible(expression), measured, [told.face for told in known])
         asked, turned = expression, pose
         if self.measured:
