@@ -34,13 +34,7 @@ from dpe_cli.paste import make_paster
 from dpe_cli.people import track_faces
 from dpe_cli.report import peak_memory
 from dpe_cli.request import Driving, Edit, Edits, EditSettings
-from dpe_cli.roofline import (
-    best,
-    measure_machine,
-    measure_networks,
-    measure_straightforward,
-    with_sums,
-)
+from dpe_cli.roofline import best, measure_machine, measure_networks, measure_straightforward, with_sums
 from dpe_cli.video import Frame, VideoInfo, probe, read_frames
 from dpe_cli.weights import save
 from dpe_cli.writer import write_image, write_video

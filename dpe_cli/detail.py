@@ -160,7 +160,7 @@ def from_the_left(flow: np.ndarray, size: int, onwards: bool) -> tuple[np.ndarra
     return flow + weight[..., None] * change, weight * np.clip((end - column) / ONWARDS, 0, 1)
 
 
-def beyond(face: np.ndarray, larger: np.ndarray, where: np.ndarray) -> np.ndarray:
+def with_outside(face: np.ndarray, larger: np.ndarray, where: np.ndarray) -> np.ndarray:
     """A bent crop (S, S, 3) uint8 with what lies outside of its crop where that is asked for.
 
     larger: (L, L, 3) uint8, in the middle of which lies the crop; where: (R, R, >=2), from where in the crop each place
@@ -188,7 +188,7 @@ def eased(face: np.ndarray, larger: np.ndarray, where: np.ndarray) -> tuple[np.n
     # As a straight line: by a curve, which is steeper, what moves far would fold over itself.
     places = still(count) + np.minimum(border / around, 1)[..., None] * away
     drawn = ramp(border - around, 0, JOINED * size).astype(np.float32)  # further out the frame itself is bent
-    held = cv2.copyMakeBorder(beyond(face, larger, where), *[around] * 4, cv2.BORDER_REPLICATE)
+    held = cv2.copyMakeBorder(with_outside(face, larger, where), *[around] * 4, cv2.BORDER_REPLICATE)
     result = blended(bent(larger, places), held, drawn)
     small = cv2.resize(places + np.float32(0.5), (count // 2, count // 2), interpolation=cv2.INTER_AREA)
     return result, np.dstack([small, np.ones(small.shape[:2], np.float32)])

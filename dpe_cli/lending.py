@@ -61,7 +61,7 @@ def possible(asked: np.ndarray) -> np.ndarray:
     return result
 
 
-def seen(face: FaceShape, region: str) -> float:
+def in_sight(face: FaceShape, region: str) -> float:
     """How much of the eyes or the lips is in sight, 0 where a hand or a microphone is before them, to 1."""
     if face.visibility is None:
         return 1.0
@@ -77,7 +77,7 @@ def where_seen(asked: np.ndarray, own: np.ndarray, faces: Sequence[FaceShape | N
     result = asked.copy()
     for row, face in enumerate(faces):
         for region, parts in (("lips", [MOUTH]), ("eyes", [LIDS, GAZE])):
-            share = 1.0 if face is None else seen(face, region)
+            share = 1.0 if face is None else in_sight(face, region)
             for part in parts if share < 1 else ():
                 result[row, part] = own[row, part] + share * (asked[row, part] - own[row, part])
     return result
@@ -89,6 +89,11 @@ def mouth_of(code: np.ndarray) -> float:
     Least squares on clips that were trained on; on others it explains 0.92 of the variance. code: (20,) measured.
     """
     return float(0.104 + OPENING @ code[MOUTH][:2])
+
+
+def opens(own: np.ndarray, asked: np.ndarray) -> float:
+    """How surely a mouth is to be more open than it is, 0 to 1: what is inside of it is not seen then. (20,) twice"""
+    return float(np.clip((mouth_of(asked) - mouth_of(own) - PARTED) / PARTED, 0, 1))
 
 
 @dataclass
@@ -159,7 +164,7 @@ class Lending:
     def lent(self, crop: np.ndarray, now: Moment, lender: Moment, region: str) -> np.ndarray:
         """A crop with a region of another moment; itself where that is not seen in one of them."""
         faces = now.face(self.look), lender.face(self.look)
-        if any(face is None or seen(face, region) < 1 for face in faces):
+        if any(face is None or in_sight(face, region) < 1 for face in faces):
             return crop
         here, there = (face.points for face in faces)
         return transplant(crop, lender.crop, here, there, region, lit=True)

@@ -136,9 +136,18 @@ def hidden_folder(where: Path | None) -> Iterator[Path]:
             time.sleep(0.1)
 
 
-def partial_of(path: Path) -> Path:
-    """Where a file that takes its name in one step is written: beside it, and short, as that may be at its limit."""
-    return path.with_name(f".dpe-{uuid.uuid4().hex}.part")
+def write_at_once(path: Path, data: bytes) -> None:
+    """Writes a file that is never there half-written. Raises OSError.
+
+    Its first name, beside it, is short, as that may be at its limit. Who may read it is as for other files, which is
+    not so of those that safetensors writes by itself.
+    """
+    partial = path.with_name(f".dpe-{uuid.uuid4().hex}.part")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:

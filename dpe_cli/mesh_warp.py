@@ -14,7 +14,7 @@ import numpy as np
 
 from dpe_cli.face import ramp
 from dpe_cli.landmarks import EYES, FACE_OVAL, LIPS_OUTER, FaceShape
-from dpe_cli.lending import PARTED, mouth_of
+from dpe_cli.lending import opens
 from dpe_cli.mesh import AWAY, FLOW_SIZE, Mesh, centres, dense_map, polygon, warp
 from dpe_cli.motion_space import COORDINATES, POSE_DIM, POSE_SCALE, MotionSpace, mirror_permutation, rotation_of
 from dpe_cli.parts import EYE, Posed
@@ -89,7 +89,7 @@ class MeshWarp:
 
         before, after: (478, 3) pixels of the crop; own, asked: (20,) codes. -> (S, S) float32 in [0, 1]
         """
-        wider = (mouth_of(asked) - mouth_of(own) - PARTED) / PARTED
+        wider = opens(own, asked)
         eyes = (np.abs(asked - own)[POSE_DIM:][EYE.codes].max() - BLINKING) / BLINKING
         result = np.zeros((FLOW_SIZE, FLOW_SIZE), np.float32)
         for share, parts in ((wider, [LIPS_OUTER]), (eyes, EYES)):

@@ -16,7 +16,6 @@ follow from codes by the weights and are there for other programs.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,7 +28,7 @@ from safetensors.numpy import save
 
 from dpe_cli.container import bytes_of
 from dpe_cli.errors import InputError, OutputError, WeightsError
-from dpe_cli.limits import check_file, partial_of
+from dpe_cli.limits import check_file, write_at_once
 from dpe_cli.motion import MotionTrack
 from dpe_cli.video import VideoInfo, probe
 
@@ -102,17 +101,12 @@ def write_motion(
         "source": json.dumps(source),
         "engine": json.dumps({**engine, "weights": Path(engine["weights"]).name}),
     }
-    partial = partial_of(path)
     try:
-        # not save_file, whose files nobody else may read
-        partial.write_bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata))
-        os.replace(partial, path)
+        write_at_once(path, save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata))
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"{path} cannot be written ({error})", "check the folder and the space on the disk"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_motion(path: Path, weights: str, length: int | None = None) -> Driver:

@@ -23,12 +23,7 @@ import ffmpeg
 import imageio_ffmpeg
 import numpy as np
 
-from dpe_cli.container import (
-    PIPE,
-    input_options,
-    no_room,
-    pattern,
-)
+from dpe_cli.container import PIPE, input_options, no_room, pattern
 from dpe_cli.encoding import Encoding
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.planes import Layout, frame_of

@@ -7,6 +7,7 @@ is a gain here too.
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from dpe_cli.colours import colour_difference
 from dpe_cli.crop import crop_matrix, cut, gaussian_mask, levels, paste_back, resample, times
-from dpe_cli.detail import EASED, beyond, eased, keep_detail, to_levels
+from dpe_cli.detail import EASED, eased, keep_detail, to_levels, with_outside
 from dpe_cli.errors import UsageError
 from dpe_cli.face import Box, FaceDetector, Measured, connected
 from dpe_cli.grain import CALM_MASK, with_grain
@@ -105,7 +106,6 @@ class Paster:
         self.colours = Steady(COLOUR_SECONDS)
         self.boxes: dict[Hashable, Measured] = {}
         self.edge: tuple[np.ndarray, Edge] | None = None
-        self.square: np.ndarray | None = None
 
     @property
     def memory(self) -> float:
@@ -135,19 +135,13 @@ class Paster:
         mask = self.masks(crop, face, time, track)
         if bent_everywhere(where) and getattr(self.masks, "way", None) == "gaussian":
             crop, to_crop = surroundings(rgb, box, crop)
-            (face, where), mask = eased(face, crop, where), self.window(len(crop))
+            (face, where), mask = eased(face, crop, where), whole_square(len(crop))
         if self.enhancer is not None:
             matched = self.matched(face, crop, mask, time, track)
             crop, face, mask, to_crop = self.enhanced(rgb, box, crop, matched, mask, to_crop)
             track, where = ("enhanced", track), None
         picture = self.matched(face, crop, mask, time, track)
         return Placed(rgb, picture, crop, mask, to_crop, where, self.edge_of(mask), self.detail)
-
-    def window(self, size: int) -> np.ndarray:
-        """The mask of a whole square, (size, size) float32; made once."""
-        if self.square is None or len(self.square) != size:
-            self.square = gaussian_mask(size, WHOLE / 2, WHOLE)
-        return self.square
 
     def matched(self, face: np.ndarray, crop: np.ndarray, mask: np.ndarray, time: float, track: Hashable) -> np.ndarray:
         """`face` as float32 levels, in the source's colours if that is wanted."""
@@ -185,6 +179,12 @@ class Paster:
         return self.edge[1]
 
 
+@lru_cache(maxsize=2)
+def whole_square(size: int) -> np.ndarray:
+    """The mask of all of a square, (size, size) float32, not to be written to."""
+    return gaussian_mask(size, WHOLE / 2, WHOLE)
+
+
 def bent_everywhere(where: np.ndarray | None) -> bool:
     """Whether the map of `Engine.carried` is that of a head that moves."""
     return where is not None and where[..., 2].min() == 1
@@ -206,8 +206,8 @@ def alone(
 
     What a head that moves asks for outside of its crop is the frame's.
     """
-    if bent_everywhere(where):
-        face = beyond(face, surroundings(rgb, box, crop)[0], where)
+    if bent_everywhere(where) and (np.abs(where[..., :2] - len(crop) / 2) > (len(crop) - 1) / 2).any():
+        face = with_outside(face, surroundings(rgb, box, crop)[0], where)
     return Pasted(face if size is None else enlarged(rgb, box, crop, face, where, size), None)
 
 
@@ -226,9 +226,6 @@ def enlarged(
     if carried is not None:
         carried.add(result, larger, crop, to_larger, (0, 0))
     return to_levels(result)
-
-
-# Colour
 
 
 # The seam

@@ -15,15 +15,7 @@ import numpy as np
 
 from dpe_cli.container import PIPE, bytes_of
 from dpe_cli.drivings import read_drivers
-from dpe_cli.dub import (
-    DubSettings,
-    Seen,
-    check_dub,
-    decide,
-    edits_for,
-    seen_source,
-    shown_frames,
-)
+from dpe_cli.dub import DubSettings, Seen, check_dub, decide, edits_for, seen_source, shown_frames
 from dpe_cli.edit import (
     Sight,
     Target,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import dpe_cli
 from dpe_cli.errors import OutputError
-from dpe_cli.limits import partial_of
+from dpe_cli.limits import write_at_once
 
 PSNR_CEILING = 99.0  # dB; stands for "identical", for which JSON has no number
 FAR_TURN = 30.0  # degrees; heads that are turned further do not look real (weights/README.md)
@@ -193,12 +192,7 @@ class Report:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` so that `path` never exists half-written. Raises OSError."""
-    temporary = partial_of(path)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_at_once(path, text.encode())
 
 
 def peak_memory() -> float | None:

@@ -172,7 +172,7 @@ def check_request(
         if pastes(edits, settings):
             check_image(output, source_info.layout)
     else:
-        check_writable(source_info, output, settings.wish, crop=not pastes(edits_of(driving, settings), settings))
+        check_writable(source_info, output, settings.wish, crop=not pastes(edits, settings))
         if preview and preview.suffix.lower() not in VIDEO_SUFFIXES:
             raise OutputError(
                 f"{preview} cannot hold a video", f"name a file that ends in one of {' '.join(VIDEO_SUFFIXES)}"

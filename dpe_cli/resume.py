@@ -17,36 +17,17 @@ from typing import Any
 
 import dpe_cli
 from dpe_cli.container import files_of
-from dpe_cli.dub import (
-    DubSettings,
-    check_dub,
-    edits_for,
-    networks_used,
-)
+from dpe_cli.dub import DubSettings, check_dub, edits_for, networks_used
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.face import FaceDetector
 from dpe_cli.jobs import Engine
 from dpe_cli.muxer import ffmpeg_exe
 from dpe_cli.pipeline import Progress, silent, unheard
-from dpe_cli.planner import (
-    check_container,
-    make_dub_plan,
-    make_plan,
-)
+from dpe_cli.planner import check_container, make_dub_plan, make_plan
 from dpe_cli.report import Report, write_text
 from dpe_cli.request import Driving, Edits, EditSettings, check_request, decide_paste, edits_of, files_read
-from dpe_cli.segment_plan import (
-    SCHEMA,
-    Plan,
-    read_plan,
-    report_from,
-)
-from dpe_cli.segments import (
-    check_seams,
-    edit_segments,
-    join_plan,
-    read_record,
-)
+from dpe_cli.segment_plan import SCHEMA, Plan, read_plan, report_from
+from dpe_cli.segments import check_seams, edit_segments, join_plan, read_record
 
 FINISHED = "finished.json"
 LOCK = "lock"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dpe_cli.landmarks import FaceShape
-from dpe_cli.lending import PARTED, mouth_of
+from dpe_cli.lending import mouth_of, opens
 from dpe_cli.motion_space import POSE_DIM, MotionSpace
 from dpe_cli.parts import BOTH_EYES, EYE, MOUTH, PARTS, Part, Patch, Posed, posed, put_back
 from dpe_cli.weights import RETOUCH, load_retouch
@@ -46,8 +46,9 @@ def lacking(own: np.ndarray, asked: np.ndarray) -> float:
 
     Where it neither opens nor shuts wholly, the mesh carries teeth and tongue, which are the person's.
     """
-    own, asked = (mouth_of(np.r_[np.zeros(POSE_DIM), code]) for code in (own, asked))
-    return float(np.clip(max((asked - own - PARTED) / PARTED, (SHUT - asked) / SHUT * 2), 0, 1))
+    own, asked = (np.r_[np.zeros(POSE_DIM), code] for code in (own, asked))
+    shuts = np.clip((SHUT - mouth_of(asked)) / SHUT * 2, 0, 1)
+    return max(opens(own, asked), float(shuts))
 
 
 class Retoucher:

@@ -14,7 +14,6 @@ of a dub `closed`, `usual` and `spread` (8,) float32, see `speech_motion.Person`
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -30,16 +29,13 @@ from safetensors.numpy import load, save
 import dpe_cli
 from dpe_cli.container import bytes_of, files_of
 from dpe_cli.control import Control
-from dpe_cli.dub import (
-    Dub,
-    DubSettings,
-)
+from dpe_cli.dub import Dub, DubSettings
 from dpe_cli.dub import Plan as Lengths
 from dpe_cli.edit import Sight, Target, paster_for, plan_jobs
 from dpe_cli.errors import InputError, OutputError
 from dpe_cli.face import Box, FaceDetector
 from dpe_cli.jobs import Engine, Job
-from dpe_cli.limits import TEXT_BYTES, check_file, partial_of
+from dpe_cli.limits import TEXT_BYTES, check_file, write_at_once
 from dpe_cli.motion import Curve, MotionTrack
 from dpe_cli.motion_file import Driver
 from dpe_cli.paste import Paster
@@ -208,18 +204,13 @@ def write_plan(plan: Plan) -> None:
         "key": plan.key,
     }
     table = plan.path.with_suffix(TABLE)
-    partial = partial_of(table)
     try:
-        # not save_file, whose files nobody else may read
         written = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
-        partial.write_bytes(written)
         words["table"] = hashlib.sha256(written).hexdigest()
-        os.replace(partial, table)
+        write_at_once(table, written)
         write_text(plan.path, json.dumps(words, indent=1, default=path_text, allow_nan=False) + "\n")
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{plan.path} cannot be written ({error})", "check the folder and the disk") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def dub_words(dub: Dub, tensors: dict[str, np.ndarray]) -> dict[str, Any]:

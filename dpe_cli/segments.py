@@ -21,9 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpe_cli.dub import (
-    networks_used,
-)
+from dpe_cli.dub import networks_used
 from dpe_cli.edit import Sight, Target, refuse_seams, stack_jobs
 from dpe_cli.errors import InputError, OutputError, WeightsError
 from dpe_cli.face import FaceDetector
@@ -33,10 +31,7 @@ from dpe_cli.paste import Paster
 from dpe_cli.pipeline import Progress, ahead, ended, silent, unheard
 from dpe_cli.report import PixelHash, Report, write_text
 from dpe_cli.request import bind_control
-from dpe_cli.segment_plan import (
-    Plan,
-    report_from,
-)
+from dpe_cli.segment_plan import Plan, report_from
 from dpe_cli.video import Frame, read_frames
 from dpe_cli.writer import join_video, workplace, write_video
 

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import importlib.resources
 import json
-import os
 import sys
 import warnings
 import zipfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpe_cli.errors import OutputError, WeightsError
+from dpe_cli.limits import write_at_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -460,17 +460,12 @@ def save(
         raise ValueError(f"values that are not finite{' in 16 bits' if half else ''}: {', '.join(wrong[:3])}")
     extra = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
     written = next(written for written, kind in config_kinds().items() if isinstance(config, kind))
-    partial = path.with_name(f"{path.name}.part")
     try:
         tensors = {key: value.contiguous() for key, value in stored.items()}
-        # not save_file, whose files nobody else may read
-        partial.write_bytes(serialised(tensors, {**extra, "format": written, "config": config.to_json()}))
-        os.replace(partial, path)
+        write_at_once(path, serialised(tensors, {**extra, "format": written, "config": config.to_json()}))
     except (OSError, SafetensorError) as error:
         problem = f"{path} cannot be written ({error})"
         raise OutputError(problem, "check the folder and the space on the disk") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # For the commands

@@ -35,7 +35,11 @@ MAY_IMPORT = {
     "roster": {"face", "identity", "tracking", "people", "crop", "video", "errors"},
     "detectors": {"face", "video", "errors"},
     "crop": {"face", "errors"},
-    "weights": {"models", "errors"},
+    "weights": {
+        "models",
+        "errors",
+        "limits",
+    },
     "runtimes": {"models", "weights", "errors"},
     "measured": {"factors", "landmark_net", "landmarks", "motion_space", "reader", "weights", "errors"},
     "lending": {
