@@ -65,6 +65,7 @@ RANGES = {  # the least and the most of a setting, both allowed
     "open_share": SHARE,
     "turn_share": SHARE,
     "virtual_share": SHARE,
+    "inside_share": SHARE,
     "begun_share": SHARE,
     "perceptual_blocks": (1, 5),
     "perceptual_size": (0, math.inf),
@@ -120,12 +121,13 @@ class Phase:
     guide: float = 1.0  # of the guided terms inside the cycle
     middle_weight: float = 1.0  # cycle: the intermediate pair S', D'
     self_weight: float = 1.0  # cycle: self-reconstruction
-    perceptual_weight: float = 0.0  # the paper's lambda_p, 20 there
+    perceptual_weight: float = 0.0  # the paper's lambda_p, 20 there; in stage retouch of LPIPS
     perceptual_blocks: int = 3
     perceptual_size: int = 96  # side of the window around the face that the perceptual network sees; 0: everything
     expression_weight: float = 0.0  # the paper's lambda_e, 20 there
     gan_weight: float = 0.0
     part: str = ""  # of stage retouch: mouth or eyes, where only that is trained
+    inside_share: float = 1.0  # of stage retouch: of the error of a pixel between the lips, of that of one around them
     begun_share: float = 0.0  # of stage retouch: of the weights gone on from, in those that are written
     # at the phase's beginning
     copy_start: bool = False  # pictures pass through unchanged until flows are learnt: see initialise.see_through

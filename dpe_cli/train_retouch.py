@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from torch import Tensor
 from dpe_cli.dataset import CROP, TURNED, Clip, Sampler, load_clips, turns
 from dpe_cli.engine import Engine
 from dpe_cli.errors import InputError
+from dpe_cli.extractors import Lpips
 from dpe_cli.mesh import Mesh
-from dpe_cli.models import PatchDiscriminator, RetouchConfig, RetouchNet
+from dpe_cli.models import LPIPS, PatchDiscriminator, RetouchConfig, RetouchNet
 from dpe_cli.motion_space import POSE_DIM, MotionSpace
 from dpe_cli.parts import PARTS, Patch
 from dpe_cli.retouch import outlined
@@ -39,6 +40,7 @@ HELD_OUT = 300  # samples of people who were not trained on
 RIDGE = 1e-2  # of the fit of shapes to codes, per sample
 FEATURES = 10.0  # weight of the adversary's features, of the adversary's own
 NOTED = 3.0  # minutes between two looks at held-out people
+GONE_ON = 0.03  # share of the time before there is an adversary, for networks that paint already
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class RetouchTraining:
     ema: float = 0.998
     plain: float = 0.15  # share of the time before there is an adversary
     picture_weight: float = 10.0
+    inside_share: float = 1.0  # of a pixel's weight in it, inside of the inner outlines: what is made up may differ
+    perceptual_weight: float = 0.0  # of LPIPS, of patches at twice their size
     gan_weight: float = 0.5  # of the adversary: what is said of it in FEATURES
     part: str = ""  # mouth or eyes: the other network stays what it was
     begun_share: float = 0.0  # of the weights gone on from, in those that are written: a mean of both errs less
@@ -157,10 +161,10 @@ def tensors(patches: np.ndarray) -> dict[str, Tensor]:
 
 
 class RetouchTrainer:
-    """One network, its adversary and its moving average."""
+    """One network, its adversary and its moving average. looks: LPIPS, where it counts."""
 
-    def __init__(self, net: RetouchNet, config: RetouchTraining):
-        self.net, self.config = net.to(memory_format=torch.channels_last), config
+    def __init__(self, net: RetouchNet, config: RetouchTraining, looks: LPIPS | None = None):
+        self.net, self.config, self.looks = net.to(memory_format=torch.channels_last), config, looks
         self.adversary = PatchDiscriminator().to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.5, 0.99))
         self.other = torch.optim.Adam(self.adversary.parameters(), lr=config.lr, betas=(0.0, 0.99))
@@ -175,18 +179,18 @@ class RetouchTrainer:
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * falling
         source, lines, wanted = batch["source"], batch["outlines"], batch["wanted"]
-        half = torch.autocast("cpu", torch.bfloat16)
-        with half:
-            painted = paint(self.net, batch).float()
+        painted = paint(self.net, batch)
         # Only what is painted counts; divided by what that is on average, so that the terms keep their size.
-        terms = {"picture": weighted_l1(painted, wanted, batch["share"][:, 0] / 0.3) * config.picture_weight}
+        inside = torch.maximum(lines[:, 0], lines[:, 2])
+        counts = batch["share"][:, 0] / 0.3 * (1 - (1 - config.inside_share) * inside)
+        terms = {"picture": weighted_l1(painted, wanted, counts) * config.picture_weight}
         real = batch["drawn"] + batch["share"] * (wanted - batch["drawn"])  # around it nothing tells them apart
-        fighting = bool(config.gan_weight) and progress >= config.plain
-        if fighting:
+        if self.looks is not None:
+            terms["perceptual"] = self.looks(twice(painted), twice(real)).mean() * config.perceptual_weight
+        if config.gan_weight and progress >= config.plain:
             self.adversary.requires_grad_(False)
-            with half:
-                judged, seen = self.adversary(painted, source, lines)
-            with torch.no_grad(), half:
+            judged, seen = self.adversary(painted, source, lines)
+            with torch.no_grad():
                 _, known = self.adversary(real, source, lines)
             alike = sum(F.l1_loss(one, two) for one, two in zip(seen, known, strict=True)) / len(seen)
             terms["features"] = alike * config.gan_weight * FEATURES
@@ -195,10 +199,9 @@ class RetouchTrainer:
         sum(terms.values()).backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         self.optimiser.step()
-        if config.gan_weight and progress > config.plain * 0.7:  # it learns a little before it counts
+        if config.gan_weight and progress >= config.plain * 0.7:  # it learns a little before it counts
             self.adversary.requires_grad_(True)
-            with half:
-                good, bad = (self.adversary(one, source, lines)[0] for one in (real, painted.detach()))
+            good, bad = (self.adversary(one, source, lines)[0] for one in (real, painted.detach()))
             loss = F.relu(1 - good).mean() + F.relu(1 + bad).mean()
             self.other.zero_grad(set_to_none=True)
             loss.backward()
@@ -218,6 +221,11 @@ class RetouchTrainer:
 def paint(net: RetouchNet, batch: dict[str, Tensor]) -> Tensor:
     """The drawn patches as the network retouches them. (B, 3, H, W) in about [-1, 1]"""
     return batch["drawn"] + batch["share"] * net(batch["source"], batch["drawn"], batch["outlines"])
+
+
+def twice(patches: Tensor) -> Tensor:
+    """Patches (B, 3, H, W) at twice their size, in [-1, 1]: LPIPS begins with strides of four pixels."""
+    return F.interpolate(patches.clamp(-1, 1), scale_factor=2, mode="bilinear", align_corners=False)
 
 
 @torch.inference_mode()
@@ -246,7 +254,7 @@ def evaluate(net: RetouchNet, patches: np.ndarray) -> tuple[dict[str, float], np
 
 def train_part(
     name: str, files: tuple[Path, ...], held_out: Path, output: Path, config: RetouchTraining,
-    start: dict[str, Tensor] | None,
+    start: dict[str, Tensor] | None, lpips: Path | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Trains one of the two networks in this process; gives its averaged weights. Writes curve, picture and weights."""
     torch.set_num_threads(config.threads)
@@ -256,7 +264,9 @@ def train_part(
     net = RetouchNet()
     if start:
         net.load_state_dict(start)
-    trainer = RetouchTrainer(net, config)
+        config = replace(config, plain=GONE_ON)
+    looks = Lpips(lpips).network.requires_grad_(False) if lpips and config.perceptual_weight else None
+    trainer = RetouchTrainer(net, config, looks)
     began, noted, terms = time.monotonic(), 0.0, []
     while (gone := (time.monotonic() - began) / 60) < config.minutes:
         part = pool[random.integers(len(pool))]
@@ -294,12 +304,13 @@ def varied(patches: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 def train_retouch(
     data: Path, output: Path, config: RetouchTraining, space: Path, weights: Path | None = None,
-    start: Path | None = None, talk: Callable[[str], None] = lambda line: None,
+    start: Path | None = None, lpips: Path | None = None, talk: Callable[[str], None] = lambda line: None,
 ) -> Path:  # fmt: skip
     """Makes the pool, trains both networks side by side, a process each, and writes `retouch.safetensors`.
 
     weights: of the generators whose drawings are retouched, by default the tool's own. start: goes on from these
-    networks. A pool that lies in `output` already is used again. Raises InputError when there is nothing to train on.
+    networks. lpips: folder of its weights, for `perceptual_weight`. A pool that lies in `output` already is used again.
+    Raises InputError when there is nothing to train on, WeightsError where the folder does not hold LPIPS.
     """
     output.mkdir(parents=True, exist_ok=True)
     known = split(load_retouch(start).state) if start else {}
@@ -322,7 +333,14 @@ def train_retouch(
         talk(f"{len(np.load(files[next(iter(names)), 0], mmap_mode='r')) * 2} patches")
         runs = {
             name: processes.submit(
-                train_part, name, (files[name, 0], files[name, 1]), files[name, 2], output, config, known.get(name)
+                train_part,
+                name,
+                (files[name, 0], files[name, 1]),
+                files[name, 2],
+                output,
+                config,
+                known.get(name),
+                lpips,
             )
             for name in names
         }

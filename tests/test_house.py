@@ -113,6 +113,7 @@ MAY_IMPORT = {
         "errors",
     },
     "train_retouch": {
+        "extractors",
         "errors",
         "dataset",
         "engine",

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from scipy.spatial.transform import Rotation
 from simulated_gpu import computed, simulated_gpu
 
@@ -16,6 +17,7 @@ from dpe_cli.engine import Engine
 from dpe_cli.errors import DeviceError, InputError, WeightsError
 from dpe_cli.face import crop_box, make_detector
 from dpe_cli.landmarks import LIPS_INNER, LIPS_OUTER, FaceShape
+from dpe_cli.main import cli
 from dpe_cli.measured import read_codes
 from dpe_cli.mesh_warp import MeshWarp, likelier, lit_as, posed_as, through, without_background
 from dpe_cli.models import PatchDiscriminator, Retouch, RetouchConfig, RetouchNet
@@ -488,6 +490,43 @@ def test_training_lowers_the_error_and_its_adversary_takes_part():
     batch = tensors(patches)
     outside = batch["share"].expand(-1, 3, -1, -1) == 0
     assert torch.equal(paint(trainer.net, batch)[outside], batch["drawn"][outside])
+
+
+def test_what_lies_between_the_lips_counts_less_where_it_may_differ():
+    torch.manual_seed(0)
+    net = RetouchNet(RetouchConfig((8, 8, 8), (1, 1, 1)))
+    batch = tensors(stored(4))
+    whole, half, none = (
+        RetouchTrainer(net, RetouchTraining(inside_share=share, lr=0.0)).step(batch, 0)["picture"]
+        for share in (1.0, 0.5, 0.0)
+    )
+    assert abs(none) < 1e-6 < whole  # these masks hold all that is painted
+    assert half == pytest.approx(whole / 2, rel=1e-4)
+
+
+def test_how_patches_look_may_count():
+    torch.manual_seed(0)
+
+    def looks(painted: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        assert painted.shape[2:] == (96, 128)  # twice the patch of an eye
+        assert painted.abs().max() <= 1
+        return (painted - real).square().mean((1, 2, 3))
+
+    batch = tensors(stored(4))
+    net = RetouchNet(RetouchConfig((8, 8, 8), (1, 1, 1)))
+    config = RetouchTraining(lr=3e-3, picture_weight=0.0, gan_weight=0.0, perceptual_weight=3.0)
+    trainer = RetouchTrainer(net, config, looks)
+    terms = [trainer.step(batch, step / 100)["perceptual"] for step in range(100)]
+    assert terms[-1] < 0.5 * terms[0]
+
+
+def test_weights_of_lpips_are_asked_for_where_they_count(tmp_path: Path):
+    result = CliRunner().invoke(
+        cli, ["train", "--data", str(tmp_path), "-o", str(tmp_path / "run"), "--set", "stage=retouch", "--set",
+               "perceptual_weight=2"]
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "--lpips" in result.output
 
 
 def test_shapes_follow_from_codes():

@@ -124,6 +124,7 @@ def prepare(
     type=FILE,
     help="MediaPipe's face_landmarker.task: judges sliders' pictures in stages factors, banks.",
 )
+@click.option("--lpips", type=FOLDER, help="Folder of LPIPS's weights, for perceptual_weight in stage retouch.")
 @click.option("--segmenter", type=FILE, help="MediaPipe's selfie_segmentation.tflite: teaches stage matte.")
 @click.option("--speech", type=FOLDER, help="Clips prepared with sound, for stage banks.  [default: those of --data]")
 @click.option("--device", default="cpu", show_default=True, callback=checked_device, help="auto, cpu, cuda or cuda:N.")
@@ -132,7 +133,7 @@ def prepare(
 def train(
     recipe: Path | None, changes: tuple[str, ...], budget: float | None, data: Path, output: Path, init: Path | None,
     space: Path | None, perceptual: Path | None, expression: Path | None, landmarker: Path | None,
-    segmenter: Path | None, speech: Path | None, device: str, resume: bool, quiet: bool,
+    lpips: Path | None, segmenter: Path | None, speech: Path | None, device: str, resume: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train the networks on clips that `dpe prepare` made. Several processes or machines: start it with torchrun.
 
@@ -162,7 +163,7 @@ def train(
         click.echo(train_reading(phases, data, output, init, space, say))
         return
     if any(phase.stage == "retouch" for phase in phases):
-        click.echo(train_retouching(phases, data, output, init, space, say))
+        click.echo(train_retouching(phases, data, output, init, space, lpips, say))
         return
     if any(phase.stage == "matte" for phase in phases):
         click.echo(train_matting(phases, data, output, init, space, segmenter, say))
@@ -368,8 +369,9 @@ def train_reading(
 
 
 def train_retouching(
-    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, say: Callable[[str], None]
-) -> Path:
+    phases: list["Phase"], data: Path, output: Path, init: Path | None, space: Path | None, lpips: Path | None,
+    say: Callable[[str], None],
+) -> Path:  # fmt: skip
     """`dpe train --set stage=retouch`: one phase, for the tool's own generators; --init goes on from a file."""
     if len(phases) > 1:
         raise click.UsageError("the retouching networks are trained in a run of their own, of one phase")
@@ -379,9 +381,16 @@ def train_retouching(
     from dpe_cli.weights import folder
 
     (phase,) = phases
-    names = ("minutes", "batch", "lr", "ema", "gan_weight", "eye_share", "open_share", "part", "begun_share")
-    settings = {name: getattr(phase, name) for name in (*names, "threads", "seed")}
-    return train_retouch(data, output, RetouchTraining(**settings), space or folder() / SPACE, start=init, talk=say)
+    if phase.perceptual_weight and not lpips:
+        raise click.UsageError(
+            "perceptual_weight of stage retouch weighs LPIPS: name the folder of its weights with --lpips"
+        )
+    names = (
+        "minutes", "batch", "lr", "ema", "inside_share", "perceptual_weight", "gan_weight", "eye_share", "open_share",
+        "part", "begun_share", "threads", "seed",
+    )  # fmt: skip
+    settings = RetouchTraining(**{name: getattr(phase, name) for name in names})
+    return train_retouch(data, output, settings, space or folder() / SPACE, start=init, lpips=lpips, talk=say)
 
 
 def train_matting(
