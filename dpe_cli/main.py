@@ -14,6 +14,7 @@ from dpe_cli.commands import (
     config,
     dub,
     edit,
+    evaluating,
     export,
     inspect,
     layers,
@@ -22,7 +23,7 @@ from dpe_cli.commands import (
     training,
     weights,
 )
-from dpe_cli.commands.shared import Cli
+from dpe_cli.commands.command import Cli
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -38,7 +39,7 @@ def cli() -> None:
 for command in (
     edit.edit, dub.dub, batch.batch, plan.plan, segments.join, analysis.extract, inspect.inspect, analysis.faces,
     analysis.report, analysis.doctor, weights.weights, config.config, training.prepare, training.train,
-    training.evaluate_command, analysis.benchmark, export.export,
+    evaluating.evaluate_command, analysis.benchmark, export.export,
 ):  # fmt: skip
     cli.add_command(command)
 cli.params.append(layers.config_option())

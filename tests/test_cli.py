@@ -17,7 +17,7 @@ from test_edit import ColourDetector, ColourEngine, clip, picture
 
 import dpe_cli
 from dpe_cli import muxer
-from dpe_cli.commands import shared
+from dpe_cli.commands import ends, progress
 from dpe_cli.commands.edit import parse_edit
 from dpe_cli.container import PIPE
 from dpe_cli.errors import DeviceError, InputError, OutputError, UsageError, WeightsError
@@ -350,7 +350,7 @@ def test_the_timer_of_a_stop_has_ended_with_it(clips: Path, monkeypatch: pytest.
             super().run()
             time.sleep(0.3)
 
-    monkeypatch.setattr(shared.threading, "Timer", Slow)
+    monkeypatch.setattr(ends.threading, "Timer", Slow)
     monkeypatch.setattr(ColourEngine, "edit", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert edit(clips).exit_code == 75
     assert not any(isinstance(thread, Slow) for thread in threading.enumerate())
@@ -368,20 +368,20 @@ def test_130_for_ctrl_c_and_nothing_is_left(clips: Path, monkeypatch: pytest.Mon
 
 def test_lines_of_progress_come_at_a_measured_pace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     now = iter(np.arange(0, 1000, 0.5))
-    monkeypatch.setattr(shared.time, "monotonic", lambda: next(now))
-    assert list(shared.progress_lines(range(40), 40, "editing")) == list(range(40))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    assert list(progress.progress_lines(range(40), 40, "editing")) == list(range(40))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[0].startswith("editing: 4 of 40 frames, ") and lines[0].endswith(" s left")
 
 
 def test_a_slow_pace_is_told_by_the_minute():
     assert (
-        shared.progress_line("preparing", 1, 4, 30, "videos") == "preparing: 1 of 4 videos, 2.0 videos/min, 90 s left"
+        progress.progress_line("preparing", 1, 4, 30, "videos") == "preparing: 1 of 4 videos, 2.0 videos/min, 90 s left"
     )
 
 
 def test_the_bar_passes_everything_on(capsys: pytest.CaptureFixture):
-    assert list(shared.progress_bar(range(5), None, "editing")) == list(range(5))
+    assert list(progress.progress_bar(range(5), None, "editing")) == list(range(5))
     assert capsys.readouterr().out == ""
 
 
@@ -605,7 +605,7 @@ def test_75_where_the_signal_comes_before_the_work(monkeypatch: pytest.MonkeyPat
         monkeypatch.undo()
         handler(number, None)  # as soon as it is heeded
 
-    monkeypatch.setattr(shared.signal, "signal", early)
+    monkeypatch.setattr(ends.signal, "signal", early)
     done = run("weights", "list")
     assert (done.exit_code, done.stdout) == (75, "") and "Stopped" in done.stderr
     timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]

@@ -19,7 +19,7 @@ from test_speech import babble, write_wave
 from test_video import assert_same_sound, assert_same_timing, packets, true_times
 
 from dpe_cli import writer
-from dpe_cli.commands import shared
+from dpe_cli.commands import options
 from dpe_cli.container import files_of, frame_rate, is_sequence, spooled
 from dpe_cli.dub import DubSettings, check_dub
 from dpe_cli.edit import edit_video
@@ -144,7 +144,7 @@ def test_nvenc_is_used_where_it_works(make_clip: Clip, tmp_path: Path, monkeypat
 
 
 def test_presets_of_nvenc_are_for_it_alone(make_clip: Clip, tmp_path: Path):
-    assert shared.PRESETS == PRESETS + NVENC_PRESETS
+    assert options.PRESETS == PRESETS + NVENC_PRESETS
     with pytest.raises(OutputError, match="p4 is a preset of NVENC"):
         exact(tiny(make_clip), tmp_path / "o.mp4", preset="p4", nvenc=False)
     exact(tiny(make_clip), tmp_path / "o.mp4", preset="placebo", nvenc=False)

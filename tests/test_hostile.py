@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from test_edit import ColourDetector, ColourEngine, clip, picture
 
-from dpe_cli.commands.shared import LIMITS
+from dpe_cli.commands.options import LIMITS
 from dpe_cli.container import files_of
 from dpe_cli.control import Control
 from dpe_cli.edit import edit_video

@@ -530,7 +530,7 @@ def test_an_interrupt_within_a_write_is_not_lost(tmp_path: Path, monkeypatch: py
 
 def test_a_stop_that_takes_too_long_is_cut_short(request_of):
     output, options = request_of
-    code = STAND_INS.replace("cli(sys", "import dpe_cli.commands.shared as shared; shared.STOP_SECONDS = 0.5\ncli(sys")
+    code = STAND_INS.replace("cli(sys", "import dpe_cli.commands.ends as ends; ends.STOP_SECONDS = 0.5\ncli(sys")
     command = [sys.executable, "-c", code, "30", "edit", *map(str, options)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(process, lambda: list(output.parent.glob(".dpe-*")))

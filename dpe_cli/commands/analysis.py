@@ -6,18 +6,12 @@ from typing import Any
 
 import click
 
+from dpe_cli.commands.command import Command
+from dpe_cli.commands.ends import tell_result
+from dpe_cli.commands.inputs import FILE
+from dpe_cli.commands.options import FPS, MODES, detector_options, shared_options
+from dpe_cli.commands.progress import print_table, progress_for
 from dpe_cli.commands.provenance import reads
-from dpe_cli.commands.shared import (
-    FILE,
-    FPS,
-    MODES,
-    Command,
-    detector_options,
-    print_table,
-    progress_for,
-    shared_options,
-    tell_result,
-)
 
 SIZES = ("360p", "1080p", "2160p")  # of benchmark
 

@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dpe_cli.commands.command import Command
 from dpe_cli.commands.display import display, show_outcomes
+from dpe_cli.commands.ends import tell_result
+from dpe_cli.commands.entry import INTERRUPTED, STOPPED
+from dpe_cli.commands.inputs import FILE, Finite
+from dpe_cli.commands.progress import progress_kind, progress_option, speaker
 from dpe_cli.commands.rows import Planner, print_all
-from dpe_cli.commands.shared import (
-    FILE,
-    INTERRUPTED,
-    STOPPED,
-    Command,
-    Finite,
-    progress_kind,
-    progress_option,
-    speaker,
-    tell_result,
-)
 from dpe_cli.commands.worker import make_worker
 from dpe_cli.errors import OutputError
 

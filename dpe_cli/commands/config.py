@@ -6,7 +6,7 @@ from dataclasses import asdict
 import click
 
 from dpe_cli.commands import layers
-from dpe_cli.commands.shared import Command
+from dpe_cli.commands.command import Command
 
 
 @click.command(cls=Command)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpe_cli.commands.shared import FILE, given
+from dpe_cli.commands.inputs import FILE
+from dpe_cli.commands.options import given
 
 if TYPE_CHECKING:
     from dpe_cli.control import Control

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpe_cli.commands.shared import TABLE_WIDTH
+from dpe_cli.commands.progress import TABLE_WIDTH
 
 if TYPE_CHECKING:
     from dpe_cli.batch import Event, Item, Outcome

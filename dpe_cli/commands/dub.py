@@ -7,26 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dpe_cli.commands.command import Command
 from dpe_cli.commands.edit import Host
+from dpe_cli.commands.ends import tell_result
+from dpe_cli.commands.inputs import FILE, SECONDS, Finite, check_named, check_stays
+from dpe_cli.commands.options import detector_options, encoding_options, report_options, shared_options
+from dpe_cli.commands.progress import check_standard_output, closing_words, progress_option, speaker
 from dpe_cli.commands.provenance import begin_record, ingredients, provenance_options, reads, repeated, sidecar_of
 from dpe_cli.commands.segments import edit_segment, segment_options
-from dpe_cli.commands.shared import (
-    FILE,
-    SECONDS,
-    Command,
-    Finite,
-    check_named,
-    check_standard_output,
-    check_stays,
-    closing_words,
-    detector_options,
-    encoding_options,
-    progress_option,
-    report_options,
-    shared_options,
-    speaker,
-    tell_result,
-)
 
 if TYPE_CHECKING:
     from dpe_cli.dub import DubSettings

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dpe_cli.commands.command import Command
 from dpe_cli.commands.control import control_options, controlled, take_control
+from dpe_cli.commands.ends import tell_result
+from dpe_cli.commands.inputs import FILE, SECONDS, Finite, check_named, check_stays, from_pipe
+from dpe_cli.commands.options import MODES, detector_options, encoding_options, given, report_options, shared_options
+from dpe_cli.commands.progress import check_standard_output, closing_words, progress_for, progress_option, speaker
 from dpe_cli.commands.provenance import (
     begin_record,
     ingredients,
@@ -21,27 +26,6 @@ from dpe_cli.commands.provenance import (
     sidecar_of,
 )
 from dpe_cli.commands.segments import edit_segment, segment_options
-from dpe_cli.commands.shared import (
-    FILE,
-    MODES,
-    SECONDS,
-    Command,
-    Finite,
-    check_named,
-    check_standard_output,
-    check_stays,
-    closing_words,
-    detector_options,
-    encoding_options,
-    from_pipe,
-    given,
-    progress_for,
-    progress_option,
-    report_options,
-    shared_options,
-    speaker,
-    tell_result,
-)
 from dpe_cli.errors import QualityError
 
 if TYPE_CHECKING:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import click
 
-from dpe_cli.commands.shared import FOLDER, WEIGHTS, Command, tell_result
+from dpe_cli.commands.command import Command
+from dpe_cli.commands.ends import tell_result
+from dpe_cli.commands.inputs import FOLDER
+from dpe_cli.commands.options import WEIGHTS
 
 
 @click.command(cls=Command)

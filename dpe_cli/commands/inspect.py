@@ -5,19 +5,12 @@ from pathlib import Path
 
 import click
 
+from dpe_cli.commands.command import Command
+from dpe_cli.commands.ends import tell_result
+from dpe_cli.commands.inputs import FILE, FOLDER, check_named
+from dpe_cli.commands.options import FPS, detector_options, shared_options
+from dpe_cli.commands.progress import print_table, progress_for
 from dpe_cli.commands.provenance import reads
-from dpe_cli.commands.shared import (
-    FILE,
-    FOLDER,
-    FPS,
-    Command,
-    check_named,
-    detector_options,
-    print_table,
-    progress_for,
-    shared_options,
-    tell_result,
-)
 
 NAMES = ("factors.csv", "factors.svg", "sliders.png")
 

@@ -9,22 +9,15 @@ import click
 from dpe_cli.commands import dub as dubbing
 from dpe_cli.commands import edit as editing
 from dpe_cli.commands import layers
+from dpe_cli.commands.command import Command
 from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import edit
+from dpe_cli.commands.ends import tell_result
+from dpe_cli.commands.inputs import FILE, Finite, check_stays, from_pipe
+from dpe_cli.commands.options import given
+from dpe_cli.commands.progress import print_table, progress_for, speaker
 from dpe_cli.commands.provenance import ingredients, reads, sidecar_of
 from dpe_cli.commands.rows import command_of
-from dpe_cli.commands.shared import (
-    FILE,
-    Command,
-    Finite,
-    check_stays,
-    from_pipe,
-    given,
-    print_table,
-    progress_for,
-    speaker,
-    tell_result,
-)
 
 NOT_FOR_PLANS = (
     "plan", "audio", "resume", "segment", "preview", "report", "from_file", "sidecar", "c2pa_cert", "c2pa_key",

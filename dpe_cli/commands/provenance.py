@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands import layers
-from dpe_cli.commands.shared import FILE, WRITTEN, given
+from dpe_cli.commands.inputs import FILE, WRITTEN
+from dpe_cli.commands.options import given
 from dpe_cli.errors import InputError, OutputError, WeightsError
 
 if TYPE_CHECKING:

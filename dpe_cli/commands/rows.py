@@ -17,8 +17,9 @@ from dpe_cli.commands import dub as dubbing
 from dpe_cli.commands import layers
 from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import asked_for, edit, read_request
+from dpe_cli.commands.ends import Failure
+from dpe_cli.commands.options import LIMITS
 from dpe_cli.commands.provenance import reads, sidecar_of
-from dpe_cli.commands.shared import LIMITS, Failure
 from dpe_cli.commands.worker import Work
 from dpe_cli.errors import DPEError
 

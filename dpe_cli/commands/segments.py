@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpe_cli.commands import layers
+from dpe_cli.commands.command import Command
+from dpe_cli.commands.ends import tell_result
+from dpe_cli.commands.inputs import FETCHED, FILE
+from dpe_cli.commands.options import given, limit_options, report_options
+from dpe_cli.commands.progress import closing_words, progress_for, speaker
 from dpe_cli.commands.provenance import begin_record, reads, sidecar_of, signing_options
-from dpe_cli.commands.shared import (
-    FETCHED,
-    FILE,
-    Command,
-    closing_words,
-    given,
-    limit_options,
-    progress_for,
-    report_options,
-    speaker,
-    tell_result,
-)
 from dpe_cli.errors import InputError, QualityError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from dpe_cli.commands.shared import Cli
+from dpe_cli.commands.command import Cli
 
 
 @click.group(cls=Cli)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dpe_cli.commands.command import OUT_OF_MEMORY
 from dpe_cli.commands.dub import dub
 from dpe_cli.commands.edit import Host, edit
 from dpe_cli.commands.provenance import ingredients
-from dpe_cli.commands.shared import OUT_OF_MEMORY
 from dpe_cli.errors import DPEError
 
 if TYPE_CHECKING:
