@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -38,9 +38,11 @@ BATCH = 4  # crops that are drawn at once: as many as the engine takes on a CPU,
 CHANNELS = 14  # of a stored patch: source, drawn, wanted (RGB each), outlines before and after (2 each), share
 HELD_OUT = 300  # samples of people who were not trained on
 RIDGE = 1e-2  # of the fit of shapes to codes, per sample
-FEATURES = 10.0  # weight of the adversary's features, of the adversary's own
+FEATURES = 0.5  # weight of the adversary's features, each map over its mean size
+BALANCE_STEPS = 10  # between two looks at how the adversary's gradient compares with that of all else
+MOST_SAY = 20.0  # of that comparison
+JUDGED = 8  # pixels to one judgement of the adversary
 NOTED = 3.0  # minutes between two looks at held-out people
-GONE_ON = 0.03  # share of the time before there is an adversary, for networks that paint already
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ class RetouchTraining:
     batch: int = 16
     lr: float = 6e-4
     ema: float = 0.998
-    plain: float = 0.15  # share of the time before there is an adversary
+    plain: float = 0.12  # share of the time before the adversary counts; it learns from the beginning
     picture_weight: float = 10.0
     inside_share: float = 1.0  # of a pixel's weight in it, inside of the inner outlines: what is made up may differ
     perceptual_weight: float = 0.0  # of LPIPS, of patches at twice their size
-    gan_weight: float = 0.5  # of the adversary: what is said of it in FEATURES
+    gan_weight: float = 0.5  # of the adversary: of the gradient of all else at the last layer
+    judge_lr: float = 2.0  # of the adversary, of lr
     part: str = ""  # mouth or eyes: the other network stays what it was
     begun_share: float = 0.0  # of the weights gone on from, in those that are written: a mean of both errs less
     threads: int = 1
@@ -169,15 +172,16 @@ class RetouchTrainer:
         self.optimiser = torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.5, 0.99))
         self.other = torch.optim.Adam(self.adversary.parameters(), lr=config.lr, betas=(0.0, 0.99))
         self.average = {key: value.detach().clone() for key, value in net.state_dict().items()}
+        self.say: float | None = None  # what makes the adversary's gradient as large as that of all else
         self.step_number = 0
 
     def step(self, batch: dict[str, Tensor], progress: float) -> dict[str, float]:
         """One update of both; `progress` in [0, 1] is the share of the run that is gone. -> the terms of the loss"""
         config = self.config
         falling = min(1.0, (self.step_number + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * progress)))
-        for optimiser in (self.optimiser, self.other):
+        for optimiser, times in ((self.optimiser, 1.0), (self.other, config.judge_lr)):
             for group in optimiser.param_groups:
-                group["lr"] = config.lr * falling
+                group["lr"] = config.lr * falling * times
         source, lines, wanted = batch["source"], batch["outlines"], batch["wanted"]
         painted = paint(self.net, batch)
         # Only what is painted counts; divided by what that is on average, so that the terms keep their size.
@@ -187,22 +191,24 @@ class RetouchTrainer:
         real = batch["drawn"] + batch["share"] * (wanted - batch["drawn"])  # around it nothing tells them apart
         if self.looks is not None:
             terms["perceptual"] = self.looks(twice(painted), twice(real)).mean() * config.perceptual_weight
+        here = F.avg_pool2d(batch["share"], JUDGED)  # what is painted is judged, not what lies around it
         if config.gan_weight and progress >= config.plain:
             self.adversary.requires_grad_(False)
             judged, seen = self.adversary(painted, source, lines)
             with torch.no_grad():
                 _, known = self.adversary(real, source, lines)
-            alike = sum(F.l1_loss(one, two) for one, two in zip(seen, known, strict=True)) / len(seen)
-            terms["features"] = alike * config.gan_weight * FEATURES
-            terms["adversary"] = -judged.mean() * config.gan_weight
+            alike = [F.l1_loss(one, two) / (two.abs().mean() + 1e-4) for one, two in zip(seen, known, strict=True)]
+            terms["features"] = FEATURES * sum(alike) / len(alike)
+            against = -weighted_mean(judged, here)
+            terms["adversary"] = against * config.gan_weight * self.balance(against, sum(terms.values()))
         self.optimiser.zero_grad(set_to_none=True)
         sum(terms.values()).backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         self.optimiser.step()
-        if config.gan_weight and progress >= config.plain * 0.7:  # it learns a little before it counts
+        if config.gan_weight:
             self.adversary.requires_grad_(True)
             good, bad = (self.adversary(one, source, lines)[0] for one in (real, painted.detach()))
-            loss = F.relu(1 - good).mean() + F.relu(1 + bad).mean()
+            loss = weighted_mean(F.relu(1 - good), here) + weighted_mean(F.relu(1 + bad), here)
             self.other.zero_grad(set_to_none=True)
             loss.backward()
             self.other.step()
@@ -210,6 +216,18 @@ class RetouchTrainer:
         self.step_number += 1
         follow(self.average, self.net, config.ema, self.step_number)
         return {name: float(value.detach()) for name, value in terms.items()}
+
+    def balance(self, against: Tensor, others: Tensor) -> float:
+        """The factor by which the adversary's gradient at the last layer is as large as that of the other terms.
+
+        Followed slowly, as in VQGAN (Esser and others, 2021). Without it the adversary is next to nothing, or all.
+        """
+        if self.say is None or self.step_number % BALANCE_STEPS == 0:
+            last = self.net.leave[1].weight
+            sizes = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (others, against)]
+            found = float((sizes[0] / (sizes[1] + 1e-8)).clamp(max=MOST_SAY))
+            self.say = found if self.say is None else 0.9 * self.say + 0.1 * found
+        return self.say
 
     def averaged(self) -> RetouchNet:
         """A copy of the network with the moving average of its weights."""
@@ -221,6 +239,11 @@ class RetouchTrainer:
 def paint(net: RetouchNet, batch: dict[str, Tensor]) -> Tensor:
     """The drawn patches as the network retouches them. (B, 3, H, W) in about [-1, 1]"""
     return batch["drawn"] + batch["share"] * net(batch["source"], batch["drawn"], batch["outlines"])
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """(B, 1, H, W) twice -> scalar"""
+    return (values * weights).sum() / weights.sum()
 
 
 def twice(patches: Tensor) -> Tensor:
@@ -264,7 +287,6 @@ def train_part(
     net = RetouchNet()
     if start:
         net.load_state_dict(start)
-        config = replace(config, plain=GONE_ON)
     looks = Lpips(lpips).network.requires_grad_(False) if lpips and config.perceptual_weight else None
     trainer = RetouchTrainer(net, config, looks)
     began, noted, terms = time.monotonic(), 0.0, []

@@ -504,6 +504,17 @@ def test_what_lies_between_the_lips_counts_less_where_it_may_differ():
     assert half == pytest.approx(whole / 2, rel=1e-4)
 
 
+def test_the_adversarys_say_is_that_of_all_else():
+    trainer = RetouchTrainer(RetouchNet(RetouchConfig((8, 8, 8), (1, 1, 1))), RetouchTraining())
+    last = trainer.net.leave[1].weight
+    weak, strong = (last * 0.5).sum(), (last * 2).sum()
+    assert trainer.balance(weak, strong) == pytest.approx(4)
+    trainer.step_number = 1
+    assert trainer.balance(strong, weak) == pytest.approx(4)  # looked at now and then,
+    trainer.step_number = 10
+    assert trainer.balance(strong, weak) == pytest.approx(0.9 * 4 + 0.1 * 0.25)  # and followed slowly
+
+
 def test_how_patches_look_may_count():
     torch.manual_seed(0)
 
