@@ -273,8 +273,7 @@ class Sampler:
             return clip, s, int((2 * apart + self.random.gumbel(0, 1.0, len(clip))).argmax())
         if what < self.open_share:
             s = int((self.random.gumbel(0, 0.3, len(clip)) - clip.opening).argmax())
-            score = 4 * (clip.opening - clip.opening[s]) - 0.1 * np.maximum(turns(clip, s) - 6, 0)
-            return clip, s, int((score + self.random.gumbel(0, 0.7, len(clip))).argmax())
+            return clip, s, self.opened(clip, s)
         if what < self.open_share + self.turn_share:
             turned = np.minimum(turns(clip, s), 30) / 6
             return clip, s, int((turned + self.random.gumbel(0, 1.0, len(clip))).argmax())
@@ -282,6 +281,11 @@ class Sampler:
         difference = np.linalg.norm(clip.expression[others] - clip.expression[s], axis=1)
         score = difference - 0.15 * np.maximum(turns(clip, s)[others] - 6, 0) + self.random.gumbel(0, 1.0, len(others))
         return clip, s, int(others[score.argmax()])
+
+    def opened(self, clip: Clip, s: int) -> int:
+        """A frame of the clip whose mouth is likely open further, the head nearly as in frame s."""
+        score = 4 * (clip.opening - clip.opening[s]) - 0.1 * np.maximum(turns(clip, s) - 6, 0)
+        return int((score + self.random.gumbel(0, 0.7, len(clip))).argmax())
 
     def sample(self) -> dict[str, np.ndarray]:
         """One sample, framed as the tool frames faces; mirror and colour are alike in all three pictures."""

@@ -23,8 +23,8 @@ HALF = 0.8  # of the lids' coordinates: so much less than a moment before, eyes 
 OPENING = np.array([-0.0734, -0.0308])  # of a mouth, by its first two coordinates
 # Of 2800 codes of 40 people none had a mouth or lids more shut than these.
 SHUTTEST, TIGHTEST = -0.031, -2.7
-PARTED = 0.04  # of a mouth's opening: what a lent one is more open than the source's, and the asked one too; half of it
-# for a lent one that shows enough of its inside
+PARTED = 0.04  # of a mouth's opening: what the asked one is more open than the source's, a lent one by half of it, and
+# at most less than the asked one: what has to open further is painted over, and teeth painted over teeth are smears
 INSIDE_SHOWN = 0.5  # share of the asked opening from which the source's own mouth shows enough of its inside
 LATELY = 0.3  # seconds: what it showed in half of them counts too, or the inside would come and go from frame to frame
 BACK = 2.0  # seconds for which moments are remembered; a blink lasts 0.1 to 0.4, a pause between words longer
@@ -185,12 +185,12 @@ def open_eyes(code: np.ndarray, asked: np.ndarray, moments: Sequence[Moment]) ->
 def open_mouth(code: np.ndarray, asked: np.ndarray, moments: Sequence[Moment], shown: float) -> Moment | None:
     """Of some moments the one whose mouth is most nearly as open as a face (20,) is asked to be.
 
-    shown: what it showed of the opening asked for, lately. None where that is enough, or where these are hardly more
-    open or so open that its own is nearer to what is asked for: mouths are closed less well than opened.
+    shown: what it showed of the opening asked for, lately. None where that is enough, or where these are less open by
+    more than PARTED, or so open that its own is nearer to what is asked for: mouths are closed less well than opened.
     """
     own, wanted = mouth_of(code), mouth_of(asked)
     if wanted <= own + PARTED or shown >= INSIDE_SHOWN:
         return None
-    least = min(own + PARTED, max(own + PARTED / 2, INSIDE_SHOWN * wanted))
+    least = max(own + PARTED / 2, wanted - PARTED)
     fitting = [one for one in moments if least < mouth_of(one.code) < 2 * wanted - own]
     return min(fitting, key=lambda one: abs(mouth_of(one.code) - wanted), default=None)

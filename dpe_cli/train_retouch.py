@@ -34,6 +34,7 @@ from dpe_cli.trainer import follow, weighted_l1
 from dpe_cli.weights import load_retouch, save
 
 BACKWARDS = 0.4  # share of the pairs whose frames change places: mouths and eyes that shut
+AJAR = 0.3  # of the pairs in which a mouth opens: it may be any frame that opens further, not a shut one alone
 BATCH = 4  # crops that are drawn at once: as many as the engine takes on a CPU, so that it encodes them once
 CHANNELS = 14  # of a stored patch: source, drawn, wanted (RGB each), outlines before and after (2 each), share
 HELD_OUT = 300  # samples of people who were not trained on
@@ -107,6 +108,8 @@ class Pairs(Sampler):
     def pick(self) -> tuple[Clip, int, int]:
         while True:
             clip, s, d = super().pick()
+            if self.random.random() < self.open_share * AJAR:
+                d = self.opened(clip, s := int(self.random.integers(len(clip))))
             if turns(clip, s)[d] <= TURNED:  # beyond, T does not show the driving's own mouth and eyes
                 return (clip, d, s) if self.random.random() < BACKWARDS else (clip, s, d)
 

@@ -152,7 +152,8 @@ def test_lips_and_lids_are_not_more_than_shut():
     ("mouths", "asked", "lent"),
     [
         ([0.3, 0.2, 0.0], 0.22, 60),  # the one that is most nearly so open
-        ([0.3, 0.2, 0.0], 0.4, 50),
+        ([0.37, 0.2, 0.0], 0.4, 50),
+        ([0.3, 0.2, 0.0], 0.4, 200),  # would have to open further, and be painted over
         ([0.3, 0.2, 0.15], 0.22, 200),  # shows its own inside
         ([0.3, 0.2, 0.0], 0.03, 200),  # is to be shut, nearly
         ([0.02, 0.03, 0.0], 0.3, 200),  # never open
